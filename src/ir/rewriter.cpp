@@ -1,0 +1,126 @@
+#include "ir/rewriter.h"
+
+namespace autosp::ir {
+
+namespace {
+
+ValueId copy_leaf(const Value& value, Graph& to) {
+  switch (value.kind) {
+    case ValueKind::kInput:
+      return to.add_input(value.name, value.type);
+    case ValueKind::kConstant:
+      return to.add_named_constant(value.name, value.constant);
+    case ValueKind::kExternal:
+      return to.add_external(value.name, value.type, value.external);
+    case ValueKind::kResult:
+      break;
+  }
+  return {};
+}
+
+NodeId copy_node(const Graph& from, const Node& node, std::vector<ValueId> inputs, Graph& to) {
+  std::vector<Type> types;
+  std::vector<std::string> names;
+  for (ValueId output : node.outputs) {
+    types.push_back(output ? from.type(output) : Type{});
+    names.push_back(output ? from.name_of(output) : "");
+  }
+  const NodeId id = to.add_node(node.op, std::move(inputs), std::move(types), node.attributes,
+                                node.domain, std::move(names), node.name);
+  to.set_origin(id, node.origin);
+  return id;
+}
+
+void copy_header(const Graph& from, Graph& to) {
+  to.name = from.name;
+  to.opset = from.opset;
+  to.metadata = from.metadata;
+}
+
+}  // namespace
+
+Rewriter::Rewriter(const Graph& from) : from_(&from), builder_(to_), map_(from.values().size()) {
+  copy_header(from, to_);
+  for (size_t v = 0; v < from.values().size(); ++v) {
+    map_[v] = copy_leaf(from.values()[v], to_);
+  }
+}
+
+ValueId Rewriter::mapped(ValueId old_value) const {
+  if (!old_value) return {};
+  const ValueId result = map_[old_value.index()];
+  AUTOSP_CHECK(result.valid(), "'{}' has not been mapped", from_->name_of(old_value));
+  return result;
+}
+
+std::vector<ValueId> Rewriter::mapped(const std::vector<ValueId>& old_values) const {
+  std::vector<ValueId> result;
+  result.reserve(old_values.size());
+  for (ValueId value : old_values) result.push_back(mapped(value));
+  return result;
+}
+
+void Rewriter::map(ValueId old_value, ValueId new_value) {
+  if (old_value) map_[old_value.index()] = new_value;
+}
+
+NodeId Rewriter::copy(const Node& node) {
+  const NodeId id = copy_node(*from_, node, mapped(node.inputs), to_);
+  for (size_t k = 0; k < node.outputs.size(); ++k) map(node.outputs[k], to_.node(id).outputs[k]);
+  return id;
+}
+
+Graph Rewriter::finish() && {
+  for (const Output& output : from_->outputs()) to_.add_output(output.name, mapped(output.value));
+  Graph result = without_dead_nodes(to_);
+  verify(result);
+  return result;
+}
+
+Graph rewrite_nodes(const Graph& graph,
+                    const std::function<bool(Rewriter&, const Node&)>& rewrite) {
+  Rewriter rewriter(graph);
+  for (const Node& node : graph.nodes()) {
+    if (!rewrite(rewriter, node)) rewriter.copy(node);
+  }
+  return std::move(rewriter).finish();
+}
+
+Graph without_dead_nodes(const Graph& graph) {
+  std::vector<bool> live(graph.values().size(), false);
+  for (const Output& output : graph.outputs()) live[output.value.index()] = true;
+  std::vector<bool> live_node(graph.nodes().size(), false);
+  for (size_t n = graph.nodes().size(); n-- > 0;) {
+    const Node& node = graph.nodes()[n];
+    for (ValueId output : node.outputs) {
+      if (output && live[output.index()]) live_node[n] = true;
+    }
+    if (!live_node[n]) continue;
+    for (ValueId input : node.inputs) {
+      if (input) live[input.index()] = true;
+    }
+  }
+  Graph result;
+  copy_header(graph, result);
+  std::vector<ValueId> map(graph.values().size());
+  for (size_t v = 0; v < graph.values().size(); ++v) {
+    const Value& value = graph.values()[v];
+    if (live[v] || value.kind == ValueKind::kInput) map[v] = copy_leaf(value, result);
+  }
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    if (!live_node[n]) continue;
+    const Node& node = graph.nodes()[n];
+    std::vector<ValueId> inputs;
+    for (ValueId input : node.inputs) inputs.push_back(input ? map[input.index()] : ValueId());
+    const NodeId id = copy_node(graph, node, std::move(inputs), result);
+    for (size_t k = 0; k < node.outputs.size(); ++k) {
+      if (node.outputs[k]) map[node.outputs[k].index()] = result.node(id).outputs[k];
+    }
+  }
+  for (const Output& output : graph.outputs()) {
+    result.add_output(output.name, map[output.value.index()]);
+  }
+  return result;
+}
+
+}  // namespace autosp::ir

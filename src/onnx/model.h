@@ -1,0 +1,57 @@
+// The door between ONNX files and ir::Graph: the only place that sees protobuf.
+#pragma once
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "ir/graph.h"
+
+namespace autosp::onnx_io {
+
+struct ImportOptions {
+  // Values of symbolic dimensions, by name. Every symbolic dimension must be bound here or follow
+  // from `input_shapes`.
+  std::map<std::string, int64_t> dims;
+  // Actual shapes of inputs, by name: binds the symbolic dimensions they mention.
+  std::map<std::string, ir::Shape> input_shapes;
+};
+
+// Reads a model: checks it, inlines functions (the model's own, and the standard operators for
+// which this project has no rule but ONNX has a function body), binds symbolic dimensions, brings
+// operators to normal form (see ir/graph.h) and infers every type. Initializers with external data
+// are referenced, never read.
+//
+// Throws Error for: not an ONNX file, truncated, unbound symbolic dimensions, external data missing
+// or outside the model's folder, unknown operators, cycles, control flow, unsupported types.
+ir::Graph import_model(const std::filesystem::path& path, const ImportOptions& options = {});
+
+// The symbolic dimensions of a model's inputs, in order of first appearance, each with the inputs
+// and axes that use it ("input_ids:1").
+struct SymbolicDim {
+  std::string name;
+  std::vector<std::string> uses;
+};
+std::vector<SymbolicDim> symbolic_dims(const std::filesystem::path& path);
+
+struct ExportOptions {
+  // Folder that external data locations are relative to in the written file; they are written as
+  // they stand in the graph.
+  bool check = true;  // run ONNX's checker on the result
+};
+
+// Writes a model; appears under its name by rename, complete or not at all. Deterministic: the same
+// graph gives the same bytes.
+void export_model(const ir::Graph& graph, const std::filesystem::path& path,
+                  const ExportOptions& options = {});
+
+// ONNX's text format.
+std::string print_text(const ir::Graph& graph);
+ir::Graph parse_text(const std::string& text, const ImportOptions& options = {});
+
+// Result types of a node of a standard operator, by ONNX's own inference; constants among its
+// operands are seen. Throws Error for an operator it does not know.
+std::vector<ir::Type> infer_types(const ir::Graph& graph, const ir::Node& node);
+
+}  // namespace autosp::onnx_io
