@@ -1,0 +1,97 @@
+"""Compares loss and gradients of an exported graph with PyTorch's, output by output."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+import onnxruntime
+
+RELATIVE_TOLERANCE = {"float32": 2e-5, "bfloat16": 6e-2}
+"""Largest difference allowed, relative to the largest entry of the same tensor."""
+
+NOISE = {"float32": 2e-7, "bfloat16": 2e-3}
+"""Differences below this fraction of the largest gradient anywhere are measured against that one: some gradients are truly zero
+(an attention key's bias shifts all scores of a row alike), and a relative error against zero means nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputError:
+    """How far one output is from its reference."""
+
+    name: str
+    absolute: float
+    relative: float
+    within: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """All outputs of one run."""
+
+    setting: str
+    errors: list[OutputError]
+
+    @property
+    def failures(self) -> list[OutputError]:
+        return [error for error in self.errors if not error.within]
+
+    def worst(self) -> OutputError:
+        """The largest relative error among the outputs that are not rounding noise around zero."""
+        return max(self.errors, key=lambda error: error.relative)
+
+    def __str__(self) -> str:
+        worst = self.worst()
+        return (
+            f"{self.setting}: {len(self.errors)} outputs, largest relative error {worst.relative:.1e} "
+            f"({worst.name}, absolute {worst.absolute:.1e})"
+        )
+
+
+class GradientMismatch(Exception):
+    """An exported graph that does not compute what PyTorch computes."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        lines = [f"{comparison.setting}: {len(comparison.failures)} of {len(comparison.errors)} outputs differ"]
+        lines += [f"  {e.name}: absolute {e.absolute:.2e}, relative {e.relative:.2e}" for e in comparison.failures[:12]]
+        super().__init__("\n".join(lines))
+
+
+def compare_outputs(
+    setting: str, got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], precision: str = "float32"
+) -> Comparison:
+    """Every output of `expected` against the one of that name in `got`; shapes must agree exactly."""
+    gradients = [value for name, value in expected.items() if name != "loss"] or list(expected.values())
+    largest = max(float(np.abs(value).max(initial=0.0)) for value in gradients)
+    noise = NOISE[precision] * largest
+    errors = []
+    for name, reference in expected.items():
+        value = np.asarray(got[name])
+        if value.shape != reference.shape or not np.isfinite(value).all():
+            errors.append(OutputError(f"{name} {list(value.shape)}, not {list(reference.shape)}", np.inf, np.inf, False))
+            continue
+        absolute = float(np.abs(value.astype(np.float64) - reference.astype(np.float64)).max(initial=0.0))
+        own_scale = float(np.abs(reference).max(initial=0.0))
+        relative = absolute / max(own_scale, largest if absolute <= noise else 1e-30)
+        errors.append(OutputError(name, absolute, relative, relative <= RELATIVE_TOLERANCE[precision]))
+    return Comparison(setting, errors)
+
+
+def require_match(comparison: Comparison) -> Comparison:
+    """The comparison itself, or an error that lists what differs."""
+    if comparison.failures:
+        raise GradientMismatch(comparison)
+    return comparison
+
+
+def run_in_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Output name -> value, single-threaded on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    wanted = {value.name for value in session.get_inputs()}
+    values = session.run(None, {name: value for name, value in feeds.items() if name in wanted})
+    return dict(zip((value.name for value in session.get_outputs()), values, strict=True))
