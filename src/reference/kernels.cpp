@@ -1,0 +1,90 @@
+#include "reference/kernels.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "reference/call.h"
+
+namespace autosp::reference {
+
+namespace {
+
+using Table = std::unordered_map<std::string_view, Kernel>;
+
+const Table& standard_table() {
+  static const Table table = [] {
+    Table result;
+    for (const auto rows :
+         {unary_kernels(), binary_kernels(), select_kernels(), reduce_kernels(), ordering_kernels(),
+          matmul_kernels(), convolution_kernels(), movement_kernels(), indexing_kernels(),
+          normalization_kernels(), generator_kernels(), loss_kernels()}) {
+      for (const KernelRow& row : rows) {
+        AUTOSP_CHECK(result.emplace(row.op, row.kernel).second, "two kernels for {}", row.op);
+      }
+    }
+    return result;
+  }();
+  return table;
+}
+
+}  // namespace
+
+Kernel find_kernel(std::string_view domain, std::string_view op) {
+  if (!domain.empty()) return nullptr;
+  const auto found = standard_table().find(op);
+  return found == standard_table().end() ? nullptr : found->second;
+}
+
+std::vector<std::string> operators_with_kernels() {
+  std::vector<std::string> names;
+  for (const auto& [op, kernel] : standard_table()) names.emplace_back(op);
+  std::ranges::sort(names);
+  return names;
+}
+
+std::vector<ir::Tensor> evaluate(const ir::Graph& graph, const ir::Node& node,
+                                 std::span<const ir::Tensor> operands) {
+  const Kernel kernel = find_kernel(node.domain, node.op);
+  if (kernel == nullptr) {
+    throw Error("{}: there is no kernel for this operator", graph.describe(node));
+  }
+  std::vector<Operand> inputs;
+  for (size_t k = 0; k < node.inputs.size(); ++k) {
+    if (!node.inputs[k]) {
+      inputs.emplace_back();
+      continue;
+    }
+    AUTOSP_CHECK(k < operands.size(), "{}: operand {} is missing", graph.describe(node), k);
+    const ir::Tensor& tensor = operands[k];
+    inputs.push_back({tensor.dtype(), &tensor.shape(), tensor.bytes().data()});
+  }
+  std::vector<ir::Tensor> tensors;
+  for (ValueId id : node.outputs) {
+    tensors.push_back(id ? ir::Tensor(graph.type(id)) : ir::Tensor());
+  }
+  std::vector<Result> results;
+  for (ir::Tensor& tensor : tensors) {
+    if (tensor.dtype() == ir::DataType::kUndefined) {
+      results.emplace_back();
+    } else {
+      results.push_back({tensor.dtype(), &tensor.shape(), tensor.mutable_bytes()});
+    }
+  }
+  try {
+    kernel(Call{node, inputs, results});
+  } catch (Error& error) {
+    throw error.note("while evaluating " + graph.describe(node));
+  }
+  return tensors;
+}
+
+std::vector<int64_t> integers(const Operand& operand) {
+  const auto count = static_cast<size_t>(size_of(operand));
+  std::vector<int64_t> result(count);
+  visit(TypeList<int64_t, int32_t>{}, operand.dtype, [&]<typename T>(std::type_identity<T>) {
+    std::copy_n(data<T>(operand), count, result.begin());
+  });
+  return result;
+}
+
+}  // namespace autosp::reference

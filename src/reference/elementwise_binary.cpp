@@ -1,0 +1,199 @@
+// Elementwise operators of two or more operands, with broadcasting.
+#include <algorithm>
+#include <cmath>
+
+#include "reference/call.h"
+
+namespace autosp::reference {
+
+namespace {
+
+// z = fn(x, y) over the broadcast index space; z may be x or y where their shape is z's.
+template <typename X, typename Y, typename Z, typename F>
+void zip(const ir::Shape& z_shape, Z* z, const ir::Shape& x_shape, const X* x,
+         const ir::Shape& y_shape, const Y* y, F&& fn) {
+  const StridedLoop<3> loop(z_shape,
+                            {row_major_strides(z_shape), broadcast_strides(x_shape, z_shape),
+                             broadcast_strides(y_shape, z_shape)});
+  const int64_t count = loop.row_extent();
+  const int64_t x_step = loop.row_strides()[1];
+  const int64_t y_step = loop.row_strides()[2];
+  loop.for_each_row([&](const auto& at) {
+    Z* out = z + at[0];
+    const X* a = x + at[1];
+    const Y* b = y + at[2];
+    // The three cases a compiler can vectorize, then the rest.
+    if (x_step == 1 && y_step == 1) {
+      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Z>(fn(a[i], b[i]));
+    } else if (x_step == 1 && y_step == 0) {
+      const Y second = *b;
+      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Z>(fn(a[i], second));
+    } else if (x_step == 0 && y_step == 1) {
+      const X first = *a;
+      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Z>(fn(first, b[i]));
+    } else {
+      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Z>(fn(a[i * x_step], b[i * y_step]));
+    }
+  });
+}
+
+template <typename Z, typename Types, typename F>
+void zip_call(const Call& call, Types types, F&& fn) {
+  const Operand& x = call.operands[0];
+  const Operand& y = call.operands[1];
+  const Result& z = call.results[0];
+  visit(types, x.dtype, [&]<typename T>(std::type_identity<T>) {
+    using Out = std::conditional_t<std::is_void_v<Z>, T, Z>;
+    zip(*z.shape, data<Out>(z), *x.shape, data<T>(x), *y.shape, data<T>(y),
+        [&fn](T a, T b) { return fn(static_cast<Compute<T>>(a), static_cast<Compute<T>>(b)); });
+  });
+}
+
+template <auto fn, typename Types = NumericTypes>
+void binary(const Call& call) {
+  zip_call<void>(call, Types{}, fn);
+}
+template <auto fn, typename Types = NumericTypes>
+void compare(const Call& call) {
+  zip_call<bool>(call, Types{}, fn);
+}
+
+template <typename T>
+T divide(T x, T y) {
+  if constexpr (std::is_integral_v<T>) {
+    if (y == 0) throw Error("integer division by zero");
+    if constexpr (std::is_signed_v<T>) {
+      if (y == -1) return static_cast<T>(0 - static_cast<std::make_unsigned_t<T>>(x));
+    }
+  }
+  return static_cast<T>(x / y);
+}
+
+// fmod = 0: the sign of the divisor; fmod = 1: the sign of the dividend, as C's fmod.
+template <typename T>
+T modulo(T x, T y, bool fmod) {
+  if constexpr (std::is_floating_point_v<T>) {
+    const T remainder = std::fmod(x, y);
+    return !fmod && remainder != 0 && (remainder < 0) != (y < 0) ? remainder + y : remainder;
+  } else {
+    if (y == 0) throw Error("integer division by zero");
+    if constexpr (std::is_signed_v<T>) {
+      if (y == -1) return 0;
+    }
+    const T remainder = static_cast<T>(x % y);
+    if (!fmod && remainder != 0 && (remainder < 0) != (y < 0)) return static_cast<T>(remainder + y);
+    return remainder;
+  }
+}
+
+void mod(const Call& call) {
+  const bool fmod = call.node.attributes.get_int("fmod", 0) != 0;
+  zip_call<void>(call, NumericTypes{}, [fmod](auto x, auto y) { return modulo(x, y, fmod); });
+}
+
+template <typename T>
+T power(T base, double exponent) {
+  if constexpr (std::is_floating_point_v<T>) {
+    if (exponent == 2) return base * base;
+    return std::pow(base, static_cast<T>(exponent));
+  } else {
+    if (exponent < 0 || exponent != std::floor(exponent)) {
+      return convert<T>(std::pow(static_cast<double>(base), exponent));
+    }
+    T result = 1;
+    for (auto n = static_cast<uint64_t>(exponent); n != 0; n >>= 1U) {
+      if ((n & 1U) != 0) result = static_cast<T>(result * base);
+      base = static_cast<T>(base * base);
+    }
+    return result;
+  }
+}
+
+// The exponent has its own element type.
+void pow(const Call& call) {
+  const Operand& x = call.operands[0];
+  const Operand& y = call.operands[1];
+  const Result& z = call.results[0];
+  std::vector<double> exponents(static_cast<size_t>(size_of(y)));
+  visit(NumericTypes{}, y.dtype, [&]<typename T>(std::type_identity<T>) {
+    for (size_t i = 0; i < exponents.size(); ++i) {
+      exponents[i] = static_cast<double>(static_cast<Compute<T>>(data<T>(y)[i]));
+    }
+  });
+  visit(NumericTypes{}, x.dtype, [&]<typename T>(std::type_identity<T>) {
+    zip(*z.shape, data<T>(z), *x.shape, data<T>(x), *y.shape, exponents.data(),
+        [](T a, double b) { return power(static_cast<Compute<T>>(a), b); });
+  });
+}
+
+// result = fn(fn(x0, x1), x2) ...; `finish` is applied to the whole.
+template <typename Types, typename F, typename G>
+void fold(const Call& call, Types types, F&& fn, G&& finish) {
+  const Result& z = call.results[0];
+  visit(types, z.dtype, [&]<typename T>(std::type_identity<T>) {
+    // 16-bit floats are rounded once, at the end.
+    const auto count = static_cast<size_t>(size_of(z));
+    std::vector<Compute<T>> total(count);
+    const Operand& first = call.operands[0];
+    zip(*z.shape, total.data(), *first.shape, data<T>(first), *first.shape, data<T>(first),
+        [](T a, T) { return static_cast<Compute<T>>(a); });
+    for (size_t k = 1; k < call.operands.size(); ++k) {
+      const Operand& next = call.operands[k];
+      zip(*z.shape, total.data(), *z.shape, total.data(), *next.shape, data<T>(next),
+          [&fn](Compute<T> a, T b) { return fn(a, static_cast<Compute<T>>(b)); });
+    }
+    for (size_t i = 0; i < count; ++i) data<T>(z)[i] = static_cast<T>(finish(total[i]));
+  });
+}
+
+template <auto fn, typename Types>
+void variadic(const Call& call) {
+  fold(call, Types{}, fn, [](auto total) { return total; });
+}
+
+void mean(const Call& call) {
+  const auto count = static_cast<float>(call.operands.size());
+  fold(
+      call, FloatTypes{}, [](auto x, auto y) { return x + y; },
+      [count]<typename T>(T total) { return total / static_cast<T>(count); });
+}
+
+// The larger or smaller; a NaN wins, as in numpy.
+template <typename T>
+T larger(T x, T y) {
+  return x > y || x != x ? x : y;
+}
+template <typename T>
+T smaller(T x, T y) {
+  return x < y || x != x ? x : y;
+}
+
+constexpr KernelRow kRows[] = {
+    {"Add", binary<[](auto x, auto y) { return x + y; }>},
+    {"Sub", binary<[](auto x, auto y) { return x - y; }>},
+    {"Mul", binary<[](auto x, auto y) { return x * y; }>},
+    {"Div", binary<[](auto x, auto y) { return divide(x, y); }>},
+    {"Mod", mod},
+    {"Pow", pow},
+    {"Max", variadic<[](auto x, auto y) { return larger(x, y); }, NumericTypes>},
+    {"Min", variadic<[](auto x, auto y) { return smaller(x, y); }, NumericTypes>},
+    {"Sum", variadic<[](auto x, auto y) { return x + y; }, FloatTypes>},
+    {"Mean", mean},
+    {"PRelu", binary<[](auto x, auto slope) {
+       return static_cast<decltype(x)>(x < decltype(x){0} ? x * slope : x);
+     }>},
+    {"Equal", compare<[](auto x, auto y) { return x == y; }, AllTypes>},
+    {"Less", compare<[](auto x, auto y) { return x < y; }>},
+    {"LessOrEqual", compare<[](auto x, auto y) { return x <= y; }>},
+    {"Greater", compare<[](auto x, auto y) { return y < x; }>},
+    {"GreaterOrEqual", compare<[](auto x, auto y) { return y <= x; }>},
+    {"And", compare<[](bool x, bool y) { return x && y; }, BoolType>},
+    {"Or", compare<[](bool x, bool y) { return x || y; }, BoolType>},
+    {"Xor", compare<[](bool x, bool y) { return x != y; }, BoolType>},
+};
+
+}  // namespace
+
+std::span<const KernelRow> binary_kernels() { return kRows; }
+
+}  // namespace autosp::reference
