@@ -203,6 +203,9 @@ def _case(
 
 
 def _largest_lengths(config: PretrainedConfig) -> dict[str, int]:
+    """A learned position table bounds the lengths; rotary positions do not, whatever the configuration says."""
+    if getattr(config, "rope_parameters", None) or hasattr(config, "rope_theta"):
+        return {}
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     return {"seq": positions, "target": positions} if positions else {}
 
