@@ -1,0 +1,150 @@
+// The `autosp` domain's operators (docs/collectives.md) as libonnx schemas, so that its checker and
+// its shape inference accept rank graphs in this process.
+#include <onnx/defs/schema.h>
+#include <onnx/defs/shape_inference.h>
+
+#include <mutex>
+
+#include "ir/graph.h"
+#include "onnx/operation.h"
+
+namespace autosp::onnx_io {
+
+namespace {
+
+using onnx::InferenceContext;
+using onnx::OpSchema;
+
+std::vector<int64_t> ints(const InferenceContext& context, const std::string& name) {
+  const onnx::AttributeProto* attribute = context.getAttribute(name);
+  if (attribute == nullptr) fail_shape_inference("attribute '", name, "' is missing");
+  return {attribute->ints().begin(), attribute->ints().end()};
+}
+
+void require(bool condition, const std::string& message) {
+  if (!condition) fail_shape_inference(message);
+}
+
+// Operand 0's shape, or null when it is not known; the element type goes to the result.
+const onnx::TensorShapeProto* operand_shape(InferenceContext& context) {
+  onnx::propagateElemTypeFromInputToOutput(context, 0, 0);
+  const auto* type = context.getInputType(0);
+  if (type == nullptr || !onnx::hasShape(*type)) return nullptr;
+  return &type->tensor_type().shape();
+}
+
+onnx::TensorShapeProto* result_shape(InferenceContext& context) {
+  return context.getOutputType(0)->mutable_tensor_type()->mutable_shape();
+}
+
+void infer_all_reduce(InferenceContext& context) {
+  require(!ints(context, "group").empty(), "'group' is empty");
+  const auto* shape = operand_shape(context);
+  if (shape != nullptr) *result_shape(context) = *shape;
+}
+
+// Checks `axis` and `sizes` and returns the axis.
+int checked_axis(const InferenceContext& context, const onnx::TensorShapeProto& shape,
+                 const std::vector<int64_t>& sizes) {
+  require(sizes.size() == ints(context, "group").size(), "'sizes' and 'group' differ in length");
+  const int64_t axis = onnx::getAttribute(context, "axis", int64_t{0});
+  require(axis >= 0 && axis < shape.dim_size(), "'axis' is not an axis of the operand");
+  return static_cast<int>(axis);
+}
+
+int64_t total(const std::vector<int64_t>& sizes) {
+  int64_t sum = 0;
+  for (int64_t size : sizes) sum += size;
+  return sum;
+}
+
+void infer_all_gather(InferenceContext& context) {
+  const auto* shape = operand_shape(context);
+  if (shape == nullptr) return;
+  const auto sizes = ints(context, "sizes");
+  const int axis = checked_axis(context, *shape, sizes);
+  auto* result = result_shape(context);
+  *result = *shape;
+  result->mutable_dim(axis)->set_dim_value(total(sizes));
+}
+
+// Which member this graph's rank is cannot be read off the node, so an uneven result's extent is
+// left open: value_info states it.
+void infer_reduce_scatter(InferenceContext& context) {
+  const auto* shape = operand_shape(context);
+  if (shape == nullptr) return;
+  const auto sizes = ints(context, "sizes");
+  const int axis = checked_axis(context, *shape, sizes);
+  const auto& extent = shape->dim(axis);
+  require(!extent.has_dim_value() || extent.dim_value() == total(sizes),
+          "'sizes' do not add up to the operand's extent");
+  auto* result = result_shape(context);
+  *result = *shape;
+  result->mutable_dim(axis)->clear_value();
+  const bool even = std::ranges::all_of(sizes, [&](int64_t size) { return size == sizes[0]; });
+  if (even && !sizes.empty()) result->mutable_dim(axis)->set_dim_value(sizes[0]);
+}
+
+void infer_all_to_all(InferenceContext& context) {
+  const auto* shape = operand_shape(context);
+  const auto extents = ints(context, "shape");
+  const size_t members = ints(context, "group").size();
+  for (const char* name : {"recv_begin", "recv_extent"}) {
+    require(ints(context, name).size() == members * extents.size(),
+            std::string("'") + name + "' needs one number per member and axis of the result");
+  }
+  auto* result = result_shape(context);
+  result->clear_dim();
+  for (int64_t extent : extents) result->add_dim()->set_dim_value(extent);
+  if (shape == nullptr) return;
+  for (const char* name : {"send_begin", "send_extent"}) {
+    require(ints(context, name).size() == members * static_cast<size_t>(shape->dim_size()),
+            std::string("'") + name + "' needs one number per member and axis of the operand");
+  }
+}
+
+OpSchema collective(const char* name, const char* doc) {
+  std::vector<std::string> types = OpSchema::all_tensor_types_ir4();
+  OpSchema schema(name, __FILE__, __LINE__);
+  schema.SetDomain(std::string(ir::kAutospDomain))
+      .SinceVersion(1)
+      .SetDoc(doc)
+      .Input(0, "X", "this rank's operand", "T")
+      .Output(0, "Y", "this rank's result", "T")
+      .TypeConstraint("T", types, "any tensor")
+      .Attr("group", "the ranks involved, in order", onnx::AttributeProto::INTS, true);
+  return schema;
+}
+
+OpSchema along_an_axis(const char* name, const char* doc) {
+  return collective(name, doc)
+      .Attr("axis", "the axis that is joined or cut", onnx::AttributeProto::INT, true)
+      .Attr("sizes", "each member's extent along it", onnx::AttributeProto::INTS, true);
+}
+
+void register_all() {
+  auto& domains = onnx::OpSchemaRegistry::DomainToVersionRange::Instance();
+  domains.AddDomainToVersion(std::string(ir::kAutospDomain), 1, 1);
+  onnx::RegisterSchema(collective("AllReduce", "The sum of the members' operands, on every member.")
+                           .TypeAndShapeInferenceFunction(infer_all_reduce));
+  onnx::RegisterSchema(along_an_axis("AllGather", "The members' operands, joined along an axis.")
+                           .TypeAndShapeInferenceFunction(infer_all_gather));
+  onnx::RegisterSchema(
+      along_an_axis("ReduceScatter", "This member's piece of the sum of the members' operands.")
+          .TypeAndShapeInferenceFunction(infer_reduce_scatter));
+  OpSchema exchange = collective("AllToAll", "An exchange of boxes: see docs/collectives.md.");
+  exchange.Attr("shape", "of the result", onnx::AttributeProto::INTS, true);
+  for (const char* name : {"send_begin", "send_extent", "recv_begin", "recv_extent"}) {
+    exchange.Attr(name, "of the box for each member", onnx::AttributeProto::INTS, true);
+  }
+  onnx::RegisterSchema(std::move(exchange.TypeAndShapeInferenceFunction(infer_all_to_all)));
+}
+
+}  // namespace
+
+void register_schemas() {
+  static std::once_flag once;
+  std::call_once(once, register_all);
+}
+
+}  // namespace autosp::onnx_io
