@@ -1,6 +1,6 @@
 # Defines the targets of the house's folders.
 
-set(AUTOSP_WARNINGS -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual
+set(AUTOSP_WARNINGS -Wall -Wextra -Wpedantic -Wshadow=local -Wnon-virtual-dtor -Woverloaded-virtual
                     -Wno-missing-field-initializers -Werror=return-type)
 
 function(autosp_compile_options target)

@@ -1,0 +1,350 @@
+#include "shard/plan.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/error.h"
+
+namespace autosp::shard {
+
+namespace {
+
+// A collective is worth starting only when it saves at least this many bytes; it also settles ties
+// in favour of fewer exchanges.
+constexpr int64_t kCollectivePrice = 64;
+
+// On an axis whose K and V are gathered: see AxisProblem::view_replication_price.
+constexpr double kViewPrice = 0.01;
+
+class PlanMaker {
+ public:
+  PlanMaker(const ir::Graph& graph, Roles roles, const PlanOptions& options)
+      : graph_(graph), options_(options) {
+    plan_.roles = std::move(roles);
+    plan_.analysis = std::make_shared<FactorAnalysis>(graph, plan_.roles.is_parameter);
+    plan_.home = find_home(*plan_.analysis, plan_.roles);
+    plan_.attention = find_attention(*plan_.analysis, plan_.home);
+  }
+
+  Plan make() {
+    measure();
+    choose_mesh();
+    check_sizes();
+    const size_t count = plan_.mesh.num_axes();
+    plan_.problems.resize(count);
+    plan_.axes.resize(count);
+    // Inner axes first: an outer one may take its alternative only where all inner ones do, so that
+    // a rank's part of the sequence stays one range.
+    for (size_t k = count; k-- > 0;) plan_axis_number(k);
+    report_gathered();
+    return std::move(plan_);
+  }
+
+ private:
+  void measure() {
+    for (AtomId atom : sequence_atoms()) {
+      plan_.sequence_extent = std::max(plan_.sequence_extent, plan_.analysis->atoms().size(atom));
+    }
+    for (const Alternative& alternative : plan_.attention.alternatives) {
+      if (!alternative.made_by_expand && plan_.kv_heads == 0)
+        plan_.kv_heads = alternative.size;
+      else if (plan_.head_groups == 0)
+        plan_.head_groups = alternative.size;
+    }
+    if (plan_.head_groups > 0 && plan_.kv_heads == 0) plan_.kv_heads = 1;
+    if (plan_.kv_heads > 0 && plan_.head_groups == 0) plan_.head_groups = 1;
+  }
+
+  // The alternative an axis takes inside attention; empty when the model has none for it.
+  const ClassSet& alternative_of(const std::string& axis) const {
+    static const ClassSet kNone;
+    for (const Alternative& alternative : plan_.attention.alternatives) {
+      const bool is_kv =
+          &alternative == &plan_.attention.alternatives[0] && !alternative.made_by_expand;
+      if (axis == "u" && is_kv) return alternative.classes;
+      if (axis == "g" && !is_kv) return alternative.classes;
+    }
+    return kNone;
+  }
+
+  std::vector<AtomId> sequence_atoms() const {
+    std::vector<AtomId> atoms;
+    for (const DimTag& tag : plan_.roles.sequence) {
+      const AtomList& list = plan_.analysis->dims(tag.value)[static_cast<size_t>(tag.dim)];
+      if (!list.empty()) atoms.push_back(list[0]);
+    }
+    if (!atoms.empty()) return atoms;
+    for (size_t v = 0; v < graph_.values().size(); ++v) {
+      for (const AtomList& list : plan_.analysis->dims(ValueId(v))) {
+        for (AtomId atom : list) {
+          if (plan_.home.sequence.contains(plan_.analysis->class_of(atom))) atoms.push_back(atom);
+        }
+      }
+      if (!atoms.empty()) break;
+    }
+    return atoms;
+  }
+
+  std::vector<AtomId> batch_atoms() const {
+    std::vector<AtomId> atoms;
+    for (const DimTag& tag : plan_.roles.batch) {
+      for (AtomId atom : plan_.analysis->dims(tag.value)[static_cast<size_t>(tag.dim)]) {
+        if (plan_.home.batch.contains(plan_.analysis->class_of(atom))) atoms.push_back(atom);
+      }
+    }
+    return atoms;
+  }
+
+  void choose_mesh() {
+    int64_t u = options_.sp;
+    int64_t g = 1;
+    if (!options_.sp_mesh.empty()) {
+      u = options_.sp_mesh.contains("u") ? options_.sp_mesh.at("u") : 1;
+      g = options_.sp_mesh.contains("g") ? options_.sp_mesh.at("g") : 1;
+      for (const auto& [name, size] : options_.sp_mesh) {
+        if (name != "u" && name != "g") {
+          throw Error("--sp-mesh names the axis '{}'", name)
+              .help("the axes are u (KV heads) and g (query-head groups)");
+        }
+        if (size < 1) throw Error("--sp-mesh gives axis {} the size {}", name, size);
+      }
+      if (u * g != options_.sp) {
+        throw Error("--sp-mesh u={},g={} has {} ranks, --sp asks for {}", u, g, u * g, options_.sp);
+      }
+    } else if (plan_.kv_heads > 0) {
+      if (const auto division = divide_sp(options_.sp, plan_.kv_heads, plan_.head_groups)) {
+        u = division->u;
+        g = division->g;
+      }
+    }
+    std::vector<MeshAxis> axes;
+    if (options_.dp > 1) axes.push_back({"dp", options_.dp});
+    if (g > 1) axes.push_back({"g", g});
+    if (u > 1 || axes.empty()) axes.push_back({"u", u});
+    plan_.mesh = Mesh(std::move(axes));
+  }
+
+  void check_sizes() const {
+    if (options_.sp < 1 || options_.dp < 1)
+      throw Error("--sp {} --dp {}: both must be at least 1", options_.sp, options_.dp);
+    if (options_.sp > 1 && plan_.home.sequence.empty()) {
+      throw Error("no sequence dimension was found")
+          .note(
+              "no input has a name or symbolic dimension that exporters give to sequences, and no "
+              "softmax over a contraction was found")
+          .help("name one with --seq INPUT:AXIS");
+    }
+    for (const DimTag& tag : plan_.roles.sequence) {
+      const int64_t extent = graph_.shape(tag.value)[static_cast<size_t>(tag.dim)];
+      if (options_.sp > extent) {
+        throw Error("--sp {} is more ranks than '{}' has tokens: its axis {} is {}", options_.sp,
+                    graph_.name_of(tag.value), tag.dim, extent)
+            .help(
+                "use fewer ranks, or a longer sequence (--dim NAME=VALUE binds a symbolic "
+                "dimension)");
+      }
+    }
+    if (options_.dp == 1) return;
+    if (plan_.home.batch.empty()) {
+      throw Error("--dp {}: no batch dimension to split was found", options_.dp)
+          .note("a batch of one sample cannot be divided")
+          .help("name the batch dimension with --batch INPUT:AXIS, or use --dp 1");
+    }
+    for (AtomId atom : batch_atoms()) {
+      const int64_t extent = plan_.analysis->atoms().size(atom);
+      if (options_.dp > extent) {
+        throw Error("--dp {} is more ranks than the batch has samples ({})", options_.dp, extent)
+            .help("use a smaller --dp");
+      }
+    }
+  }
+
+  bool is_sequence_axis(size_t k) const { return plan_.mesh.axes()[k].name != "dp"; }
+
+  void plan_axis_number(size_t k) {
+    const MeshAxis& axis = plan_.mesh.axes()[k];
+    AxisProblem problem;
+    problem.ranks = axis.size;
+    problem.collective_price = kCollectivePrice;
+    if (axis.name == "dp") {
+      problem.home = plan_.home.batch;
+      problem.home_cuts =
+          choose_cut_points(*plan_.analysis, problem.home, batch_atoms(), axis.size);
+    } else {
+      problem.home = plan_.home.sequence;
+      problem.home_cuts =
+          choose_cut_points(*plan_.analysis, problem.home, sequence_atoms(), options_.sp);
+      problem.nested = true;
+      problem.alternative = alternative_of(axis.name);
+      if (axis.name == "g") problem.view_replication_price = kViewPrice;
+      problem.alternative_forbidden = forbidden_alternatives(k);
+    }
+    plan_.axes[k] = plan_axis(*plan_.analysis, problem);
+    plan_.problems[k] = std::move(problem);
+  }
+
+  // A contraction outside attention stays at home: gathering activations to contract them in
+  // another way may move fewer bytes, but every rank would hold them whole. And see make().
+  std::vector<bool> forbidden_alternatives(size_t axis) const {
+    std::vector<bool> forbidden(graph_.nodes().size(), false);
+    for (size_t n = 0; n < forbidden.size(); ++n) {
+      const ir::Node& node = graph_.nodes()[n];
+      if (node.is("MatMul") || node.is("Gemm")) forbidden[n] = !plan_.attention.touches[n];
+      if (!has_sequence(NodeId(n))) continue;
+      for (size_t inner = axis + 1; inner < plan_.mesh.num_axes(); ++inner) {
+        if (is_sequence_axis(inner) && plan_.axes[inner].labels[n] == Label::kHome)
+          forbidden[n] = true;
+      }
+    }
+    return forbidden;
+  }
+
+  bool has_sequence(NodeId id) const {
+    return std::ranges::any_of(plan_.analysis->node(id).factors, [&](const Factor& factor) {
+      return plan_.home.sequence.contains(plan_.analysis->class_of(factor.atom));
+    });
+  }
+
+  std::string why_gathered(NodeId id, const AxisProblem& problem) const {
+    const NodeFactors& factors = plan_.analysis->node(id);
+    if (!factors.opaque.empty()) return factors.opaque;
+    int home = 0;
+    for (const Factor& factor : factors.factors) {
+      if (!problem.home.contains(plan_.analysis->class_of(factor.atom))) continue;
+      ++home;
+      if (factor.role == Role::kCoupled) return "elements along the split dimension meet in it";
+    }
+    return home > 1
+               ? "two of its dimensions are the sequence and no head dimension is left to split"
+               : "no factor of it can be split";
+  }
+
+  void report_gathered() {
+    for (size_t k = 0; k < plan_.mesh.num_axes(); ++k) {
+      const AxisPlan& axis = plan_.axes[k];
+      if (plan_.mesh.axes()[k].size == 1) continue;
+      for (size_t n = 0; n < graph_.nodes().size(); ++n) {
+        if (!axis.gathered[n]) continue;
+        const int64_t bytes = gathered_bytes(NodeId(n), k);
+        if (bytes == 0) continue;
+        plan_.gathered.push_back({NodeId(n), plan_.mesh.axes()[k].name, bytes,
+                                  why_gathered(NodeId(n), plan_.problems[k])});
+      }
+    }
+    if (!options_.strict || plan_.gathered.empty()) return;
+    const GatheredOperator& first = plan_.gathered[0];
+    throw Error("{} would be gathered over axis {}: {}", graph_.describe(graph_.node(first.node)),
+                first.axis, first.reason)
+        .note(fmt::format("{} per rank; {} operators in all",
+                          format_bytes(static_cast<double>(first.bytes)), plan_.gathered.size()))
+        .help("without --strict it is gathered, computed whole on every rank and sliced again");
+  }
+
+  int64_t gathered_bytes(NodeId id, size_t axis) const {
+    int64_t bytes = 0;
+    const ir::Node& node = graph_.node(id);
+    for (size_t k = 0; k < node.inputs.size(); ++k) {
+      const ir::Node* producer = node.inputs[k] ? graph_.producer(node.inputs[k]) : nullptr;
+      if (producer == nullptr || !plan_.analysis->node(id).is_data[k]) continue;
+      const ir::Value& value = graph_.value(node.inputs[k]);
+      const Strategy& from = plan_.axes[axis].chosen(value.producer);
+      bytes += reshard_bytes(from.results[static_cast<size_t>(value.result_index)],
+                             AxisLayout::replicated(), value.type.num_bytes(),
+                             plan_.mesh.axes()[axis].size);
+    }
+    return bytes;
+  }
+
+  const ir::Graph& graph_;
+  const PlanOptions& options_;
+  Plan plan_;
+};
+
+}  // namespace
+
+std::optional<SpDivision> divide_sp(int64_t sp, int64_t kv_heads, int64_t head_groups) {
+  for (int64_t u = std::min(sp, kv_heads); u >= 1; --u) {
+    if (sp % u == 0 && sp / u <= head_groups) return SpDivision{u, sp / u};
+  }
+  return std::nullopt;
+}
+
+Plan make_plan(const ir::Graph& graph, Roles roles, const PlanOptions& options) {
+  return PlanMaker(graph, std::move(roles), options).make();
+}
+
+Layout Plan::operand_layout(NodeId node, size_t operand) const {
+  Layout layout;
+  for (const AxisPlan& axis : axes) layout.push_back(axis.chosen(node).operands[operand]);
+  return layout;
+}
+
+Layout Plan::result_layout(NodeId node, size_t result) const {
+  Layout layout;
+  for (const AxisPlan& axis : axes) layout.push_back(axis.chosen(node).results[result]);
+  return layout;
+}
+
+Layout Plan::value_layout(ValueId value) const {
+  const ir::Value& info = graph().value(value);
+  if (info.kind != ir::ValueKind::kResult) return Layout(axes.size());
+  return result_layout(info.producer, static_cast<size_t>(info.result_index));
+}
+
+std::string explain(const Plan& plan, ValueId value) {
+  const ir::Graph& graph = plan.graph();
+  const ir::Value& info = graph.value(value);
+  std::string text =
+      fmt::format("{}: {}\n  factors  {}\n  layout   {}\n", info.name, ir::to_string(info.type),
+                  plan.analysis->describe_dims(plan.analysis->dims(value)),
+                  to_string(plan.value_layout(value), plan.mesh));
+  if (info.kind != ir::ValueKind::kResult) {
+    text += "  it is an input or a constant: every rank has it and takes its part at no cost\n";
+    return text;
+  }
+  const ir::Node& node = graph.node(info.producer);
+  const auto result = static_cast<size_t>(info.result_index);
+  text += fmt::format("  made by  {}\n", graph.describe(node));
+  if (const auto rule = rule_of(graph, node))
+    text += fmt::format("  rule     {}\n", rule->to_string());
+  for (size_t k = 0; k < plan.axes.size(); ++k) {
+    const AxisPlan& axis = plan.axes[k];
+    const auto& strategies = axis.strategies[info.producer.index()];
+    const bool home = axis.labels[info.producer.index()] == Label::kHome;
+    text += fmt::format("  axis {} ({} ranks): {}\n", plan.mesh.axes()[k].name,
+                        plan.mesh.axes()[k].size,
+                        axis.gathered[info.producer.index()]
+                            ? "gathered: it can be split neither by home nor by the alternative"
+                        : home ? "at home (split by the sequence or batch where it has one)"
+                               : "alternative (split by heads, whole sequence)");
+    for (size_t label : {0, 1}) {
+      const char* name = label == 0 ? "home       " : "alternative";
+      if (!strategies[label]) {
+        text += fmt::format("    {}  not possible\n", name);
+        continue;
+      }
+      std::vector<std::string> readers;
+      int64_t bytes = 0;
+      std::set<AxisLayout> seen;
+      for (size_t n = 0; n < graph.nodes().size(); ++n) {
+        const ir::Node& reader = graph.nodes()[n];
+        for (size_t i = 0; i < reader.inputs.size(); ++i) {
+          if (reader.inputs[i] != value || !plan.analysis->node(NodeId(n)).is_data[i]) continue;
+          const AxisLayout& needed = axis.chosen(NodeId(n)).operands[i];
+          if (!seen.insert(needed).second) continue;
+          bytes += reshard_bytes(strategies[label]->results[result], needed, info.type.num_bytes(),
+                                 plan.mesh.axes()[k].size);
+        }
+      }
+      text += fmt::format("    {}  made as {}; its readers then cost {} per rank\n", name,
+                          to_string(strategies[label]->results[result]),
+                          bytes >= kImpossible ? std::string("more than is possible")
+                                               : format_bytes(static_cast<double>(bytes)));
+    }
+  }
+  return text;
+}
+
+}  // namespace autosp::shard

@@ -1,0 +1,150 @@
+#include "shard/attention.h"
+
+#include <algorithm>
+
+namespace autosp::shard {
+
+namespace {
+
+bool is_contraction(const ir::Node& node) {
+  return node.is("MatMul") || node.is("Gemm") || node.is("Einsum");
+}
+
+// Follows elementwise operators and views up from a softmax to a contraction of two computed
+// values.
+bool normalises_contraction(const ir::Graph& graph, ValueId value, int depth) {
+  const ir::Node* node = graph.producer(value);
+  if (node == nullptr || depth == 0) return false;
+  if (is_contraction(*node)) {
+    return graph.producer(node->inputs[0]) != nullptr && graph.producer(node->inputs[1]) != nullptr;
+  }
+  static const std::vector<std::string> kFollowed = {"Add",   "Sub",     "Mul",       "Div",
+                                                     "Where", "Cast",    "Reshape",   "Transpose",
+                                                     "Tanh",  "Squeeze", "Unsqueeze", "Expand"};
+  if (std::ranges::find(kFollowed, node->op) == kFollowed.end()) return false;
+  return std::ranges::any_of(node->inputs, [&](ValueId input) {
+    return input && normalises_contraction(graph, input, depth - 1);
+  });
+}
+
+void add_softmax_axes(const FactorAnalysis& analysis, ClassSet& home) {
+  const ir::Graph& graph = analysis.graph();
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    const ir::Node& node = graph.nodes()[n];
+    if (!node.is("Softmax") || !normalises_contraction(graph, node.inputs[0], 12)) continue;
+    for (const Factor& factor : analysis.node(NodeId(n)).factors) {
+      if (factor.role == Role::kCoupled) home.insert(analysis.class_of(factor.atom));
+    }
+  }
+}
+
+int count_home(const FactorAnalysis& analysis, const DimAtoms& dims, const ClassSet& home) {
+  int count = 0;
+  for (const AtomList& atoms : dims) {
+    count += static_cast<int>(std::ranges::count_if(
+        atoms, [&](AtomId atom) { return home.contains(analysis.class_of(atom)); }));
+  }
+  return count;
+}
+
+// Factors of a contraction that could be split instead of the sequence, major to minor.
+std::vector<const Factor*> alternatives_of(const FactorAnalysis& analysis, NodeId id,
+                                           const HomeClasses& home) {
+  std::vector<const Factor*> found;
+  for (const Factor& factor : analysis.node(id).factors) {
+    const ClassId c = analysis.class_of(factor.atom);
+    const bool everywhere = factor.operands.size() >= 2 && factor.operands[0] &&
+                            factor.operands[1] && factor.results[0];
+    if (everywhere && factor.role == Role::kParallel && !home.sequence.contains(c) &&
+        !home.batch.contains(c)) {
+      found.push_back(&factor);
+    }
+  }
+  std::ranges::sort(found, {}, [](const Factor* factor) { return *factor->results[0]; });
+  return found;
+}
+
+bool is_made_by_expand(const FactorAnalysis& analysis, const ClassSet& classes) {
+  const ir::Graph& graph = analysis.graph();
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    if (!graph.nodes()[n].is("Expand") && !graph.nodes()[n].is("Tile")) continue;
+    for (const Factor& factor : analysis.node(NodeId(n)).factors) {
+      if (!factor.operands[0] && classes.contains(analysis.class_of(factor.atom))) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+HomeClasses find_home(const FactorAnalysis& analysis, const Roles& roles) {
+  HomeClasses home;
+  for (const DimTag& tag : roles.sequence) {
+    const AtomList& atoms = analysis.dims(tag.value)[static_cast<size_t>(tag.dim)];
+    if (!atoms.empty()) home.sequence.insert(analysis.class_of(atoms[0]));
+  }
+  if (roles.sequence.empty()) add_softmax_axes(analysis, home.sequence);
+  for (const DimTag& tag : roles.batch) {
+    for (AtomId atom : analysis.dims(tag.value)[static_cast<size_t>(tag.dim)]) {
+      const ClassId c = analysis.class_of(atom);
+      if (!home.sequence.contains(c)) home.batch.insert(c);
+    }
+  }
+  return home;
+}
+
+AttentionSites find_attention(const FactorAnalysis& analysis, const HomeClasses& home) {
+  const ir::Graph& graph = analysis.graph();
+  AttentionSites sites;
+  std::vector<bool> two_home(graph.values().size(), false);
+  for (size_t v = 0; v < graph.values().size(); ++v) {
+    if (count_home(analysis, analysis.dims(ValueId(v)), home.sequence) >= 2) {
+      two_home[v] = true;
+      sites.two_home_values.emplace_back(v);
+    }
+  }
+  std::vector<std::vector<const Factor*>> lists;
+  ClassSet without_pair;  // parallel factors of contractions that offer no alternative of their own
+  sites.touches.assign(graph.nodes().size(), false);
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    const ir::Node& node = graph.nodes()[n];
+    auto is_two_home = [&](ValueId value) { return value && two_home[value.index()]; };
+    bool touches = std::ranges::any_of(node.inputs, is_two_home) ||
+                   std::ranges::any_of(node.outputs, is_two_home);
+    for (size_t k = 0; k < node.inputs.size() && !touches; ++k) {
+      touches = node.inputs[k] && analysis.is_fresh_per_use(node.inputs[k]) &&
+                count_home(analysis, analysis.operand_dims(NodeId(n), k), home.sequence) >= 2;
+    }
+    sites.touches[n] = touches;
+    if (!touches || !is_contraction(node)) continue;
+    sites.contractions.emplace_back(n);
+    const auto found = alternatives_of(analysis, NodeId(n), home);
+    if (!found.empty())
+      lists.push_back(found);
+    else {
+      for (const Factor& factor : analysis.node(NodeId(n)).factors) {
+        const ClassId c = analysis.class_of(factor.atom);
+        if (factor.role == Role::kParallel && !home.sequence.contains(c) && !home.batch.contains(c))
+          without_pair.insert(c);
+      }
+    }
+  }
+  size_t depth = lists.empty() ? 0 : lists[0].size();
+  for (const auto& list : lists) depth = std::min(depth, list.size());
+  for (size_t k = 0; k < depth; ++k) {
+    Alternative alternative;
+    alternative.size = std::numeric_limits<int64_t>::max();
+    for (const auto& list : lists) {
+      alternative.classes.insert(analysis.class_of(list[k]->atom));
+      alternative.size = std::min(alternative.size, analysis.atoms().size(list[k]->atom));
+    }
+    alternative.made_by_expand = is_made_by_expand(analysis, alternative.classes);
+    sites.alternatives.push_back(std::move(alternative));
+  }
+  if (!sites.alternatives.empty()) {
+    sites.alternatives[0].classes.insert(without_pair.begin(), without_pair.end());
+  }
+  return sites;
+}
+
+}  // namespace autosp::shard

@@ -1,0 +1,46 @@
+// Where the sequence meets itself, and what may be split there instead.
+//
+// Home is the set of factor classes that hold a tagged sequence dimension. A value with two home
+// dimensions (attention scores, masks) cannot stay split by sequence. For each contraction that
+// touches such a value, the other factors that are parallel in both operands and the result, major
+// to minor, are its alternatives: the KV heads, then the query-head groups.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <vector>
+
+#include "shard/factors.h"
+#include "shard/roles.h"
+
+namespace autosp::shard {
+
+using ClassSet = std::set<ClassId>;
+
+struct HomeClasses {
+  ClassSet sequence;
+  ClassSet batch;
+};
+
+// Classes of the tagged dimensions. Where the model merges a tagged dimension with others or
+// refines it, its major atom is home. Without tags the sequence is what the softmaxes over
+// contractions normalise.
+HomeClasses find_home(const FactorAnalysis& analysis, const Roles& roles);
+
+// One kind of split inside attention, the same for every contraction.
+struct Alternative {
+  ClassSet classes;
+  int64_t size = 0;             // the smallest extent among its atoms: the most ranks it serves
+  bool made_by_expand = false;  // K and V lack it until they are repeated: query-head groups
+};
+
+struct AttentionSites {
+  std::vector<ValueId> two_home_values;
+  std::vector<NodeId> contractions;       // that touch such a value
+  std::vector<bool> touches;              // by node: reads or writes such a value
+  std::vector<Alternative> alternatives;  // outer to inner
+};
+
+AttentionSites find_attention(const FactorAnalysis& analysis, const HomeClasses& home);
+
+}  // namespace autosp::shard

@@ -1,0 +1,77 @@
+// The sharding plan of a training graph: for every operator, the layout of each operand and result
+// over the mesh.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "shard/attention.h"
+#include "shard/axis_plan.h"
+#include "shard/factors.h"
+#include "shard/layout.h"
+#include "shard/roles.h"
+
+namespace autosp::shard {
+
+struct PlanOptions {
+  int64_t sp = 1;                          // sequence-parallel ranks
+  int64_t dp = 1;                          // data-parallel ranks
+  std::map<std::string, int64_t> sp_mesh;  // "u" and "g" sizes; empty: chosen
+  bool strict = false;                     // an operator that must be gathered is an error
+};
+
+// An operator that can be neither split nor exchanged: its operands are gathered.
+struct GatheredOperator {
+  NodeId node;
+  std::string axis;
+  int64_t bytes = 0;  // received per rank to gather its operands
+  std::string reason;
+};
+
+class Plan {
+ public:
+  const ir::Graph& graph() const { return analysis->graph(); }
+
+  std::shared_ptr<const FactorAnalysis> analysis;
+  Mesh mesh{{}};
+  Roles roles;
+  HomeClasses home;
+  AttentionSites attention;
+  std::vector<AxisProblem> problems;  // by mesh axis
+  std::vector<AxisPlan> axes;         // by mesh axis
+  std::vector<GatheredOperator> gathered;
+
+  Layout operand_layout(NodeId node, size_t operand) const;
+  Layout result_layout(NodeId node, size_t result) const;
+  // Leaves are replicated; other values have their producer's layout.
+  Layout value_layout(ValueId value) const;
+
+  // Extents of the sequence (largest tagged dimension), KV heads and head groups; 0 when unknown.
+  int64_t sequence_extent = 0;
+  int64_t kv_heads = 0;
+  int64_t head_groups = 0;
+};
+
+// How sp is divided: as many ranks over KV heads (u) as there are heads and sp allows, the rest
+// over query-head groups (g). Empty when no division keeps every rank busy.
+struct SpDivision {
+  int64_t u = 1;
+  int64_t g = 1;
+};
+std::optional<SpDivision> divide_sp(int64_t sp, int64_t kv_heads, int64_t head_groups);
+
+// Plans a canonical graph. The graph must outlive the plan.
+//
+// Throws Error when there is no sequence to split, when a size exceeds what it splits (more ranks
+// than tokens, a mesh that leaves a rank without a head), or, under `strict`, when an operator must
+// be gathered.
+Plan make_plan(const ir::Graph& graph, Roles roles, const PlanOptions& options);
+
+// Why a value is laid out as it is: its dimensions, its layout over each axis, what its producer's
+// other option would have been and what the value's exchange costs. Several lines.
+std::string explain(const Plan& plan, ValueId value);
+
+}  // namespace autosp::shard

@@ -1,0 +1,286 @@
+#include "shard/roles.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cctype>
+
+#include "base/error.h"
+
+namespace autosp::shard {
+
+namespace {
+
+std::string lower(std::string text) {
+  std::ranges::transform(text, text.begin(), [](unsigned char c) { return std::tolower(c); });
+  return text;
+}
+
+bool contains_any(const std::string& text, const std::vector<std::string>& words) {
+  return std::ranges::any_of(
+      words, [&](const auto& word) { return text.find(word) != std::string::npos; });
+}
+
+// The names exporters give to dimensions and inputs.
+bool names_sequence(const std::string& dim) {
+  return contains_any(lower(dim), {"seq", "token", "len", "time", "frame", "patch"}) ||
+         lower(dim) == "s" || lower(dim) == "t";
+}
+bool names_batch(const std::string& dim) {
+  return contains_any(lower(dim), {"batch"}) || lower(dim) == "b" || lower(dim) == "n";
+}
+bool names_token_input(const std::string& input) {
+  return contains_any(lower(input),
+                      {"input_ids", "labels", "token", "position_ids", "attention_mask", "targets",
+                       "inputs_embeds", "segment_ids", "ids"});
+}
+
+// The parameter a gradient output belongs to, by the exporters' conventions.
+std::vector<std::string> parameter_candidates(const std::string& output) {
+  std::vector<std::string> names;
+  for (const char* suffix : {".grad", "_grad", ".gradient", "_gradient", "/grad", "@grad"}) {
+    if (output.ends_with(suffix))
+      names.push_back(output.substr(0, output.size() - std::string(suffix).size()));
+  }
+  for (const char* prefix : {"grad_", "adj_", "d_", "grad.", "gradient_"}) {
+    if (output.starts_with(prefix)) names.push_back(output.substr(std::string(prefix).size()));
+  }
+  return names;
+}
+
+DimTag parse_tag(const ir::Graph& graph, const std::string& text) {
+  const size_t colon = text.rfind(':');
+  if (colon == std::string::npos || colon + 1 == text.size()) {
+    throw Error("'{}' is not a dimension", text)
+        .help("write VALUE:AXIS, for example --seq input_ids:1");
+  }
+  const std::string name = text.substr(0, colon);
+  const auto value = graph.find(name);
+  if (!value) {
+    std::vector<std::string> names;
+    for (const auto& candidate : graph.values()) names.push_back(candidate.name);
+    auto error = Error("the graph has no value '{}'", name);
+    if (const auto near = nearest_name(name, names); !near.empty())
+      error.help(fmt::format("did you mean '{}'?", near));
+    throw error;
+  }
+  int axis = 0;
+  try {
+    axis = std::stoi(text.substr(colon + 1));
+  } catch (const std::exception&) {
+    throw Error("'{}' is not an axis of '{}'", text.substr(colon + 1), name)
+        .help("write VALUE:AXIS, for example --seq input_ids:1");
+  }
+  const auto rank = static_cast<int>(graph.shape(*value).size());
+  if (axis < -rank || axis >= rank) {
+    throw Error("'{}' has {} dimensions; there is no axis {}", name, rank, axis);
+  }
+  return {*value, axis < 0 ? axis + rank : axis};
+}
+
+class Detector {
+ public:
+  Detector(const ir::Graph& graph, const RoleOptions& options) : graph_(graph), options_(options) {
+    roles_.is_parameter.assign(graph.values().size(), false);
+  }
+
+  Roles detect() {
+    find_gradients();
+    find_loss();
+    find_parameters();
+    find_sequence();
+    find_batch();
+    return std::move(roles_);
+  }
+
+ private:
+  template <typename... Args>
+  void because(fmt::format_string<Args...> format, Args&&... args) {
+    roles_.reasons.push_back(fmt::format(format, std::forward<Args>(args)...));
+  }
+
+  std::optional<size_t> output_named(const std::string& name) const {
+    for (size_t k = 0; k < graph_.outputs().size(); ++k) {
+      if (graph_.outputs()[k].name == name) return k;
+    }
+    return std::nullopt;
+  }
+
+  size_t required_output(const std::string& name, const std::string& option) const {
+    if (const auto found = output_named(name)) return *found;
+    std::vector<std::string> names;
+    for (const auto& output : graph_.outputs()) names.push_back(output.name);
+    auto error = Error("{} names '{}', which is not an output of the graph", option, name);
+    if (const auto near = nearest_name(name, names); !near.empty())
+      error.help(fmt::format("did you mean '{}'?", near));
+    throw error;
+  }
+
+  bool is_leaf(const std::string& name) const {
+    const auto value = graph_.find(name);
+    return value && graph_.value(*value).kind != ir::ValueKind::kResult;
+  }
+
+  void find_gradients() {
+    std::vector<bool> taken(graph_.outputs().size(), false);
+    for (const auto& [parameter, output] : options_.gradients) {
+      const size_t k = required_output(output, "--grad");
+      if (!is_leaf(parameter)) {
+        throw Error("--grad names the parameter '{}', which is no input or initializer", parameter);
+      }
+      taken[k] = true;
+      roles_.gradients.push_back({k, parameter});
+    }
+    for (size_t k = 0; k < graph_.outputs().size(); ++k) {
+      if (taken[k]) continue;
+      for (const std::string& name : parameter_candidates(graph_.outputs()[k].name)) {
+        if (!is_leaf(name)) continue;
+        roles_.gradients.push_back({k, name});
+        break;
+      }
+    }
+    if (roles_.gradients.empty()) {
+      throw Error("the graph has no gradient outputs, so it is no training graph")
+          .note(fmt::format("its outputs are: {}", output_names()))
+          .help(
+              "export forward, loss and backward together, with outputs named <parameter>.grad "
+              "(models/export_training_graph.py), or name them with --grad PARAMETER=OUTPUT");
+    }
+    because("{} gradients, by the names of outputs (such as '{}' of '{}')", roles_.gradients.size(),
+            graph_.outputs()[roles_.gradients[0].output].name, roles_.gradients[0].parameter);
+  }
+
+  std::string output_names() const {
+    std::vector<std::string> names;
+    for (const auto& output : graph_.outputs()) names.push_back(output.name);
+    if (names.size() > 8) {
+      names.resize(8);
+      names.emplace_back("...");
+    }
+    return fmt::format("{}", fmt::join(names, ", "));
+  }
+
+  void find_loss() {
+    if (options_.loss) {
+      roles_.loss = required_output(*options_.loss, "--loss");
+      return;
+    }
+    auto is_scalar = [&](size_t k) {
+      const ir::Type& type = graph_.type(graph_.outputs()[k].value);
+      return ir::is_floating(type.dtype) && type.num_elements() == 1;
+    };
+    auto is_gradient = [&](size_t k) {
+      return std::ranges::any_of(roles_.gradients,
+                                 [k](const Gradient& g) { return g.output == k; });
+    };
+    for (size_t k = 0; k < graph_.outputs().size() && !roles_.loss; ++k) {
+      if (!is_gradient(k) && is_scalar(k) &&
+          contains_any(lower(graph_.outputs()[k].name), {"loss"}))
+        roles_.loss = k;
+    }
+    for (size_t k = 0; k < graph_.outputs().size() && !roles_.loss; ++k) {
+      if (!is_gradient(k) && is_scalar(k)) roles_.loss = k;
+    }
+    if (!roles_.loss) {
+      throw Error("no output looks like the loss: none is a floating-point scalar")
+          .note(fmt::format("the outputs are: {}", output_names()))
+          .help("name it with --loss OUTPUT");
+    }
+    because("loss: output '{}'", graph_.outputs()[*roles_.loss].name);
+  }
+
+  void find_parameters() {
+    for (const Gradient& gradient : roles_.gradients) {
+      roles_.is_parameter[graph_.find(gradient.parameter)->index()] = true;
+    }
+    // Floating-point inputs without a gradient and without a name of data are frozen parameters.
+    for (ValueId input : graph_.inputs()) {
+      const ir::Value& value = graph_.value(input);
+      const bool symbolic = std::ranges::any_of(
+          options_.named_dims, [&](const NamedDim& dim) { return dim.input == value.name; });
+      const bool data_name =
+          names_token_input(value.name) ||
+          contains_any(lower(value.name), {"pixel", "mask", "input", "feature", "image", "audio",
+                                           "label", "target", "position", "weight_of", "hidden"});
+      const bool tagged = std::ranges::any_of(options_.sequence, [&](const std::string& tag) {
+        return tag.starts_with(value.name + ":");
+      });
+      if (ir::is_floating(value.type.dtype) && !symbolic && !data_name && !tagged) {
+        roles_.is_parameter[input.index()] = true;
+      }
+    }
+  }
+
+  bool is_data_input(ValueId input) const { return !roles_.is_parameter[input.index()]; }
+
+  void find_sequence() {
+    if (!options_.sequence.empty()) {
+      for (const std::string& text : options_.sequence)
+        roles_.sequence.push_back(parse_tag(graph_, text));
+      because("sequence: as given by --seq");
+      return;
+    }
+    for (const NamedDim& dim : options_.named_dims) {
+      const auto value = graph_.find(dim.input);
+      if (!value || !names_sequence(dim.name) || !is_data_input(*value)) continue;
+      roles_.sequence.push_back({*value, dim.axis});
+      because("sequence: axis {} of '{}', from its symbolic dimension '{}'", dim.axis, dim.input,
+              dim.name);
+    }
+    if (!roles_.sequence.empty()) return;
+    for (ValueId input : graph_.inputs()) {
+      const ir::Value& value = graph_.value(input);
+      if (!is_data_input(input) || !names_token_input(value.name)) continue;
+      const size_t rank = value.type.rank();
+      if (rank != 2 && rank != 3) continue;
+      roles_.sequence.push_back({input, 1});
+      because("sequence: axis 1 of '{}', from the input's name", value.name);
+    }
+    if (!roles_.sequence.empty()) return;
+    for (ValueId input : graph_.inputs()) {
+      const ir::Value& value = graph_.value(input);
+      if (!is_data_input(input) || ir::is_floating(value.type.dtype) || value.type.rank() != 2)
+        continue;
+      roles_.sequence.push_back({input, 1});
+      because("sequence: axis 1 of '{}', an integer matrix", value.name);
+    }
+  }
+
+  void find_batch() {
+    if (!options_.batch.empty()) {
+      for (const std::string& text : options_.batch)
+        roles_.batch.push_back(parse_tag(graph_, text));
+      return;
+    }
+    for (const NamedDim& dim : options_.named_dims) {
+      const auto value = graph_.find(dim.input);
+      if (value && names_batch(dim.name) && is_data_input(*value))
+        roles_.batch.push_back({*value, dim.axis});
+    }
+    for (const DimTag& tag : roles_.sequence) {
+      const bool is_input = graph_.value(tag.value).kind == ir::ValueKind::kInput;
+      if (is_input && tag.dim >= 1) roles_.batch.push_back({tag.value, 0});
+    }
+    if (roles_.batch.empty()) {
+      for (ValueId input : graph_.inputs()) {
+        if (is_data_input(input) && graph_.type(input).rank() >= 2)
+          roles_.batch.push_back({input, 0});
+      }
+    }
+    std::ranges::sort(roles_.batch);
+    const auto repeated = std::ranges::unique(roles_.batch);
+    roles_.batch.erase(repeated.begin(), repeated.end());
+  }
+
+  const ir::Graph& graph_;
+  const RoleOptions& options_;
+  Roles roles_;
+};
+
+}  // namespace
+
+Roles detect_roles(const ir::Graph& graph, const RoleOptions& options) {
+  return Detector(graph, options).detect();
+}
+
+}  // namespace autosp::shard
