@@ -1,0 +1,85 @@
+#include "transforms/pipeline.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "transforms/canonicalize/canonicalize.h"
+
+namespace autosp::transforms {
+
+namespace {
+
+using ir::Graph;
+
+constexpr Pass kCanonicalPasses[] = {
+    {"lower_microsoft_operators", "com.microsoft training operators become standard ones",
+     lower_microsoft_operators},
+    {"fold_constants", "evaluate what is known before any input is", fold_constants},
+    {"simplify_views", "drop what changes nothing, merge chains of views", simplify_views},
+    {"decompose_losses", "losses become sums of numerators over counts", decompose_losses},
+    {"decompose_means", "means and norms become sums and elementwise operators", decompose_means},
+    {"eliminate_common_subexpressions", "compute equal things once",
+     eliminate_common_subexpressions},
+    // Index arithmetic is simple now.
+    {"simplify_gathers", "gathers of ranges and grids become slices and views", simplify_gathers},
+    {"raise_scatter_to_pad", "scatters to ranges become pads", raise_scatter_to_pad},
+    {"fold_constants", "", fold_constants},
+    {"simplify_views", "", simplify_views},
+    // After the last pass that makes slices and pads.
+    {"split_to_slices", "Split and Concat of unequal parts become slices and pads",
+     split_to_slices},
+    {"select_to_masked_sum", "one position of many becomes a masked sum", select_to_masked_sum},
+    {"eliminate_common_subexpressions", "", eliminate_common_subexpressions},
+    {"privatize_constant_subgraphs", "every reader of a computed constant gets its own",
+     privatize_constant_subgraphs},
+};
+
+}  // namespace
+
+std::span<const Pass> canonical_passes() { return kCanonicalPasses; }
+
+std::vector<std::string> pass_names() {
+  std::vector<std::string> names;
+  for (const Pass& pass : kCanonicalPasses) {
+    if (std::ranges::find(names, pass.name) == names.end()) names.emplace_back(pass.name);
+  }
+  return names;
+}
+
+const Pass& find_pass(std::string_view name) {
+  for (const Pass& pass : kCanonicalPasses) {
+    if (pass.name == name) return pass;
+  }
+  const std::vector<std::string> names = pass_names();
+  Error error("there is no pass named '{}'", name);
+  error.note(fmt::format("the passes are {}", fmt::join(names, ", ")));
+  const std::string nearest = nearest_name(name, names);
+  if (!nearest.empty()) error.help(fmt::format("did you mean '{}'?", nearest));
+  throw error;
+}
+
+Graph run_passes(const Graph& graph, const PipelineOptions& options) {
+  std::vector<const Pass*> passes;
+  for (const std::string& name : options.passes) passes.push_back(&find_pass(name));
+  if (passes.empty()) {
+    for (const Pass& pass : kCanonicalPasses) passes.push_back(&pass);
+  }
+  Graph result = graph;
+  for (const Pass* pass : passes) {
+    const auto begin = std::chrono::steady_clock::now();
+    const size_t nodes_before = result.nodes().size();
+    result = pass->run(result);
+    verify(result);
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+    if (options.timings != nullptr) {
+      options.timings->push_back({.name = pass->name,
+                                  .seconds = taken.count(),
+                                  .nodes_before = nodes_before,
+                                  .nodes_after = result.nodes().size()});
+    }
+    if (options.after) options.after(*pass, result);
+  }
+  return result;
+}
+
+}  // namespace autosp::transforms

@@ -64,8 +64,8 @@ void Rewriter::map(ValueId old_value, ValueId new_value) {
   if (old_value) map_[old_value.index()] = new_value;
 }
 
-NodeId Rewriter::copy(const Node& node) {
-  const NodeId id = copy_node(*from_, node, mapped(node.inputs), to_);
+NodeId Rewriter::copy(const Node& node, std::vector<ValueId> inputs) {
+  const NodeId id = copy_node(*from_, node, std::move(inputs), to_);
   for (size_t k = 0; k < node.outputs.size(); ++k) map(node.outputs[k], to_.node(id).outputs[k]);
   return id;
 }
@@ -86,9 +86,12 @@ Graph rewrite_nodes(const Graph& graph,
   return std::move(rewriter).finish();
 }
 
-Graph without_dead_nodes(const Graph& graph) {
+Graph without_dead_nodes(const Graph& graph) { return with_interface(graph, graph.outputs(), {}); }
+
+Graph with_interface(const Graph& graph, const std::vector<Output>& outputs,
+                     const std::unordered_set<std::string>& dropped_inputs) {
   std::vector<bool> live(graph.values().size(), false);
-  for (const Output& output : graph.outputs()) live[output.value.index()] = true;
+  for (const Output& output : outputs) live[output.value.index()] = true;
   std::vector<bool> live_node(graph.nodes().size(), false);
   for (size_t n = graph.nodes().size(); n-- > 0;) {
     const Node& node = graph.nodes()[n];
@@ -105,7 +108,9 @@ Graph without_dead_nodes(const Graph& graph) {
   std::vector<ValueId> map(graph.values().size());
   for (size_t v = 0; v < graph.values().size(); ++v) {
     const Value& value = graph.values()[v];
-    if (live[v] || value.kind == ValueKind::kInput) map[v] = copy_leaf(value, result);
+    const bool dropped = value.kind == ValueKind::kInput && dropped_inputs.contains(value.name);
+    AUTOSP_CHECK(!dropped || !live[v], "input '{}' is still needed", value.name);
+    if (live[v] || (value.kind == ValueKind::kInput && !dropped)) map[v] = copy_leaf(value, result);
   }
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     if (!live_node[n]) continue;
@@ -117,7 +122,7 @@ Graph without_dead_nodes(const Graph& graph) {
       if (node.outputs[k]) map[node.outputs[k].index()] = result.node(id).outputs[k];
     }
   }
-  for (const Output& output : graph.outputs()) {
+  for (const Output& output : outputs) {
     result.add_output(output.name, map[output.value.index()]);
   }
   return result;

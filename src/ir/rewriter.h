@@ -30,8 +30,9 @@ class Rewriter {
   // Declares that `new_value` stands for the result `old_value`.
   void map(ValueId old_value, ValueId new_value);
 
-  // Copies a node with its inputs mapped.
-  NodeId copy(const Node& node);
+  // Copies a node with its inputs mapped, or with these values of the new graph as its inputs.
+  NodeId copy(const Node& node) { return copy(node, mapped(node.inputs)); }
+  NodeId copy(const Node& node, std::vector<ValueId> inputs);
 
   // Maps the graph outputs, drops dead nodes and constants, verifies.
   Graph finish() &&;
@@ -48,5 +49,10 @@ Graph rewrite_nodes(const Graph& graph, const std::function<bool(Rewriter&, cons
 
 // The graph without nodes and constants that no output needs. Inputs stay.
 Graph without_dead_nodes(const Graph& graph);
+
+// The graph with other outputs (values of `graph`) and without the named inputs, which nothing may
+// need any more. Dead nodes go.
+Graph with_interface(const Graph& graph, const std::vector<Output>& outputs,
+                     const std::unordered_set<std::string>& dropped_inputs);
 
 }  // namespace autosp::ir

@@ -1,0 +1,100 @@
+// Means and composite reductions as ReduceSum and elementwise operators.
+//
+// A mean divides by the extent it sees; on a shard that is the wrong number. As ReduceSum(x) / n
+// with n a constant, the sum may be partial on each rank and the division rides on it. The same
+// goes for the norms, which hide a sum under a square root.
+#include <algorithm>
+
+#include "ir/rewriter.h"
+#include "transforms/canonicalize/canonicalize.h"
+
+namespace autosp::transforms {
+
+using ir::Builder;
+using ir::Graph;
+using ir::Node;
+using ir::Rewriter;
+
+namespace {
+
+// The axes a reduction reduces; nullopt when they are not known.
+std::optional<std::vector<int64_t>> reduced_axes(const Graph& graph, const Node& node) {
+  std::vector<int64_t> axes;
+  if (node.input(1)) {
+    const auto given = graph.constant_ints(node.input(1));
+    if (!given) return std::nullopt;
+    axes = *given;
+  }
+  if (axes.empty() && node.attributes.get_int("noop_with_empty_axes", 0) == 0) {
+    for (size_t k = 0; k < graph.shape(node.input(0)).size(); ++k) {
+      axes.push_back(static_cast<int64_t>(k));
+    }
+  }
+  return axes;
+}
+
+// log(sum(exp(x))), shifted by the maximum so that exp does not overflow. An infinite maximum
+// shifts by nothing: inf - inf is NaN.
+ValueId log_sum_exp(Builder& build, ValueId x, const std::vector<int64_t>& axes, bool keepdims,
+                    const std::string& name) {
+  const ValueId largest = build.reduce("ReduceMax", x, axes, true);
+  const ValueId shift =
+      build.where(build.unary("IsInf", largest), build.scalar_like(x, 0), largest);
+  const ValueId sum =
+      build.reduce_sum(build.unary("Exp", build.binary("Sub", x, shift)), axes, keepdims);
+  const ValueId log = build.unary("Log", sum);
+  return build.binary("Add", log, build.reshape(shift, build.shape(log)), name);
+}
+
+bool decompose_reduction(Rewriter& rewriter, const Node& node) {
+  const Graph& graph = rewriter.from();
+  const bool mean = node.op == "ReduceMean";
+  if (!mean && node.op != "ReduceL1" && node.op != "ReduceL2" && node.op != "ReduceSumSquare" &&
+      node.op != "ReduceLogSum" && node.op != "ReduceLogSumExp") {
+    return false;
+  }
+  const auto axes = reduced_axes(graph, node);
+  if (!axes || !is_floating(graph.type(node.input(0)).dtype)) return false;
+  Builder& build = rewriter.build();
+  const ValueId x = rewriter.mapped(node.input(0));
+  const bool keepdims = node.attributes.get_int("keepdims", 1) != 0;
+  const std::string& name = graph.name_of(node.output(0));
+  const auto sum = [&](ValueId of, const std::string& named = "") {
+    return build.reduce_sum(of, *axes, keepdims, named);
+  };
+  ValueId result;
+  if (mean) {
+    const int64_t count = graph.type(node.input(0)).num_elements() /
+                          std::max<int64_t>(1, graph.type(node.output(0)).num_elements());
+    result = build.binary("Div", sum(x), build.scalar_like(x, static_cast<double>(count)), name);
+  } else if (node.op == "ReduceL1") {
+    result = sum(build.unary("Abs", x), name);
+  } else if (node.op == "ReduceL2") {
+    result = build.unary("Sqrt", sum(build.binary("Mul", x, x)), name);
+  } else if (node.op == "ReduceSumSquare") {
+    result = sum(build.binary("Mul", x, x), name);
+  } else if (node.op == "ReduceLogSum") {
+    result = build.unary("Log", sum(x), name);
+  } else {
+    result = log_sum_exp(build, x, *axes, keepdims, name);
+  }
+  rewriter.map(node.output(0), result);
+  return true;
+}
+
+}  // namespace
+
+Graph decompose_means(const Graph& graph) {
+  return rewrite_nodes(graph, [](Rewriter& rewriter, const Node& node) {
+    if (!node.domain.empty()) return false;
+    if (node.op != "Mean") return decompose_reduction(rewriter, node);
+    Builder& build = rewriter.build();
+    const ValueId sum = build.sum(rewriter.mapped(node.inputs));
+    const ValueId count = build.scalar_like(sum, static_cast<double>(node.inputs.size()));
+    rewriter.map(node.output(0),
+                 build.binary("Div", sum, count, rewriter.from().name_of(node.output(0))));
+    return true;
+  });
+}
+
+}  // namespace autosp::transforms
