@@ -1,9 +1,15 @@
 #!/usr/bin/env python3
-"""Exports a training step (forward, loss, backward) as one ONNX graph.
+"""Exports a training step (forward, loss, backward) as one ONNX graph, and checks it against PyTorch.
 
     python models/export_training_graph.py --hf llama -o llama.onnx
     python models/export_training_graph.py --hf-config config.json --static -o model.onnx
     python models/export_training_graph.py --module package.module:factory -o mine.onnx
+    python models/export_training_graph.py --onnx forward.onnx --loss loss -o training.onnx
+    python models/export_training_graph.py --check-families
+
+The graph's inputs are the parameters under their own names and then the data; its outputs are `loss` and, for each
+parameter, `<parameter>.grad`. Beside it goes an .npz with a value for every input. Nothing is written unless loss and
+every gradient agree with PyTorch's.
 """
 
 from __future__ import annotations
@@ -26,79 +32,78 @@ import transformers
 
 import families
 import graph_files
-from gradient_check import Comparison, GradientMismatch, compare_outputs, require_match, run_in_onnxruntime
-from joint_graph import JointGraph, export_joint_graph, loss_and_gradients, trace_joint_graph
+from export_case import ONNX_AD, ROUTES, ExportedGraph, export_case, symbolic_axis_names
+from gradient_check import GradientMismatch, require_match
 from training_case import CannotConvert, TrainingCase
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not options.check_families and options.output is None:
+        parser.error("-o is required")
+    if options.onnx and not options.loss:
+        parser.error("--onnx needs --loss, the name of the graph's loss output")
     logging.disable(logging.WARNING)
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     try:
-        export(options)
+        if options.check_families:
+            from check_families import check_families
+
+            return check_families(options.only)
+        if options.onnx:
+            differentiate_file(options)
+        else:
+            export_from_torch(options)
     except (CannotConvert, GradientMismatch) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def export(options: argparse.Namespace) -> None:
-    """Traces, converts, checks, and only then writes."""
+def export_from_torch(options: argparse.Namespace) -> None:
+    """--hf, --hf-config, --module."""
     case = _case(options)
-    symbolic = _symbolic_axis_names(options, case)
-    joint = trace_joint_graph(case, symbolic)
-    for name in joint.unused_parameters:
+    symbolic = symbolic_axis_names(case, options.static, options.symbolic_batch)
+    exported = export_case(case, symbolic, options.route, options.opset)
+    for name in exported.signature.unused_parameters:
         print(f"note: parameter '{name}' does not reach the loss: a constant of the graph, without a gradient")
-    model = export_joint_graph(joint, options.opset).model_proto
-    graph_files.strip_export_notes(model)
-    onnx.checker.check_model(model, full_check=True)
-    for comparison in check_graph(model, joint, case, symbolic):
+    for comparison in exported.comparisons:
         print(comparison)
-    write(model, joint, case, options)
+    _write(exported, options)
 
 
-def check_graph(
-    model: onnx.ModelProto, joint: JointGraph, case: TrainingCase, symbolic: list[str]
-) -> list[Comparison]:
-    """Loss and gradients against autograd at the default sizes and, where symbolic, at smaller and larger ones."""
-    results = []
-    for setting, sizes in _sizes_to_check(case, symbolic).items():
-        inputs = case.inputs(seed=5, **sizes)
-        values = loss_and_gradients(case, joint.parameters, joint.buffers, list(inputs.values()))
-        names = ["loss", *(f"{name}.grad" for name in joint.parameters)]
-        expected = {name: value.float().numpy() for name, value in zip(names, values, strict=True)}
-        got = run_in_onnxruntime(model, to_numpy({**joint.parameters, **inputs}))
-        results.append(require_match(compare_outputs(f"{case.name} {setting}", got, expected)))
-    return results
+def differentiate_file(options: argparse.Namespace) -> None:
+    """--onnx: a forward graph made by anything, differentiated by onnx-ad."""
+    import onnx_ad_route
 
-
-def write(model: onnx.ModelProto, joint: JointGraph, case: TrainingCase, options: argparse.Namespace) -> None:
-    """The graph, its inputs, and its metadata."""
-    graph_files.set_metadata(
-        model, {"autosp.loss": "loss", "autosp.route": "torch-joint-graph", "autosp.model": case.name}
-    )
-    parameters = to_numpy(joint.parameters)
-    inputs = to_numpy(case.inputs(seed=1))
-    external: frozenset[str] = frozenset()
-    if options.params == "external":
-        graph_files.parameters_to_initializers(model, parameters)
-        external = frozenset(parameters)
-    else:
-        inputs = {**parameters, **inputs}
-    written = graph_files.write_graph(model, options.output, None if options.no_inputs else inputs, external)
+    forward = onnx.load(options.onnx)
+    parameters = onnx_ad_route.choose_parameters(forward, options.train)
+    values = onnx_ad_route.take_initializers(forward, parameters)
+    if options.inputs:
+        values |= dict(np.load(options.inputs))
+    model = onnx_ad_route.differentiate(forward, options.loss, parameters)
+    graph_files.strip_export_notes(model)
+    graph_files.set_metadata(model, {"autosp.loss": options.loss, "autosp.route": ONNX_AD})
+    feeds = onnx_ad_route.random_feeds(model, values)
+    print(require_match(onnx_ad_route.check_directional_derivative(model, options.loss, parameters, feeds)))
+    written = graph_files.write_graph(model, options.output, None if options.no_inputs else feeds, frozenset())
     print(f"wrote {', '.join(map(str, written))}: {len(model.graph.node)} nodes")
 
 
-def to_numpy(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """As NumPy arrays; bfloat16, which NumPy lacks, as the float32 of the same value."""
-    return {
-        name: (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
-        for name, value in tensors.items()
-    }
+def _write(exported: ExportedGraph, options: argparse.Namespace) -> None:
+    parameters, inputs = exported.parameters(), exported.inputs()
+    external: frozenset[str] = frozenset()
+    if options.params == "external":
+        graph_files.parameters_to_initializers(exported.model, parameters)
+        external = frozenset(parameters)
+    else:
+        inputs = {**parameters, **inputs}
+    written = graph_files.write_graph(exported.model, options.output, None if options.no_inputs else inputs, external)
+    print(f"wrote {', '.join(map(str, written))}: {len(exported.model.graph.node)} nodes")
 
 
 def _case(options: argparse.Namespace) -> TrainingCase:
@@ -130,23 +135,6 @@ def _case_from_factory(specification: str) -> TrainingCase:
     return case
 
 
-def _symbolic_axis_names(options: argparse.Namespace, case: TrainingCase) -> list[str]:
-    if options.static:
-        return []
-    return [name for name in case.sizes if name != "batch" or options.symbolic_batch]
-
-
-def _sizes_to_check(case: TrainingCase, symbolic: list[str]) -> dict[str, dict[str, int]]:
-    """Setting -> changed sizes; odd lengths, a long one, and one row where the batch is symbolic."""
-    settings: dict[str, dict[str, int]] = {"default sizes": {}}
-    for name in symbolic:
-        sizes = (1, 2, 5) if name == "batch" else (13, 64, 97)
-        for size in sizes:
-            if size <= case.largest.get(name, size):
-                settings[f"{name}={size}"] = {name: size}
-    return settings
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -154,14 +142,29 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--hf", metavar="FAMILY", help=f"a known family: {known}")
     source.add_argument("--hf-config", metavar="PATH", help="any Hugging Face config.json (or its folder)")
     source.add_argument("--module", metavar="MOD:FACTORY", help="a function that returns a training_case.TrainingCase")
-    parser.add_argument("-o", "--output", type=pathlib.Path, required=True, help="the .onnx file to write")
+    source.add_argument("--onnx", metavar="PATH", help="a forward ONNX graph with a loss, to be differentiated")
+    source.add_argument("--check-families", action="store_true", help="export and check every known family; no files")
+    parser.add_argument("-o", "--output", type=pathlib.Path, help="the .onnx file to write")
+    parser.add_argument("--only", nargs="*", metavar="FAMILY", help="with --check-families: just these")
     parser.add_argument("--task", choices=list(families.MODEL_CLASSES), help="for --hf-config, when it is ambiguous")
     sizes = parser.add_argument_group("sizes (of --hf models; batch, seq and target also of --hf-config)")
     for field in dataclasses.fields(families.Dimensions):
         kind = float if field.name == "dropout" else int
         option = "--" + field.name.replace("_", "-")
         sizes.add_argument(option, type=kind, metavar="N", help=f"default {field.default}")
+    forward = parser.add_argument_group("differentiating a forward graph (--onnx)")
+    forward.add_argument("--loss", metavar="NAME", help="the output to differentiate")
+    forward.add_argument(
+        "--train",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="parameters, as names or file-name patterns over inputs and initializers (repeatable; default: the "
+        "floating-point inputs, or without any the floating-point initializers)",
+    )
+    forward.add_argument("--inputs", metavar="NPZ", help="values to check with; random ones where missing")
     form = parser.add_argument_group("form of the graph")
+    form.add_argument("--route", choices=ROUTES, default=ROUTES[0], help="what computes the gradients")
     form.add_argument("--static", action="store_true", help="fix every length (the sequence is symbolic otherwise)")
     form.add_argument("--symbolic-batch", action="store_true", help="leave the batch open as well")
     form.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="type of the parameters")

@@ -9,8 +9,9 @@ import numpy as np
 import onnx
 import onnxruntime
 
-RELATIVE_TOLERANCE = {"float32": 2e-5, "bfloat16": 6e-2}
-"""Largest difference allowed, relative to the largest entry of the same tensor."""
+RELATIVE_TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
+"""Largest difference allowed, relative to the largest entry of the same tensor. bfloat16 graphs are run in float32, so
+only their rounded constants differ."""
 
 NOISE = {"float32": 2e-7, "bfloat16": 2e-3}
 """Differences below this fraction of the largest gradient anywhere are measured against that one: some gradients are truly zero

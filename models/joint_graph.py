@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 
+import onnx
 import torch
 from torch import fx, nn
 from torch._dynamo.source import ConstantSource
@@ -28,21 +29,37 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from decompositions import decomposition_table
 from training_case import CannotConvert, TrainingCase
 
-
 UNBOUNDED = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
-class JointGraph:
-    """A traced training step. `step(parameters, buffers, inputs) -> (loss, *gradients)`, in the orders given here."""
+class Signature:
+    """What goes into the graph. Its inputs are `parameters`, then `inputs`; `constants` are baked into it."""
 
-    step: fx.GraphModule
     parameters: dict[str, torch.Tensor]
-    buffers: dict[str, torch.Tensor]
+    constants: dict[str, torch.Tensor]
     inputs: dict[str, torch.Tensor]
     symbolic_axes: dict[str, dict[int, str]]
-    largest: dict[str, int]
     unused_parameters: list[str]
+
+    def input_names(self) -> list[str]:
+        return [*self.parameters, *self.inputs]
+
+    def output_names(self) -> list[str]:
+        return ["loss", *(f"{name}.grad" for name in self.parameters)]
+
+
+def signature_of(case: TrainingCase, symbolic: list[str]) -> Signature:
+    """The graph signature of `case` with the axes named in `symbolic` left open."""
+    parameters = case.parameters()
+    constants = {
+        name.removeprefix(case.parameter_prefix): value.detach() for name, value in case.module.named_buffers()
+    }
+    unused = _parameters_without_gradient(case)
+    for name in unused:
+        constants[name] = parameters.pop(name)
+    inputs = case.inputs(seed=1, **_tracing_sizes(case, symbolic))
+    return Signature(parameters, constants, inputs, case.symbolic_axes(symbolic), unused)
 
 
 def loss_and_gradients(
@@ -59,84 +76,100 @@ def loss_and_gradients(
     return (loss.detach(), *gradients)
 
 
-def trace_joint_graph(case: TrainingCase, symbolic: list[str]) -> JointGraph:
-    """Traces `case`, with the axes named in `symbolic` left open."""
-    parameters = case.parameters()
-    buffers = {
-        name.removeprefix(case.parameter_prefix): value.detach() for name, value in case.module.named_buffers()
-    }
-    unused = _parameters_without_gradient(case)
-    for name in unused:
-        buffers[name] = parameters.pop(name)
-    axes = case.symbolic_axes(symbolic)
-    inputs = case.inputs(seed=1, **_tracing_sizes(case, symbolic))
+def export_training_step(case: TrainingCase, signature: Signature, opset: int | None) -> onnx.ModelProto:
+    """The whole training step as ONNX: outputs `loss` and `<parameter>.grad`."""
+    step = _FlatArguments(trace_training_step(case, signature), signature)
+    return _to_onnx(case, step.eval(), signature, signature.output_names(), opset)
+
+
+def export_forward(case: TrainingCase, signature: Signature, opset: int | None) -> onnx.ModelProto:
+    """Only the forward pass and the loss, with the same inputs: what the onnx-ad route differentiates."""
+    return _to_onnx(case, _ForwardOnly(case, signature), signature, ["loss"], opset)
+
+
+def trace_training_step(case: TrainingCase, signature: Signature) -> fx.GraphModule:
+    """A function (parameters, constants, inputs), each a list, to [loss, *gradients]."""
+    parameters, constants, inputs = signature.parameters, signature.constants, signature.inputs
 
     def step(
-        parameter_values: list[torch.Tensor], buffer_values: list[torch.Tensor], input_values: list[torch.Tensor]
+        parameter_values: list[torch.Tensor], constant_values: list[torch.Tensor], input_values: list[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
         return loss_and_gradients(
             case,
             dict(zip(parameters, parameter_values, strict=True)),
-            dict(zip(buffers, buffer_values, strict=True)),
+            dict(zip(constants, constant_values, strict=True)),
             input_values,
         )
 
     fake_mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     arguments = (
         [_fake(fake_mode, name, value, {}) for name, value in parameters.items()],
-        [_fake(fake_mode, name, value, {}) for name, value in buffers.items()],
-        [_fake(fake_mode, name, value, axes.get(name, {})) for name, value in inputs.items()],
+        [_fake(fake_mode, name, value, {}) for name, value in constants.items()],
+        [_fake(fake_mode, name, value, signature.symbolic_axes.get(name, {})) for name, value in inputs.items()],
     )
     with fake_mode:
-        graph = make_fx(step, decomposition_table=decomposition_table(), tracing_mode="real")(*arguments)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return JointGraph(graph, parameters, buffers, inputs, axes, dict(case.largest), unused)
+        traced = make_fx(step, decomposition_table=decomposition_table(), tracing_mode="real")(*arguments)
+    traced.graph.eliminate_dead_code()
+    traced.recompile()
+    return traced
 
 
-def export_joint_graph(joint: JointGraph, opset: int | None) -> torch.onnx.ONNXProgram:
-    """The traced step as ONNX: inputs are parameters then data, outputs `loss` and `<parameter>.grad`."""
-    arguments = (*joint.parameters.values(), *joint.inputs.values())
+def _to_onnx(
+    case: TrainingCase, module: nn.Module, signature: Signature, outputs: list[str], opset: int | None
+) -> onnx.ModelProto:
     dimensions = {
-        axis_name: torch.export.Dim(axis_name, min=2, max=joint.largest.get(axis_name, UNBOUNDED))
-        for axes in joint.symbolic_axes.values()
+        axis_name: torch.export.Dim(axis_name, min=2, max=case.largest.get(axis_name, UNBOUNDED))
+        for axes in signature.symbolic_axes.values()
         for axis_name in axes.values()
     }
     shapes = [
-        {axis: dimensions[axis_name] for axis, axis_name in joint.symbolic_axes.get(name, {}).items()} or None
-        for name in (*joint.parameters, *joint.inputs)
+        {axis: dimensions[axis_name] for axis, axis_name in signature.symbolic_axes.get(name, {}).items()} or None
+        for name in signature.input_names()
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _FlatArguments(joint).eval(),
-            arguments,
+            module,
+            (*signature.parameters.values(), *signature.inputs.values()),
             dynamo=True,
             verbose=False,
             opset_version=opset,
-            input_names=[*joint.parameters, *joint.inputs],
-            output_names=["loss", *(f"{name}.grad" for name in joint.parameters)],
+            input_names=signature.input_names(),
+            output_names=outputs,
             dynamic_shapes=(tuple(shapes),) if dimensions else None,
         )
     assert program is not None
-    return program
+    return program.model_proto
 
 
 class _FlatArguments(nn.Module):
-    """The joint graph behind a flat argument list; buffers become constants."""
+    """A traced step behind a flat argument list, its constants held as buffers."""
 
-    def __init__(self, joint: JointGraph) -> None:
+    def __init__(self, step: fx.GraphModule, signature: Signature) -> None:
         super().__init__()
-        self.step = joint.step
-        self.parameter_count = len(joint.parameters)
-        self.buffer_names = [f"buffer_{index}" for index in range(len(joint.buffers))]
-        for name, value in zip(self.buffer_names, joint.buffers.values(), strict=True):
+        self.step = step
+        self.parameter_count = len(signature.parameters)
+        self.constant_names = [f"constant_{index}" for index in range(len(signature.constants))]
+        for name, value in zip(self.constant_names, signature.constants.values(), strict=True):
             self.register_buffer(name, value)
 
     def forward(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
         parameters = list(arguments[: self.parameter_count])
-        buffers = [getattr(self, name) for name in self.buffer_names]
-        return tuple(self.step(parameters, buffers, list(arguments[self.parameter_count :])))
+        constants = [getattr(self, name) for name in self.constant_names]
+        return tuple(self.step(parameters, constants, list(arguments[self.parameter_count :])))
+
+
+class _ForwardOnly(nn.Module):
+    """The loss as a function of parameters and data."""
+
+    def __init__(self, case: TrainingCase, signature: Signature) -> None:
+        super().__init__()
+        self.module = case.module
+        self.names = [case.parameter_prefix + name for name in signature.parameters]
+
+    def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
+        parameters = dict(zip(self.names, arguments, strict=False))
+        return torch.func.functional_call(self.module, parameters, arguments[len(self.names) :], tie_weights=True)
 
 
 def _parameters_without_gradient(case: TrainingCase) -> list[str]:
@@ -167,5 +200,3 @@ def _fake(mode: FakeTensorMode, name: str, value: torch.Tensor, axes: dict[int, 
     dynamic = [DimDynamic.DUCK if axis in axes else DimDynamic.STATIC for axis in range(value.dim())]
     context = StatelessSymbolicContext(dynamic_sizes=dynamic)
     return mode.from_tensor(value, symbolic_context=context, source=ConstantSource(name))
-
-

@@ -1,0 +1,56 @@
+"""Makes dropout comparable: the same uniform draws for PyTorch and for the exported graph.
+
+PyTorch keeps an element where a draw is below the keep probability; an exported graph draws with RandomUniformLike.
+Both happen in the order of the forward pass, so PyTorch's draws are recorded and fed to a copy of the graph whose
+random nodes have become inputs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+import torch
+from onnx import helper
+from torch.utils._python_dispatch import TorchDispatchMode
+
+RANDOM_OPERATORS = ("RandomUniformLike", "RandomUniform")
+
+
+def draws_as_inputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """A copy whose random nodes are inputs, and the names of those inputs in the order of drawing."""
+    names = [node.output[0] for node in model.graph.node if node.op_type in RANDOM_OPERATORS]
+    if not names:
+        return model, []
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    kept = [node for node in copy.graph.node if node.op_type not in RANDOM_OPERATORS]
+    del copy.graph.node[:]
+    copy.graph.node.extend(kept)
+    copy.graph.input.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    return copy, names
+
+
+@contextlib.contextmanager
+def fixed_draws(seed: int) -> Iterator[list[torch.Tensor]]:
+    """Within, dropout draws from a generator of its own; yields the list of draws."""
+    mode = _FixedDraws(seed)
+    with mode:
+        yield mode.draws
+
+
+class _FixedDraws(TorchDispatchMode):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+        self.draws: list[torch.Tensor] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten.bernoulli_.float:
+            target, keep_probability = args[0], args[1]
+            draw = torch.rand(target.shape, generator=self.generator)
+            self.draws.append(draw)
+            return target.copy_(draw < keep_probability)
+        return function(*args, **(kwargs or {}))
