@@ -7,6 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 EXPORT_PYTHON=${EXPORT_PYTHON:-python3}
+ORT_TRAINING_PYTHON=${ORT_TRAINING_PYTHON:-python3}
 GRAPHS=models/graphs
 export OMP_NUM_THREADS=1
 
@@ -31,7 +32,23 @@ make_matrix() {
   done
 }
 
-ALL=(torch matrix)
+make_onnx_ad() {
+  local model
+  for model in gpt2 llama bert nano; do
+    exporter --hf "$model" --static --route onnx-ad --no-inputs -o "$GRAPHS/${model}_onnx_ad.onnx"
+  done
+}
+
+# With the weights and data of the torch group, so that all routes can be compared.
+make_ort_training() {
+  local model
+  for model in gpt2 llama bert nano; do
+    "$ORT_TRAINING_PYTHON" models/export_ort_training_graph.py --hf "$model" --weights "$GRAPHS/$model.npz" \
+      -o "$GRAPHS/${model}_ort_training.onnx"
+  done
+}
+
+ALL=(torch onnx_ad ort_training matrix)
 for group in "${@:-${ALL[@]}}"; do
   "make_$group"
 done
