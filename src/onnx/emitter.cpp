@@ -58,6 +58,7 @@ std::vector<ValueId> Emitter::emit(const Operation& operation) {
   const NodeId node =
       graph_->add_node(operation.op, operation.inputs, std::move(types), operation.attributes,
                        operation.domain, operation.results, operation.name);
+  if (!operation.origin.empty()) graph_->set_origin(node, operation.origin);
   return graph_->node(node).outputs;
 }
 
@@ -69,6 +70,21 @@ ValueId Emitter::emit(const Operation& original, const std::string& op, std::vec
                .inputs = std::move(inputs),
                .attributes = std::move(attributes),
                .results = {name}})[0];
+}
+
+ValueId Emitter::int64s(std::vector<int64_t> values) {
+  const auto [entry, fresh] = int64s_.try_emplace(values);
+  if (fresh) entry->second = constant(ir::Tensor::int64s(std::move(values)));
+  return entry->second;
+}
+
+void Emitter::reuse(ValueId constant) {
+  constexpr size_t kAxes = 16;  // longer lists are data
+  const ir::Type& type = graph_->type(constant);
+  if (type.dtype != ir::DataType::kInt64 || type.rank() != 1) return;
+  if (type.num_elements() <= static_cast<int64_t>(kAxes)) {
+    int64s_.try_emplace(graph_->constant(constant).as_int64s(), constant);
+  }
 }
 
 bool Emitter::worth_evaluating(const Operation& operation,

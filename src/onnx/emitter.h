@@ -1,6 +1,7 @@
 // Appends operations to a graph: infers their types and evaluates what is known. Private.
 #pragma once
 
+#include <map>
 #include <unordered_set>
 
 #include "onnx/operation.h"
@@ -33,9 +34,9 @@ class Emitter {
   ValueId constant(ir::Tensor tensor, std::string_view name = "") {
     return graph_->add_constant(std::move(tensor), name);
   }
-  ValueId int64s(std::vector<int64_t> values) {
-    return constant(ir::Tensor::int64s(std::move(values)));
-  }
+  // A list of integers: the model's own constant where it has an equal one.
+  ValueId int64s(std::vector<int64_t> values);
+  void reuse(ValueId constant);
 
  private:
   std::optional<std::vector<ir::Tensor>> evaluate(const Operation& operation,
@@ -44,6 +45,7 @@ class Emitter {
 
   ir::Graph* graph_;
   std::unordered_set<ValueId> parameters_;
+  std::map<std::vector<int64_t>, ValueId> int64s_;
 };
 
 // Brings an operation to normal form (see ir/graph.h) and emits it.

@@ -169,6 +169,7 @@ void Importer::add_initializer(Scope& scope, onnx::TensorProto& tensor) {
   }
   value = graph_.add_named_constant(name, to_tensor(tensor, where));
   tensor.clear_raw_data();
+  emitter_.reuse(value);
   if (ir::is_floating(type.dtype) && type.num_elements() > 1) emitter_.mark_parameter(value);
 }
 
@@ -240,6 +241,9 @@ Operation Importer::resolve(const Scope& scope, const onnx::NodeProto& node) con
     const auto declared = declared_.find(operation.results.back());
     operation.declared.push_back(declared == declared_.end() ? std::nullopt
                                                              : std::optional(declared->second));
+  }
+  for (const auto& entry : node.metadata_props()) {
+    if (entry.key() == kOriginKey) operation.origin = entry.value();
   }
   for (const auto& attribute : node.attribute()) {
     if (attribute.has_g() || attribute.graphs_size() > 0) continue;

@@ -36,13 +36,11 @@ struct SymbolicDim {
 std::vector<SymbolicDim> symbolic_dims(const std::filesystem::path& path);
 
 struct ExportOptions {
-  // Folder that external data locations are relative to in the written file; they are written as
-  // they stand in the graph.
-  bool check = true;  // run ONNX's checker on the result
+  bool check = true;  // run ONNX's checker and strict shape inference on the result
 };
 
 // Writes a model; appears under its name by rename, complete or not at all. Deterministic: the same
-// graph gives the same bytes.
+// graph gives the same bytes. Locations of external data are written as they stand in the graph.
 void export_model(const ir::Graph& graph, const std::filesystem::path& path,
                   const ExportOptions& options = {});
 

@@ -16,7 +16,8 @@ struct Operation {
   int64_t version = ir::kOpset;  // of its domain, as the model imports it
   std::vector<ValueId> inputs;
   ir::Attributes attributes;
-  std::vector<std::string> results;                 // names; "" is an absent result
+  std::vector<std::string> results;  // names; "" is an absent result
+  std::string origin{};
   std::vector<std::optional<ir::Type>> declared{};  // result types the model states, where it does
 
   bool is(std::string_view standard_op) const { return domain.empty() && op == standard_op; }

@@ -11,6 +11,9 @@
 
 namespace autosp::onnx_io {
 
+// The node property that keeps ir::Node::origin in a file.
+inline constexpr const char* kOriginKey = "autosp.origin";
+
 // Whether ir::DataType has this TensorProto.DataType.
 bool is_supported(int32_t onnx_type);
 

@@ -122,6 +122,27 @@ OpSchema along_an_axis(const char* name, const char* doc) {
       .Attr("sizes", "each member's extent along it", onnx::AttributeProto::INTS, true);
 }
 
+// ONNX Runtime's exporter puts this operator of its own into the standard domain; without a schema
+// the checker would refuse the whole model.
+OpSchema simplified_layer_normalization() {
+  const std::vector<std::string> types = OpSchema::all_float_types_ir4();
+  OpSchema schema("SimplifiedLayerNormalization", __FILE__, __LINE__);
+  schema.SetDomain("")
+      .SinceVersion(1)
+      .SetDoc("X / sqrt(mean(X^2) + epsilon) * scale over the axes from `axis` on.")
+      .Attr("axis", "the first normalised axis", onnx::AttributeProto::INT, int64_t{-1})
+      .Attr("epsilon", "added to the mean", onnx::AttributeProto::FLOAT, 1e-5F)
+      .Attr("stash_type", "of the statistics", onnx::AttributeProto::INT, int64_t{1})
+      .Input(0, "X", "operand", "T")
+      .Input(1, "scale", "per normalised entry", "V")
+      .Output(0, "Y", "result", "V")
+      .Output(1, "inv_std_var", "saved statistics", "U", OpSchema::Optional)
+      .TypeConstraint("T", types, "floats")
+      .TypeConstraint("V", types, "floats")
+      .TypeConstraint("U", types, "floats");
+  return schema;
+}
+
 void register_all() {
   auto& domains = onnx::OpSchemaRegistry::DomainToVersionRange::Instance();
   domains.AddDomainToVersion(std::string(ir::kAutospDomain), 1, 1);
@@ -132,6 +153,7 @@ void register_all() {
   onnx::RegisterSchema(
       along_an_axis("ReduceScatter", "This member's piece of the sum of the members' operands.")
           .TypeAndShapeInferenceFunction(infer_reduce_scatter));
+  onnx::RegisterSchema(simplified_layer_normalization());
   OpSchema exchange = collective("AllToAll", "An exchange of boxes: see docs/collectives.md.");
   exchange.Attr("shape", "of the result", onnx::AttributeProto::INTS, true);
   for (const char* name : {"send_begin", "send_extent", "recv_begin", "recv_extent"}) {
