@@ -1,0 +1,308 @@
+#include "transforms/spmd/localize.h"
+
+#include <algorithm>
+#include <functional>
+#include <unordered_map>
+
+#include "base/error.h"
+
+namespace autosp::transforms {
+
+using shard::Interval;
+
+namespace {
+
+// One node being bound to one rank.
+class LocalNode {
+ public:
+  LocalNode(const SpmdProgram& program, const Compute& compute, int64_t rank,
+            const std::vector<ValueId>& operands, ir::Builder& build)
+      : program_(program),
+        graph_(program.graph()),
+        compute_(compute),
+        node_(graph_.node(compute.node)),
+        rank_(rank),
+        operands_(operands),
+        build_(build) {}
+
+  const ir::Node& node() const { return node_; }
+  ir::Shape result_shape(size_t k) const {
+    return local_shape(program_.at(compute_.results[k]), program_.plan->mesh, rank_);
+  }
+
+  // The operands as the rank's node takes them: data as given, the rest as in the original.
+  std::vector<ValueId> default_operands() {
+    std::vector<ValueId> result;
+    for (size_t k = 0; k < node_.inputs.size(); ++k) {
+      if (!node_.inputs[k] || operands_[k]) {
+        result.push_back(operands_[k]);
+        continue;
+      }
+      AUTOSP_CHECK(graph_.is_constant(node_.inputs[k]),
+                   "{}: operand {} is neither data nor constant", graph_.describe(node_), k);
+      result.push_back(
+          build_.constant(graph_.constant(node_.inputs[k]), graph_.name_of(node_.inputs[k])));
+    }
+    return result;
+  }
+
+  ValueId shape_operand(const ir::Shape& shape) { return build_.int64s(shape); }
+  ir::Builder& build() { return build_; }
+
+  // The rank's index range along dimension d of operand 0 and of result 0. Only for dimensions that
+  // are one atom, as windows are; others are whole.
+  Interval operand_range(size_t d) const {
+    return range(program_.at(compute_.operands[0]), d, graph_.shape(node_.inputs[0])[d]);
+  }
+  Interval result_range(size_t d) const {
+    return range(program_.at(compute_.results[0]), d, graph_.shape(node_.outputs[0])[d]);
+  }
+  int64_t local_operand_extent(size_t d) const {
+    return local_shape(program_.at(compute_.operands[0]), program_.plan->mesh, rank_)[d];
+  }
+  int64_t local_result_extent(size_t d) const { return result_shape(0)[d]; }
+  bool operand_is_split(size_t d) const { return is_split(program_.at(compute_.operands[0]), d); }
+  bool result_is_split(size_t d) const { return is_split(program_.at(compute_.results[0]), d); }
+
+  const ir::Graph& graph() const { return graph_; }
+  // Local extents of the atoms of result 0's dimension d.
+  std::vector<Interval> result_atoms(size_t d) const {
+    return local_ranges(program_.at(compute_.results[0]), program_.plan->mesh, rank_)[d];
+  }
+
+ private:
+  Interval range(const Placed& placed, size_t d, int64_t extent) const {
+    const auto ranges = local_ranges(placed, program_.plan->mesh, rank_)[d];
+    return ranges.size() == 1 ? ranges[0] : Interval{0, extent};
+  }
+  static bool is_split(const Placed& placed, size_t d) {
+    return std::ranges::any_of(placed.layout, [d](const auto& axis) {
+      return axis.is_split() && axis.position.dim == static_cast<int>(d);
+    });
+  }
+
+  const SpmdProgram& program_;
+  const ir::Graph& graph_;
+  const Compute& compute_;
+  const ir::Node& node_;
+  int64_t rank_;
+  const std::vector<ValueId>& operands_;
+  ir::Builder& build_;
+};
+
+// What a rank's form of an operator changes: its non-data operands, its name, its attributes.
+struct LocalForm {
+  std::string op;
+  std::vector<ValueId> operands;
+  ir::Attributes attributes;
+};
+using Localizer = std::function<LocalForm(LocalNode&)>;
+
+LocalForm local_view(LocalNode& local) {
+  return {"Reshape",
+          {local.default_operands()[0], local.shape_operand(local.result_shape(0))},
+          {{"allowzero", int64_t{1}}}};
+}
+
+LocalForm local_expand(LocalNode& local) {
+  return {"Expand", {local.default_operands()[0], local.shape_operand(local.result_shape(0))}, {}};
+}
+
+LocalForm local_fill(LocalNode& local) {
+  return {"ConstantOfShape", {local.shape_operand(local.result_shape(0))}, local.node().attributes};
+}
+
+LocalForm local_tile(LocalNode& local) {
+  std::vector<int64_t> repeats;
+  for (size_t d = 0; d < local.graph().shape(local.node().outputs[0]).size(); ++d) {
+    const int64_t in = local.local_operand_extent(d);
+    repeats.push_back(in == 0 ? 1 : local.local_result_extent(d) / in);
+  }
+  return {"Tile", {local.default_operands()[0], local.shape_operand(repeats)}, {}};
+}
+
+LocalForm local_split(LocalNode& local) {
+  const size_t rank = local.graph().shape(local.node().inputs[0]).size();
+  const size_t axis = ir::normalize_axis(local.node().attributes.get_int("axis", 0), rank);
+  std::vector<int64_t> sizes;
+  for (size_t k = 0; k < local.node().outputs.size(); ++k)
+    sizes.push_back(local.result_shape(k)[axis]);
+  return {"Split",
+          {local.default_operands()[0], local.shape_operand(sizes)},
+          {{"axis", static_cast<int64_t>(axis)}}};
+}
+
+// Window bounds of the original along each axis: result index r reads operand index r + offset.
+std::vector<int64_t> slice_offsets(const LocalNode& local) {
+  const ir::Node& node = local.node();
+  const ir::Graph& graph = local.graph();
+  const ir::Shape& in = graph.shape(node.inputs[0]);
+  const auto begins = *graph.constant_ints(node.inputs[1]);
+  const auto axes = graph.constant_ints(node.input(3));
+  std::vector<int64_t> offsets(in.size(), 0);
+  for (size_t k = 0; k < begins.size(); ++k) {
+    const size_t axis = axes ? ir::normalize_axis((*axes)[k], in.size()) : k;
+    offsets[axis] =
+        std::clamp<int64_t>(begins[k] < 0 ? begins[k] + in[axis] : begins[k], 0, in[axis]);
+  }
+  return offsets;
+}
+
+bool has_steps(const LocalNode& local) {
+  const auto steps = local.graph().constant_ints(local.node().input(4));
+  return steps && std::ranges::any_of(*steps, [](int64_t step) { return step != 1; });
+}
+
+// An axis with a step is whole on every rank, so its bounds stay; the rest are rewritten.
+LocalForm local_slice(LocalNode& local) {
+  const ir::Node& node = local.node();
+  const ir::Shape& in = local.graph().shape(node.inputs[0]);
+  const ir::Shape& out = local.graph().shape(node.outputs[0]);
+  if (has_steps(local)) {
+    for (size_t d = 0; d < in.size(); ++d) {
+      AUTOSP_CHECK(!local.operand_is_split(d) || in[d] == out[d],
+                   "{}: a stepped slice and a moved window at once", local.graph().describe(node));
+    }
+    return {"Slice", local.default_operands(), node.attributes};
+  }
+  const auto offsets = slice_offsets(local);
+  std::vector<int64_t> begins;
+  std::vector<int64_t> ends;
+  std::vector<int64_t> axes;
+  for (size_t d = 0; d < in.size(); ++d) {
+    const bool cut = in[d] != out[d] || offsets[d] != 0;
+    if (!cut) continue;
+    int64_t begin = offsets[d];
+    int64_t extent = out[d];
+    if (local.result_is_split(d)) {
+      const Interval result = local.result_range(d);
+      begin = result.begin + offsets[d] - local.operand_range(d).begin;
+      extent = result.extent();
+      if (extent == 0) begin = 0;
+    }
+    begins.push_back(begin);
+    ends.push_back(begin + extent);
+    axes.push_back(static_cast<int64_t>(d));
+  }
+  if (axes.empty()) return {"Identity", {local.default_operands()[0]}, {}};
+  return {"Slice",
+          {local.default_operands()[0], local.shape_operand(begins), local.shape_operand(ends),
+           local.shape_operand(axes)},
+          {}};
+}
+
+LocalForm local_pad(LocalNode& local) {
+  const ir::Node& node = local.node();
+  auto pads = *local.graph().constant_ints(node.inputs[1]);
+  const size_t rank = pads.size() / 2;
+  for (size_t d = 0; d < rank; ++d) {
+    if (!local.result_is_split(d) || (pads[d] == 0 && pads[d + rank] == 0)) continue;
+    const Interval operand = local.operand_range(d);
+    const Interval result = local.result_range(d);
+    const int64_t before = operand.begin + pads[d] - result.begin;
+    const int64_t after = result.end - (operand.end + pads[d]);
+    const bool empty = operand.extent() == 0;
+    pads[d] = empty ? result.extent() : before;
+    pads[d + rank] = empty ? 0 : after;
+  }
+  std::vector<ValueId> operands = local.default_operands();
+  operands[1] = local.shape_operand(pads);
+  return {"Pad", std::move(operands), node.attributes};
+}
+
+// The whole range, of which the rank keeps its part: a range is cheap, its scalars may be computed.
+LocalForm local_range_op(LocalNode& local) {
+  const ir::Node& node = local.node();
+  const ValueId whole =
+      local.build().node("Range", local.default_operands(), local.graph().type(node.outputs[0]));
+  const Interval part = local.result_range(0);
+  return {"Slice",
+          {whole, local.shape_operand({part.begin}), local.shape_operand({part.end}),
+           local.shape_operand({0})},
+          {}};
+}
+
+LocalForm unchanged(LocalNode& local) {
+  return {local.node().op, local.default_operands(), local.node().attributes};
+}
+
+const Localizer& localizer_of(const ir::Node& node) {
+  static const std::unordered_map<std::string, Localizer> kTable = {
+      {"Reshape", local_view},   {"Squeeze", local_view},         {"Unsqueeze", local_view},
+      {"Flatten", local_view},   {"Expand", local_expand},        {"Tile", local_tile},
+      {"Split", local_split},    {"Slice", local_slice},          {"Pad", local_pad},
+      {"Range", local_range_op}, {"ConstantOfShape", local_fill},
+  };
+  static const Localizer kUnchanged = unchanged;
+  const auto found = node.domain.empty() ? kTable.find(node.op) : kTable.end();
+  return found == kTable.end() ? kUnchanged : found->second;
+}
+
+bool is_whole_everywhere(const SpmdProgram& program, const Compute& compute) {
+  auto whole = [&](PlacedId id) {
+    return !id || std::ranges::all_of(program.at(id).layout,
+                                      [](const auto& axis) { return !axis.is_split(); });
+  };
+  return std::ranges::all_of(compute.operands, whole) &&
+         std::ranges::all_of(compute.results, whole);
+}
+
+}  // namespace
+
+bool holds_partial(const shard::Layout& layout, const shard::Mesh& mesh, int64_t rank) {
+  const auto coordinates = mesh.coordinates(rank);
+  for (size_t k = 0; k < layout.size(); ++k) {
+    if (layout[k].is_partial() && coordinates[k] != 0) return false;
+  }
+  return true;
+}
+
+ir::Tensor local_constant(const SpmdProgram& program, PlacedId id, int64_t rank) {
+  const Placed& placed = program.at(id);
+  const ir::Tensor& whole = program.graph().constant(placed.value);
+  const auto ranges = local_ranges(placed, program.plan->mesh, rank);
+  ir::Shape by_atom;
+  std::vector<int64_t> begin;
+  ir::Shape extent;
+  ir::Shape shape;
+  for (size_t d = 0; d < ranges.size(); ++d) {
+    shape.push_back(1);
+    for (size_t a = 0; a < ranges[d].size(); ++a) {
+      by_atom.push_back(placed.atoms[d][a]);
+      begin.push_back(ranges[d][a].begin);
+      extent.push_back(ranges[d][a].extent());
+      shape.back() *= extent.back();
+    }
+  }
+  if (!holds_partial(placed.layout, program.plan->mesh, rank))
+    return ir::Tensor(ir::Type{whole.dtype(), shape});
+  if (shape == whole.shape()) return whole;
+  return whole.reshaped(by_atom).block(begin, extent).reshaped(shape);
+}
+
+std::vector<ValueId> emit_local_node(const SpmdProgram& program, const Compute& compute,
+                                     int64_t rank, const std::vector<ValueId>& operands,
+                                     const std::string& suffix, ir::Builder& build) {
+  LocalNode local(program, compute, rank, operands, build);
+  const ir::Node& node = local.node();
+  LocalForm form =
+      is_whole_everywhere(program, compute) ? unchanged(local) : localizer_of(node)(local);
+  std::vector<ir::Type> types;
+  std::vector<std::string> names;
+  for (size_t k = 0; k < node.outputs.size(); ++k) {
+    if (!node.outputs[k]) {
+      types.emplace_back();
+      names.emplace_back();
+      continue;
+    }
+    types.push_back({program.graph().type(node.outputs[k]).dtype, local.result_shape(k)});
+    names.push_back(program.graph().name_of(node.outputs[k]) + suffix);
+  }
+  const NodeId id = build.graph().add_node(std::move(form.op), std::move(form.operands),
+                                           std::move(types), std::move(form.attributes),
+                                           node.domain, std::move(names), node.name + suffix);
+  build.graph().set_origin(id, node.origin.empty() ? node.name : node.origin);
+  return build.graph().node(id).outputs;
+}
+
+}  // namespace autosp::transforms

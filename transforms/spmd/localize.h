@@ -1,0 +1,26 @@
+// Binds one instruction of an SPMD program to one rank: local shapes, local window bounds, local
+// pieces of constants.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "ir/builder.h"
+#include "transforms/spmd/program.h"
+
+namespace autosp::transforms {
+
+// The part of a placed constant that a rank holds (zeros where it is partial and the rank not
+// first).
+ir::Tensor local_constant(const SpmdProgram& program, PlacedId id, int64_t rank);
+
+// Whether the rank is the first along every axis over which the layout is partial.
+bool holds_partial(const shard::Layout& layout, const shard::Mesh& mesh, int64_t rank);
+
+// Emits the node as the rank executes it. `operands` are the local operands, invalid where the node
+// has none or they are not data. Returns its local results, named `name + suffix`.
+std::vector<ValueId> emit_local_node(const SpmdProgram& program, const Compute& compute,
+                                     int64_t rank, const std::vector<ValueId>& operands,
+                                     const std::string& suffix, ir::Builder& build);
+
+}  // namespace autosp::transforms
