@@ -242,12 +242,24 @@ class PlanMaker {
         .help("without --strict it is gathered, computed whole on every rank and sliced again");
   }
 
+  // Masks, counts and positions: gathering them costs next to nothing and is how attention works.
+  bool is_one_number_per_token(ValueId value) const {
+    for (const AtomList& atoms : plan_.analysis->dims(value)) {
+      for (AtomId atom : atoms) {
+        const ClassId c = plan_.analysis->class_of(atom);
+        if (!plan_.home.sequence.contains(c) && !plan_.home.batch.contains(c)) return false;
+      }
+    }
+    return true;
+  }
+
   int64_t gathered_bytes(NodeId id, size_t axis) const {
     int64_t bytes = 0;
     const ir::Node& node = graph_.node(id);
     for (size_t k = 0; k < node.inputs.size(); ++k) {
       const ir::Node* producer = node.inputs[k] ? graph_.producer(node.inputs[k]) : nullptr;
       if (producer == nullptr || !plan_.analysis->node(id).is_data[k]) continue;
+      if (is_one_number_per_token(node.inputs[k])) continue;
       const ir::Value& value = graph_.value(node.inputs[k]);
       const Strategy& from = plan_.axes[axis].chosen(value.producer);
       bytes += reshard_bytes(from.results[static_cast<size_t>(value.result_index)],

@@ -26,7 +26,7 @@ std::optional<Rule> softmax(const ir::Graph& graph, const ir::Node& node) {
 
 std::optional<Rule> layer_normalization(const ir::Graph& graph, const ir::Node& node) {
   Rule rule = same_shape(graph, node);
-  const ValueFactors& x = rule.results[0];
+  const ValueFactors x = rule.results[0];
   const size_t axis = ir::normalize_axis(node.attributes.get_int("axis", -1), x.size());
   const ir::Shape& shape = graph.shape(node.inputs[0]);
   for (size_t k = 1; k < node.inputs.size(); ++k) {  // scale and bias broadcast against x
