@@ -1,0 +1,118 @@
+// manifest.json of a sharded model, as plain structs. The schema, with every field's meaning, is
+// manifest.proto.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "ir/graph.h"
+
+namespace autosp::onnx_io {
+
+inline constexpr int kManifestFormat = 1;
+inline constexpr const char* kManifestFile = "manifest.json";
+
+struct ManifestDim {
+  std::string name;
+  int64_t value = 0;
+};
+
+struct ManifestAxis {
+  std::string name;
+  int64_t size = 1;
+};
+
+struct ManifestRank {
+  int64_t rank = 0;
+  std::string file;
+  std::vector<int64_t> coordinates;
+};
+
+struct ManifestSlice {
+  std::vector<int64_t> begin;
+  ir::Shape extent;
+};
+
+enum class InputRole : uint8_t { kData, kParameter };
+enum class OutputRole : uint8_t { kOther, kLoss, kGradient };
+enum class Phase : uint8_t { kForward, kBackward };
+enum class Purpose : uint8_t { kReshard, kGradient, kLoss };
+
+struct ManifestInput {
+  std::string name;
+  ir::Type type;  // global
+  InputRole role = InputRole::kData;
+  std::vector<ManifestSlice> slices;  // by rank; empty: every rank takes all of it
+};
+
+struct ManifestOutput {
+  std::string name;
+  ir::Type type;
+  OutputRole role = OutputRole::kOther;
+  std::string parameter;
+};
+
+struct ManifestCollective {
+  std::string node;
+  std::string kind;
+  std::string value;
+  std::vector<std::string> mesh_axes;
+  int64_t group_size = 1;
+  int64_t bytes_per_rank = 0;
+  Phase phase = Phase::kForward;
+  Purpose purpose = Purpose::kReshard;
+};
+
+struct ManifestTotals {
+  int64_t collectives = 0;
+  int64_t bytes_per_rank = 0;
+  int64_t forward_bytes_per_rank = 0;
+  int64_t backward_bytes_per_rank = 0;
+};
+
+struct Manifest {
+  std::string tool_version;
+  std::string model_name;
+  int64_t model_bytes = 0;
+  std::string model_fingerprint;
+  int64_t opset = 0;
+  std::vector<ManifestDim> dims;
+  std::vector<ManifestAxis> mesh;
+  std::vector<ManifestRank> ranks;
+  std::vector<ManifestInput> inputs;
+  std::vector<ManifestOutput> outputs;
+  std::vector<ManifestCollective> collectives;
+  std::vector<std::string> warnings;
+  std::string plan_hash;
+
+  // Sums over `collectives`.
+  ManifestTotals totals() const;
+};
+
+std::string_view name_of(InputRole role);
+std::string_view name_of(OutputRole role);
+std::string_view name_of(Phase phase);
+std::string_view name_of(Purpose purpose);
+
+// The JSON text; the same manifest gives the same bytes.
+std::string to_json(const Manifest& manifest);
+
+// `where` names the text in errors. Throws Error for what is not JSON, lacks or contradicts what
+// the schema asks, or has another format.
+Manifest parse_manifest(const std::string& json, const std::string& where);
+
+// Of a folder that `shard` wrote. Throws Error also when there is no manifest in it.
+Manifest read_manifest(const std::filesystem::path& folder);
+// Appears by rename.
+void write_manifest(const Manifest& manifest, const std::filesystem::path& folder);
+
+// 64-bit FNV-1a as 16 hexadecimal digits.
+std::string fingerprint(std::string_view bytes);
+
+// Fills model_name, model_bytes and model_fingerprint.
+void describe_model(const std::filesystem::path& model, Manifest& manifest);
+
+}  // namespace autosp::onnx_io
