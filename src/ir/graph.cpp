@@ -168,7 +168,7 @@ std::vector<std::vector<NodeId>> consumers(const Graph& graph) {
     for (ValueId input : graph.nodes()[n].inputs) {
       if (!input) continue;
       auto& readers = result[input.index()];
-      if (readers.empty() || readers.back() != NodeId(n)) readers.push_back(NodeId(n));
+      if (readers.empty() || readers.back() != NodeId(n)) readers.emplace_back(n);
     }
   }
   return result;
