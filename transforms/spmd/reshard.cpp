@@ -93,24 +93,40 @@ std::vector<ReshardStep> merged(const std::vector<ReshardStep>& steps) {
   return result;
 }
 
+// Mesh axes that change in one step.
+using AxisChange = std::vector<size_t>;
+
+// One change per axis, except that sequence axes whose nested cut points all move do so together:
+// between the old cut points of one and the new ones of another no layout exists.
+std::vector<AxisChange> axis_changes(const Layout& from, const Layout& to) {
+  std::vector<AxisChange> changes;
+  AxisChange moved_cuts;
+  for (size_t k = 0; k < from.size(); ++k) {
+    if (from[k] == to[k]) continue;
+    if (from[k].nested && to[k].nested)
+      moved_cuts.push_back(k);
+    else
+      changes.push_back({k});
+  }
+  if (!moved_cuts.empty()) changes.push_back(moved_cuts);
+  std::ranges::sort(changes);
+  return changes;
+}
+
 }  // namespace
 
 std::vector<ReshardStep> reshard_steps(const Layout& from, const Layout& to, const Mesh& mesh) {
-  std::vector<size_t> order;
-  for (size_t k = mesh.num_axes(); k-- > 0;) {  // innermost first: the usual best
-    if (from[k] != to[k]) order.push_back(k);
-  }
-  std::ranges::sort(order);
+  std::vector<AxisChange> order = axis_changes(from, to);
   std::optional<std::vector<ReshardStep>> best;
   int64_t best_bytes = std::numeric_limits<int64_t>::max();
   do {
     std::vector<ReshardStep> steps;
     Layout at = from;
     bool valid = true;
-    for (size_t axis : order) {
+    for (const AxisChange& axes : order) {
       Layout next = at;
-      next[axis] = to[axis];
-      steps.push_back({kind_of(at[axis], to[axis]), {axis}, at, next});
+      for (size_t axis : axes) next[axis] = to[axis];
+      steps.push_back({kind_of(at[axes[0]], to[axes[0]]), axes, at, next});
       valid = valid && is_contiguous(next, mesh);
       at = next;
     }
