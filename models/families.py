@@ -93,26 +93,180 @@ def _bert_like(config_class: str, **extra: object) -> Callable[[Dimensions], Pre
     return build
 
 
-def _gpt2(d: Dimensions) -> PretrainedConfig:
-    return transformers.GPT2Config(
-        vocab_size=d.vocab,
-        n_positions=d.positions,
-        n_embd=d.hidden,
-        n_layer=d.layers,
-        n_head=d.heads,
-        n_inner=d.inner,
-        resid_pdrop=d.dropout,
-        embd_pdrop=d.dropout,
-        attn_pdrop=d.dropout,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+def _config(config_class: str, **fields: object) -> Callable[[Dimensions], PretrainedConfig]:
+    """Configurations with spellings of their own; a callable field is computed from the dimensions."""
 
+    def build(d: Dimensions) -> PretrainedConfig:
+        evaluated = {key: value(d) if callable(value) else value for key, value in fields.items()}
+        return getattr(transformers, config_class)(**evaluated)
+
+    return build
+
+
+def _of(name: str) -> Callable[[Dimensions], object]:
+    return lambda d: getattr(d, name)
+
+
+_GPT2 = _config(
+    "GPT2Config",
+    vocab_size=_of("vocab"),
+    n_positions=_of("positions"),
+    n_embd=_of("hidden"),
+    n_layer=_of("layers"),
+    n_head=_of("heads"),
+    n_inner=_of("inner"),
+    resid_pdrop=_of("dropout"),
+    embd_pdrop=_of("dropout"),
+    attn_pdrop=_of("dropout"),
+    bos_token_id=1,
+    eos_token_id=2,
+)
+_GPT_NEOX = _config(
+    "GPTNeoXConfig",
+    vocab_size=_of("vocab"),
+    hidden_size=_of("hidden"),
+    num_hidden_layers=_of("layers"),
+    num_attention_heads=_of("heads"),
+    intermediate_size=_of("inner"),
+    max_position_embeddings=_of("positions"),
+    rotary_pct=0.5,
+    hidden_dropout=_of("dropout"),
+    attention_dropout=_of("dropout"),
+    tie_word_embeddings=False,
+)
+_OPT = _config(
+    "OPTConfig",
+    vocab_size=_of("vocab"),
+    hidden_size=_of("hidden"),
+    word_embed_proj_dim=_of("hidden"),
+    num_hidden_layers=_of("layers"),
+    num_attention_heads=_of("heads"),
+    ffn_dim=_of("inner"),
+    max_position_embeddings=_of("positions"),
+    dropout=_of("dropout"),
+    attention_dropout=_of("dropout"),
+)
+_BLOOM = _config(
+    "BloomConfig",
+    vocab_size=_of("vocab"),
+    hidden_size=_of("hidden"),
+    n_layer=_of("layers"),
+    n_head=_of("heads"),
+    hidden_dropout=_of("dropout"),
+    attention_dropout=_of("dropout"),
+)
+_FALCON = _config(
+    "FalconConfig",
+    vocab_size=_of("vocab"),
+    hidden_size=_of("hidden"),
+    num_hidden_layers=_of("layers"),
+    num_attention_heads=_of("heads"),
+    ffn_hidden_size=_of("inner"),
+    multi_query=True,
+    parallel_attn=True,
+    new_decoder_architecture=False,
+    bias=False,
+    hidden_dropout=_of("dropout"),
+    attention_dropout=_of("dropout"),
+)
+_GPT_NEO = _config(
+    "GPTNeoConfig",
+    vocab_size=_of("vocab"),
+    hidden_size=_of("hidden"),
+    num_layers=2,
+    attention_types=[[["global", "local"], 1]],
+    num_heads=_of("heads"),
+    intermediate_size=_of("inner"),
+    window_size=_of("window"),
+    max_position_embeddings=_of("positions"),
+    embed_dropout=_of("dropout"),
+    resid_dropout=_of("dropout"),
+    attention_dropout=_of("dropout"),
+)
+_DISTILBERT = _config(
+    "DistilBertConfig",
+    vocab_size=_of("vocab"),
+    dim=_of("hidden"),
+    n_layers=_of("layers"),
+    n_heads=_of("heads"),
+    hidden_dim=_of("inner"),
+    max_position_embeddings=_of("positions"),
+    dropout=_of("dropout"),
+    attention_dropout=_of("dropout"),
+)
+_T5 = _config(
+    "T5Config",
+    vocab_size=_of("vocab"),
+    d_model=_of("hidden"),
+    d_kv=lambda d: d.hidden // d.heads,
+    num_layers=_of("layers"),
+    num_decoder_layers=_of("layers"),
+    num_heads=_of("heads"),
+    d_ff=_of("inner"),
+    relative_attention_num_buckets=14,
+    relative_attention_max_distance=32,
+    dropout_rate=_of("dropout"),
+    decoder_start_token_id=0,
+)
+_BART = _config(
+    "BartConfig",
+    vocab_size=_of("vocab"),
+    d_model=_of("hidden"),
+    encoder_layers=_of("layers"),
+    decoder_layers=_of("layers"),
+    encoder_attention_heads=_of("heads"),
+    decoder_attention_heads=_of("heads"),
+    encoder_ffn_dim=_of("inner"),
+    decoder_ffn_dim=_of("inner"),
+    max_position_embeddings=_of("positions"),
+    dropout=_of("dropout"),
+    attention_dropout=_of("dropout"),
+)
+_VIT = _config(
+    "ViTConfig",
+    hidden_size=_of("hidden"),
+    num_hidden_layers=_of("layers"),
+    num_attention_heads=_of("heads"),
+    intermediate_size=_of("inner"),
+    image_size=_of("image"),
+    patch_size=_of("patch"),
+    num_labels=10,
+    hidden_dropout_prob=_of("dropout"),
+    attention_probs_dropout_prob=_of("dropout"),
+)
+_GEMMA_HEADS = {"head_dim": lambda d: d.hidden // d.heads, "tie_word_embeddings": True}
+_GEMMA2 = {
+    **_GEMMA_HEADS,
+    "sliding_window": _of("window"),
+    "query_pre_attn_scalar": 10,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 3.0,
+}
 
 FAMILIES: tuple[Family, ...] = (
-    Family("gpt2", CAUSAL, _gpt2, "learned positions, fused QKV, tied head"),
+    Family("gpt2", CAUSAL, _GPT2, "learned positions, fused QKV, tied head"),
     Family("llama", CAUSAL, _llama_like("LlamaConfig"), "RoPE, RMSNorm, SwiGLU, grouped-query attention"),
+    Family("mistral", CAUSAL, _llama_like("MistralConfig", sliding_window=_of("window")), "sliding window"),
+    Family("qwen2", CAUSAL, _llama_like("Qwen2Config"), "biased QKV projections"),
+    Family("qwen3", CAUSAL, _llama_like("Qwen3Config", head_dim=10), "normalised queries and keys, own head size"),
+    Family("gemma", CAUSAL, _llama_like("GemmaConfig", **_GEMMA_HEADS), "scaled embeddings, tied head"),
+    Family("gemma2", CAUSAL, _llama_like("Gemma2Config", **_GEMMA2), "soft caps, alternating sliding window"),
+    Family("phi3", CAUSAL, _llama_like("Phi3Config"), "QKV and gate-up projections fused"),
+    Family("olmo2", CAUSAL, _llama_like("Olmo2Config"), "norms after attention and feed-forward"),
+    Family("starcoder2", CAUSAL, _llama_like("Starcoder2Config", sliding_window=_of("window")), "LayerNorm and RoPE"),
+    Family("gpt_neox", CAUSAL, _GPT_NEOX, "partial RoPE, parallel residual"),
+    Family("gpt_neo", CAUSAL, _GPT_NEO, "local attention in every second layer"),
+    Family("opt", CAUSAL, _OPT, "learned positions from the mask, ReLU"),
+    Family("bloom", CAUSAL, _BLOOM, "ALiBi"),
+    Family("falcon", CAUSAL, _FALCON, "multi-query attention beside the feed-forward"),
     Family("bert", MASKED, _bert_like("BertConfig"), "padding mask, token types, GELU"),
+    Family("roberta", MASKED, _bert_like("RobertaConfig"), "positions counted over tokens that are not padding"),
+    Family("distilbert", MASKED, _DISTILBERT, "no token types"),
+    Family("electra", MASKED, _bert_like("ElectraConfig", embedding_size=48), "embedding narrower than the model"),
+    Family("albert", MASKED, _bert_like("AlbertConfig", embedding_size=48), "one layer's weights used by all"),
+    Family("t5", SEQ2SEQ, _T5, "encoder-decoder, relative position bias"),
+    Family("bart", SEQ2SEQ, _BART, "encoder-decoder, learned positions"),
+    Family("vit", IMAGE, _VIT, "image patches and a class token"),
 )
 
 NANO = "nano"
