@@ -1,0 +1,80 @@
+// What ranks use to talk to each other: the four collectives of docs/collectives.md.
+//
+// All ranks of a group call the same collectives in the same order, each with its own data. A
+// collective returns when this rank's result is complete and its operand may be overwritten. Sums
+// are taken in group order, so that all members hold the same bits.
+//
+// Errors end every rank, and name the collective, this rank and the others concerned:
+//   - members call different collectives, or their sizes do not fit together;
+//   - a member does not come within the time-out.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ir/type.h"
+
+namespace autosp::executor {
+
+// Which collective this is, for order checks and messages.
+struct Collective {
+  std::string node;        // the node's name
+  std::string op;          // "AllReduce", ...
+  std::vector<int> group;  // global ranks, in group order; this rank is among them
+  ir::DataType dtype = ir::DataType::kUndefined;
+};
+
+// Row-major host memory.
+struct ConstBuffer {
+  const void* data = nullptr;
+  ir::Shape shape;
+};
+struct Buffer {
+  void* data = nullptr;
+  ir::Shape shape;
+};
+
+// Elements [begin[k], begin[k] + extent[k]) along every axis k.
+struct Box {
+  std::vector<int64_t> begin;
+  std::vector<int64_t> extent;
+  int64_t num_elements() const { return ir::num_elements(extent); }
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // y = sum of the members' x; equal shapes.
+  virtual void all_reduce(const Collective& collective, const ConstBuffer& x, const Buffer& y) = 0;
+
+  // y is the members' x, concatenated along `axis`; member i has sizes[i] entries.
+  virtual void all_gather(const Collective& collective, const ConstBuffer& x, const Buffer& y,
+                          size_t axis, const std::vector<int64_t>& sizes) = 0;
+
+  // y is this member's sizes[i] entries along `axis` of the sum of the members' x.
+  virtual void reduce_scatter(const Collective& collective, const ConstBuffer& x, const Buffer& y,
+                              size_t axis, const std::vector<int64_t>& sizes) = 0;
+
+  // Box send[i] of x goes to member i; what comes from member i fills box receive[i] of y. Elements
+  // travel in row-major order.
+  virtual void all_to_all(const Collective& collective, const ConstBuffer& x, const Buffer& y,
+                          const std::vector<Box>& send, const std::vector<Box>& receive) = 0;
+};
+
+// The only rank of a world of one.
+std::unique_ptr<Communicator> make_single_rank();
+
+// Thrown in a rank because another one failed; the other's error is the one to report.
+class Interrupted : public std::exception {
+ public:
+  const char* what() const noexcept override { return "ended because another rank failed"; }
+};
+
+}  // namespace autosp::executor

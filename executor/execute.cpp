@@ -1,0 +1,199 @@
+#include "executor/execute.h"
+
+#include <algorithm>
+
+#include "executor/memory.h"
+
+namespace autosp::executor {
+
+namespace {
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+void check_feeds(const ir::Graph& graph, const Arrays& feeds) {
+  for (ValueId id : graph.inputs()) {
+    const std::string& name = graph.name_of(id);
+    const auto feed = feeds.find(name);
+    if (feed == feeds.end()) {
+      std::vector<std::string> names;
+      for (const auto& [other, tensor] : feeds) names.push_back(other);
+      const std::string near = nearest_name(name, names);
+      throw Error("input \"{}\" ({}) is not fed", name, ir::to_string(graph.type(id)))
+          .help(near.empty() ? fmt::format("add an array named \"{}\" to the feeds", name)
+                             : fmt::format("the feeds have \"{}\": is it that?", near));
+    }
+    if (feed->second.type() != graph.type(id)) {
+      throw Error("input \"{}\" is {}, but is fed {}", name, ir::to_string(graph.type(id)),
+                  ir::to_string(feed->second.type()));
+    }
+  }
+}
+
+// Bytes that member `rank` sends to others (see CollectiveRecord).
+int64_t bytes_sent(const ir::Graph& graph, const ir::Node& node, int rank) {
+  const std::vector<int64_t> group = node.attributes.get_ints("group");
+  const auto members = static_cast<int64_t>(group.size());
+  const auto me = std::ranges::find(group, rank) - group.begin();
+  const ir::Type& x = graph.type(node.inputs[0]);
+  const int64_t bytes = x.num_bytes();
+  if (node.op == "AllReduce") return 2 * bytes * (members - 1) / members;
+  if (node.op == "AllGather") return bytes * (members - 1);
+  if (node.op == "ReduceScatter") return bytes - graph.type(node.outputs[0]).num_bytes();
+  if (node.op != "AllToAll") return 0;
+  const std::vector<int64_t> extent = node.attributes.get_ints("send_extent");
+  const auto axes = static_cast<int64_t>(x.rank());
+  int64_t elements = 0;
+  for (int64_t i = 0; i < members; ++i) {
+    if (i == me) continue;
+    int64_t box = 1;
+    for (int64_t k = 0; k < axes; ++k) box *= extent[static_cast<size_t>(i * axes + k)];
+    elements += box;
+  }
+  return elements * static_cast<int64_t>(ir::element_size(x.dtype));
+}
+
+// The run of one program: where its values are, and what is live.
+class Execution {
+ public:
+  Execution(const Program& program, const Arrays& feeds, Communicator& communicator,
+            const ExecuteOptions& options)
+      : program_(program),
+        graph_(program.graph()),
+        feeds_(feeds),
+        communicator_(communicator),
+        options_(options),
+        arena_(program.memory().arena),
+        files_(options.data_folder) {}
+
+  RankResult run() {
+    check_feeds(graph_, feeds_);
+    result_.rank = communicator_.rank();
+    result_.planned = program_.memory();
+    const auto begin = Clock::now();
+    locate_values();
+    schedule_deaths();
+    for (size_t step = 0; step < graph_.nodes().size(); ++step) run_step(step);
+    collect_outputs();
+    result_.seconds = seconds_since(begin);
+    result_.arena_touched = arena_.touched_bytes();
+    return std::move(result_);
+  }
+
+ private:
+  // Every value's address. Data is never written through the pointers of operands.
+  void locate_values() {
+    addresses_.resize(graph_.values().size());
+    for (size_t k = 0; k < addresses_.size(); ++k) {
+      const Place& place = program_.place(ValueId(k));
+      switch (place.storage) {
+        case Storage::kInput:
+          addresses_[k] = feeds_.at(graph_.name_of(place.root)).bytes().data();
+          break;
+        case Storage::kConstant:
+          addresses_[k] = graph_.constant(place.root).bytes().data();
+          break;
+        case Storage::kExternal:
+          addresses_[k] = files_.data(graph_.value(place.root));
+          break;
+        case Storage::kArena:
+          addresses_[k] = place.buffer < 0 ? nullptr : arena_address(place.buffer);
+          break;
+      }
+    }
+  }
+
+  std::byte* arena_address(int buffer) const {
+    return arena_.at(program_.buffers()[static_cast<size_t>(buffer)].offset);
+  }
+
+  void schedule_deaths() {
+    births_.resize(graph_.nodes().size() + 1);
+    deaths_.resize(graph_.nodes().size() + 1);
+    for (const ArenaBuffer& buffer : program_.buffers()) {
+      births_[static_cast<size_t>(buffer.first)] += buffer.size;
+      deaths_[static_cast<size_t>(buffer.last)] += buffer.size;
+    }
+  }
+
+  void run_step(size_t step) {
+    live_ += births_[step];
+    result_.measured_peak = std::max(result_.measured_peak, live_);
+    if (!program_.is_view(step)) run_kernel(step);
+    live_ -= deaths_[step];
+  }
+
+  void run_kernel(size_t step) {
+    const ir::Node& node = graph_.nodes()[step];
+    operands_.clear();
+    results_.clear();
+    for (ValueId id : node.inputs) {
+      operands_.push_back(
+          id ? reference::Operand{graph_.type(id).dtype, &graph_.shape(id), addresses_[id.index()]}
+             : reference::Operand{});
+    }
+    for (ValueId id : node.outputs) {
+      results_.push_back(id ? reference::Result{graph_.type(id).dtype, &graph_.shape(id),
+                                                arena_address(program_.place(id).buffer)}
+                            : reference::Result{});
+    }
+    const int scratch = program_.workspace(step);
+    const KernelCall call{{node, operands_, results_},
+                          scratch < 0 ? nullptr : arena_address(scratch),
+                          &communicator_};
+    const auto begin = Clock::now();
+    try {
+      program_.kernel(step)(call);
+    } catch (Error& error) {
+      throw error.note(fmt::format("in {} on rank {}", graph_.describe(node), result_.rank));
+    }
+    record(node, begin);
+  }
+
+  void record(const ir::Node& node, Clock::time_point begin) {
+    const bool collective = node.domain == ir::kAutospDomain && node.attributes.has("group");
+    if (!collective && options_.events == nullptr) return;
+    const double duration = seconds_since(begin);
+    const int64_t bytes = collective ? bytes_sent(graph_, node, result_.rank) : 0;
+    if (collective) result_.collectives.push_back({node.name, node.op, bytes, duration});
+    if (options_.events != nullptr) {
+      const double start = std::chrono::duration<double>(begin - options_.epoch).count();
+      options_.events->push_back({node.name, node.op, result_.rank, start, duration, bytes});
+    }
+  }
+
+  // Copies, so that the arena can go.
+  void collect_outputs() {
+    for (const ir::Output& output : graph_.outputs()) {
+      const ir::Type& type = graph_.type(output.value);
+      const auto* bytes = static_cast<const std::byte*>(addresses_[output.value.index()]);
+      result_.outputs[output.name] =
+          ir::Tensor(type, {bytes, static_cast<size_t>(type.num_bytes())});
+    }
+  }
+
+  const Program& program_;
+  const ir::Graph& graph_;
+  const Arrays& feeds_;
+  Communicator& communicator_;
+  const ExecuteOptions& options_;
+  Arena arena_;
+  MappedFiles files_;
+  std::vector<const void*> addresses_;  // per value
+  std::vector<int64_t> births_;         // bytes that become live at each step
+  std::vector<int64_t> deaths_;         // bytes that are live there for the last time
+  int64_t live_ = 0;
+  std::vector<reference::Operand> operands_;  // of the step that runs
+  std::vector<reference::Result> results_;
+  RankResult result_;
+};
+
+}  // namespace
+
+RankResult execute(const Program& program, const Arrays& feeds, Communicator& communicator,
+                   const ExecuteOptions& options) {
+  return Execution(program, feeds, communicator, options).run();
+}
+
+}  // namespace autosp::executor

@@ -1,0 +1,46 @@
+#include "executor/kernel_table.h"
+
+#include "executor/kernels/rows.h"
+
+namespace autosp::executor {
+
+BoundKernel KernelTable::find(const ir::Graph& graph, const ir::Node& node) const {
+  for (const KernelRow& row : rows_) {
+    if (row.op != node.op || row.domain != node.domain) continue;
+    if (row.accepts != nullptr && !row.accepts(graph, node)) continue;
+    return {row.function, nullptr, row.workspace != nullptr ? row.workspace(graph, node) : 0};
+  }
+  return {nullptr, reference::find_kernel(node.domain, node.op), 0};
+}
+
+namespace {
+
+void append(std::vector<KernelRow>& rows, std::span<const KernelRow> more) {
+  rows.insert(rows.end(), more.begin(), more.end());
+}
+
+}  // namespace
+
+const KernelTable& cpu_kernels() {
+  static const KernelTable table("CPU", [] {
+    std::vector<KernelRow> rows;
+    append(rows, collective_rows());
+    append(rows, blas_rows());
+    append(rows, elementwise_rows());
+    append(rows, reduction_rows());
+    append(rows, movement_rows());
+    return rows;
+  }());
+  return table;
+}
+
+const KernelTable& reference_kernels() {
+  static const KernelTable table("reference", [] {
+    std::vector<KernelRow> rows;
+    append(rows, collective_rows());
+    return rows;
+  }());
+  return table;
+}
+
+}  // namespace autosp::executor

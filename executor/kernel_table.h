@@ -1,0 +1,67 @@
+// Which function computes a node: one table per device.
+//
+// A row says which operator it is for, which nodes it takes (element types, layouts), and how much
+// scratch memory it needs. Rows are tried in order; the reference kernels stand behind all of them.
+#pragma once
+
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "executor/communicator.h"
+#include "ir/graph.h"
+#include "reference/kernels.h"
+
+namespace autosp::executor {
+
+struct KernelCall {
+  reference::Call call;
+  std::byte* workspace = nullptr;        // as many bytes as the row asked for, 64-byte aligned
+  Communicator* communicator = nullptr;  // never null
+};
+
+using KernelFunction = void (*)(const KernelCall&);
+
+struct KernelRow {
+  std::string_view domain;
+  std::string_view op;
+  // Null: every node of the operator.
+  bool (*accepts)(const ir::Graph&, const ir::Node&) = nullptr;
+  KernelFunction function = nullptr;
+  // Bytes of scratch memory; null: none.
+  int64_t (*workspace)(const ir::Graph&, const ir::Node&) = nullptr;
+};
+
+// What a program runs for a node.
+struct BoundKernel {
+  KernelFunction function = nullptr;  // null: `reference`
+  reference::Kernel reference = nullptr;
+  int64_t workspace_bytes = 0;
+  explicit operator bool() const { return function != nullptr || reference != nullptr; }
+  void operator()(const KernelCall& call) const {
+    function != nullptr ? function(call) : reference(call.call);
+  }
+};
+
+class KernelTable {
+ public:
+  KernelTable(std::string_view device, std::vector<KernelRow> rows)
+      : device_(device), rows_(std::move(rows)) {}
+
+  std::string_view device() const { return device_; }
+  const std::vector<KernelRow>& rows() const { return rows_; }
+
+  // The first row that accepts the node, else the reference kernel, else nothing.
+  BoundKernel find(const ir::Graph& graph, const ir::Node& node) const;
+
+ private:
+  std::string_view device_;
+  std::vector<KernelRow> rows_;
+};
+
+// OpenBLAS and this project's CPU kernels.
+const KernelTable& cpu_kernels();
+// The reference kernels and the collectives, to compare others with.
+const KernelTable& reference_kernels();
+
+}  // namespace autosp::executor

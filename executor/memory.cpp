@@ -1,0 +1,96 @@
+#include "executor/memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <vector>
+
+namespace autosp::executor {
+
+Arena::Arena(int64_t bytes) : size_(static_cast<size_t>(std::max<int64_t>(bytes, 1))) {
+  void* base = mmap(nullptr, size_, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base == MAP_FAILED) {
+    throw Error("the {} of memory that this run needs cannot be had: {}",
+                format_bytes(static_cast<double>(bytes)), std::strerror(errno));
+  }
+  base_ = static_cast<std::byte*>(base);
+}
+
+Arena::~Arena() { munmap(base_, size_); }
+
+int64_t Arena::touched_bytes() const {
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  std::vector<unsigned char> resident((size_ + page - 1) / page);
+  if (mincore(base_, size_, resident.data()) != 0) return 0;
+  const auto pages = std::ranges::count_if(resident, [](unsigned char r) { return (r & 1U) != 0; });
+  return static_cast<int64_t>(pages) * static_cast<int64_t>(page);
+}
+
+MappedFiles::~MappedFiles() {
+  for (const auto& [location, file] : files_) {
+    munmap(const_cast<std::byte*>(file.base), file.size);  // NOLINT: mmap's own type
+  }
+}
+
+const MappedFiles::Mapping& MappedFiles::mapping(const ir::Value& value) {
+  const std::string& location = value.external.location;
+  const auto known = files_.find(location);
+  if (known != files_.end()) return known->second;
+
+  const std::filesystem::path path = folder_ / location;
+  const auto fail = [&](int code) {
+    return Error("the data of initializer \"{}\" cannot be read: {}: {}", value.name, path.string(),
+                 std::strerror(code))
+        .help("keep the external data files beside the model, or give their folder");
+  };
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) throw fail(errno);
+  struct stat status {};
+  fstat(file, &status);
+  const auto size = static_cast<size_t>(status.st_size);
+  void* base = size == 0 ? nullptr : mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file, 0);
+  const int code = size == 0 ? ENODATA : errno;
+  close(file);
+  if (base == nullptr || base == MAP_FAILED) throw fail(code);
+  return files_.emplace(location, Mapping{static_cast<const std::byte*>(base), size}).first->second;
+}
+
+const std::byte* MappedFiles::data(const ir::Value& value) {
+  const Mapping& file = mapping(value);
+  const int64_t offset = value.external.offset;
+  const int64_t bytes = value.type.num_bytes();
+  if (offset < 0 || offset + bytes > static_cast<int64_t>(file.size)) {
+    throw Error("initializer \"{}\" needs bytes {} to {} of {}, which has {}", value.name, offset,
+                offset + bytes, (folder_ / value.external.location).string(), file.size)
+        .help("the file is truncated or belongs to another model");
+  }
+  const std::byte* at = file.base + offset;
+  if (offset % static_cast<int64_t>(ir::element_size(value.type.dtype)) == 0) return at;
+  ir::Tensor& copy = copies_[value.name];
+  if (copy.dtype() == ir::DataType::kUndefined) {
+    copy = ir::Tensor(value.type, {at, static_cast<size_t>(bytes)});
+  }
+  return copy.bytes().data();
+}
+
+int64_t resident_peak() {
+  std::ifstream status("/proc/self/status");
+  std::string word;
+  while (status >> word) {
+    if (word == "VmHWM:") {
+      int64_t kibibytes = 0;
+      status >> kibibytes;
+      return kibibytes * 1024;
+    }
+  }
+  return 0;
+}
+
+}  // namespace autosp::executor

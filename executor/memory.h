@@ -1,0 +1,57 @@
+// The two kinds of memory a run works in: an arena, and files mapped read-only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <memory>
+
+#include "ir/graph.h"
+#include "ir/tensor.h"
+
+namespace autosp::executor {
+
+// Zero-filled pages, resident from first touch.
+class Arena {
+ public:
+  explicit Arena(int64_t bytes);
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  std::byte* at(int64_t offset) const { return base_ + offset; }
+  int64_t touched_bytes() const;  // resident pages
+
+ private:
+  std::byte* base_ = nullptr;
+  size_t size_ = 0;
+};
+
+// External data of a model: files are mapped when first asked for and unmapped with this object.
+class MappedFiles {
+ public:
+  explicit MappedFiles(std::filesystem::path folder) : folder_(std::move(folder)) {}
+  ~MappedFiles();
+  MappedFiles(const MappedFiles&) = delete;
+  MappedFiles& operator=(const MappedFiles&) = delete;
+
+  // The bytes of an initializer. Throws Error when the file is missing or too short.
+  const std::byte* data(const ir::Value& value);
+
+ private:
+  struct Mapping {
+    const std::byte* base = nullptr;
+    size_t size = 0;
+  };
+  const Mapping& mapping(const ir::Value& value);
+
+  std::filesystem::path folder_;
+  std::map<std::string, Mapping> files_;      // by location
+  std::map<std::string, ir::Tensor> copies_;  // of data that is not aligned for its type, by name
+};
+
+// This process's high-water mark of resident memory, in bytes.
+int64_t resident_peak();
+
+}  // namespace autosp::executor

@@ -1,0 +1,229 @@
+#include "executor/npz.h"
+
+#include <unistd.h>
+#include <zip.h>
+
+#include <charconv>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace autosp::executor {
+
+namespace {
+
+constexpr std::string_view kMagic = "\x93NUMPY";
+
+struct DescriptionRow {
+  std::string_view text;  // without the byte order
+  ir::DataType dtype;
+};
+constexpr DescriptionRow kDescriptions[] = {
+    {"f4", ir::DataType::kFloat32},  {"f8", ir::DataType::kFloat64}, {"f2", ir::DataType::kFloat16},
+    {"V2", ir::DataType::kBFloat16}, {"i8", ir::DataType::kInt64},   {"i4", ir::DataType::kInt32},
+    {"i2", ir::DataType::kInt16},    {"i1", ir::DataType::kInt8},    {"u8", ir::DataType::kUInt64},
+    {"u4", ir::DataType::kUInt32},   {"u2", ir::DataType::kUInt16},  {"u1", ir::DataType::kUInt8},
+    {"b1", ir::DataType::kBool},
+};
+
+// What follows `'key':` in the header's dictionary, or nothing.
+std::optional<std::string_view> field(std::string_view header, std::string_view key) {
+  const size_t at = header.find(fmt::format("'{}'", key));
+  if (at == std::string_view::npos) return std::nullopt;
+  size_t begin = header.find(':', at);
+  if (begin == std::string_view::npos) return std::nullopt;
+  begin = header.find_first_not_of(' ', begin + 1);
+  return begin == std::string_view::npos ? std::nullopt : std::optional(header.substr(begin));
+}
+
+ir::DataType parse_description(std::string_view text, const std::string& what) {
+  const size_t end = text.size() < 2 ? std::string_view::npos : text.find(text[0], 1);
+  if (end == std::string_view::npos || (text[0] != '\'' && text[0] != '"')) {
+    throw Error("{}: an array of records", what).help("save one plain array per name");
+  }
+  std::string_view name = text.substr(1, end - 1);
+  const char order = name.empty() ? '?' : name[0];
+  if (order == '<' || order == '|' || order == '=') name.remove_prefix(1);
+  for (const DescriptionRow& row : kDescriptions) {
+    if (row.text == name) return row.dtype;
+  }
+  throw Error("{}: element type \"{}\" is not supported", what, text.substr(1, end - 1))
+      .help("save it as float32, float64, float16, bool, or a little-endian integer");
+}
+
+ir::Shape parse_shape(std::string_view text, const std::string& what) {
+  ir::Shape shape;
+  const size_t end = text.find(')');
+  if (text.empty() || text[0] != '(' || end == std::string_view::npos) {
+    throw Error("{}: its header has no shape", what);
+  }
+  text = text.substr(1, end - 1);
+  while (true) {
+    const size_t begin = text.find_first_of("0123456789");
+    if (begin == std::string_view::npos) return shape;
+    text.remove_prefix(begin);
+    int64_t extent = 0;
+    const auto parsed = std::from_chars(text.data(), text.data() + text.size(), extent);
+    if (parsed.ec != std::errc()) throw Error("{}: its shape is out of range", what);
+    shape.push_back(extent);
+    text.remove_prefix(static_cast<size_t>(parsed.ptr - text.data()));
+  }
+}
+
+std::string header_text(const ir::Tensor& tensor) {
+  std::string_view description;
+  for (const DescriptionRow& row : kDescriptions) {
+    if (row.dtype == tensor.dtype()) description = row.text;
+  }
+  if (description.empty()) throw Error("{} cannot be written as npy", ir::name_of(tensor.dtype()));
+  const bool one_byte = ir::element_size(tensor.dtype()) == 1;
+  std::string shape;
+  for (int64_t extent : tensor.shape()) shape += fmt::format("{}, ", extent);
+  return fmt::format("{{'descr': '{}{}', 'fortran_order': False, 'shape': ({}), }}",
+                     one_byte ? "|" : "<", description, shape);
+}
+
+}  // namespace
+
+ir::Tensor parse_npy(std::span<const std::byte> bytes, const std::string& what) {
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  if (!text.starts_with(kMagic) || text.size() < 10) throw Error("{}: not a NumPy array", what);
+  const int version = text[6];
+  const size_t prefix = version == 1 ? 10 : 12;
+  uint32_t header_size = 0;
+  if (text.size() < prefix) throw Error("{}: truncated", what);
+  std::memcpy(&header_size, text.data() + 8, version == 1 ? 2 : 4);
+  if (text.size() - prefix < header_size) throw Error("{}: truncated", what);
+  const std::string_view header = text.substr(prefix, header_size);
+
+  const auto description = field(header, "descr");
+  const auto order = field(header, "fortran_order");
+  const auto shape = field(header, "shape");
+  if (!description || !order || !shape) throw Error("{}: its header is damaged", what);
+  if (order->starts_with("True")) {
+    throw Error("{}: stored in Fortran order", what).help("save numpy.ascontiguousarray(array)");
+  }
+  ir::Type type{parse_description(*description, what), parse_shape(*shape, what)};
+  // Guard the product before anything is allocated.
+  const double wanted = [&] {
+    auto total = static_cast<double>(ir::element_size(type.dtype));
+    for (int64_t extent : type.shape) total *= static_cast<double>(extent);
+    return total;
+  }();
+  const size_t have = text.size() - prefix - header_size;
+  if (wanted != static_cast<double>(have)) {
+    throw Error("{}: {} needs {:.0f} bytes, the file has {}", what, ir::to_string(type), wanted,
+                have);
+  }
+  return ir::Tensor(std::move(type), bytes.subspan(prefix + header_size));
+}
+
+std::string encode_npy(const ir::Tensor& tensor) {
+  std::string header = header_text(tensor);
+  // The data begins at a multiple of 64 bytes, and the header ends with a newline.
+  const size_t total = (10 + header.size() + 1 + 63) / 64 * 64;
+  header.append(total - 10 - header.size() - 1, ' ');
+  header += '\n';
+  std::string result(kMagic);
+  result += std::string_view("\x01\x00", 2);
+  const auto size = static_cast<uint16_t>(header.size());
+  result.append(reinterpret_cast<const char*>(&size), 2);
+  result += header;
+  const auto bytes = tensor.bytes();
+  result.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  return result;
+}
+
+namespace {
+
+struct ArchiveDiscard {
+  void operator()(zip_t* archive) const { zip_discard(archive); }
+};
+using Archive = std::unique_ptr<zip_t, ArchiveDiscard>;
+
+Archive open_archive(const std::filesystem::path& path, int flags) {
+  int code = 0;
+  Archive archive(zip_open(path.c_str(), flags, &code));
+  if (!archive) {
+    zip_error_t error;
+    zip_error_init_with_code(&error, code);
+    const std::string reason = zip_error_strerror(&error);
+    zip_error_fini(&error);
+    throw Error("{}: {}", path.string(), reason)
+        .help("feeds and outputs are .npz files, as numpy.savez writes them");
+  }
+  return archive;
+}
+
+std::vector<std::byte> read_member(zip_t* archive, zip_uint64_t index, const std::string& what) {
+  zip_stat_t status;
+  zip_stat_init(&status);
+  if (zip_stat_index(archive, index, 0, &status) != 0 || (status.valid & ZIP_STAT_SIZE) == 0) {
+    throw Error("{}: {}", what, zip_strerror(archive));
+  }
+  const std::unique_ptr<zip_file_t, int (*)(zip_file_t*)> file(zip_fopen_index(archive, index, 0),
+                                                               zip_fclose);
+  if (!file) throw Error("{}: {}", what, zip_strerror(archive));
+  std::vector<std::byte> bytes(status.size);
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const zip_int64_t count = zip_fread(file.get(), bytes.data() + done, bytes.size() - done);
+    if (count <= 0)
+      throw Error("{}: truncated or damaged ({})", what, zip_file_strerror(file.get()));
+    done += static_cast<size_t>(count);
+  }
+  return bytes;
+}
+
+}  // namespace
+
+Arrays read_npz(const std::filesystem::path& path) {
+  const Archive archive = open_archive(path, ZIP_RDONLY);
+  Arrays arrays;
+  const zip_int64_t count = zip_get_num_entries(archive.get(), 0);
+  for (zip_uint64_t k = 0; k < static_cast<zip_uint64_t>(count); ++k) {
+    std::string name = zip_get_name(archive.get(), k, 0);
+    if (name.ends_with(".npy")) name.resize(name.size() - 4);
+    const std::string what = fmt::format("{}: array \"{}\"", path.string(), name);
+    arrays[name] = parse_npy(read_member(archive.get(), k, what), what);
+  }
+  return arrays;
+}
+
+void write_npz(const std::filesystem::path& path, const Arrays& arrays, bool deflate) {
+  const std::filesystem::path part = fmt::format("{}.{}.part", path.string(), ::getpid());
+  std::filesystem::remove(part);
+  Archive archive = open_archive(part, ZIP_CREATE | ZIP_TRUNCATE);
+  std::vector<std::string> encoded;  // lives until the archive is closed
+  encoded.reserve(arrays.size());
+  for (const auto& [name, tensor] : arrays) {
+    const std::string& bytes = encoded.emplace_back(encode_npy(tensor));
+    zip_source_t* source = zip_source_buffer(archive.get(), bytes.data(), bytes.size(), 0);
+    const zip_int64_t index =
+        zip_file_add(archive.get(), (name + ".npy").c_str(), source, ZIP_FL_ENC_UTF_8);
+    if (index < 0) {
+      zip_source_free(source);
+      throw Error("{}: {}", path.string(), zip_strerror(archive.get()));
+    }
+    const auto at = static_cast<zip_uint64_t>(index);
+    zip_set_file_compression(archive.get(), at, deflate ? ZIP_CM_DEFLATE : ZIP_CM_STORE, 0);
+    zip_file_set_dostime(archive.get(), at, 0, 0x21, 0);  // 1980-01-01
+  }
+  if (zip_close(archive.get()) != 0) {
+    throw Error("{}: {}", path.string(), zip_strerror(archive.get()));
+  }
+  static_cast<void>(archive.release());  // closing has freed it
+  // libzip writes no file for an archive without members: the smallest valid one is its end record.
+  if (arrays.empty()) {
+    std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen(part.c_str(), "wb"), std::fclose);
+    constexpr char kEnd[22] = {'P', 'K', 5, 6};
+    if (!file || std::fwrite(kEnd, sizeof(kEnd), 1, file.get()) != 1) {
+      throw Error("{}: cannot be written", path.string());
+    }
+  }
+  std::filesystem::rename(part, path);
+}
+
+}  // namespace autosp::executor

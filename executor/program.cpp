@@ -1,0 +1,234 @@
+#include "executor/program.h"
+
+#include <algorithm>
+#include <array>
+#include <unordered_set>
+
+namespace autosp::executor {
+
+namespace {
+
+// The result has its operand's elements in its operand's order.
+bool is_view_operator(const ir::Node& node) {
+  static const std::unordered_set<std::string_view> kOps = {"Reshape", "Squeeze", "Unsqueeze",
+                                                            "Flatten", "Identity"};
+  return node.domain.empty() && kOps.contains(node.op);
+}
+
+// Operators whose kernels read element i of every operand before they write element i of the
+// result, and nothing else: the result may lie over any operand of its own type.
+bool is_elementwise(const ir::Node& node) {
+  static const std::unordered_set<std::string_view> kOps = {"Neg",        "Abs",
+                                                            "Sign",       "Exp",
+                                                            "Log",        "Sqrt",
+                                                            "Reciprocal", "Floor",
+                                                            "Ceil",       "Round",
+                                                            "Sin",        "Cos",
+                                                            "Tan",        "Atan",
+                                                            "Tanh",       "Erf",
+                                                            "Sigmoid",    "Softplus",
+                                                            "Softsign",   "Mish",
+                                                            "HardSwish",  "Relu",
+                                                            "Gelu",       "LeakyRelu",
+                                                            "Elu",        "Celu",
+                                                            "Selu",       "HardSigmoid",
+                                                            "Not",        "IsNaN",
+                                                            "IsInf",      "Add",
+                                                            "Sub",        "Mul",
+                                                            "Div",        "Mod",
+                                                            "Pow",        "Max",
+                                                            "Min",        "Sum",
+                                                            "Mean",       "Equal",
+                                                            "Less",       "LessOrEqual",
+                                                            "Greater",    "GreaterOrEqual",
+                                                            "And",        "Or",
+                                                            "Xor",        "Where",
+                                                            "Clip",       "PRelu"};
+  return node.domain.empty() && kOps.contains(node.op);
+}
+
+// Operators that begin by copying operand 0 into the result, and then change some of it.
+bool updates_operand_zero(const ir::Node& node) {
+  return node.is("ScatterND") || node.is("ScatterElements");
+}
+
+}  // namespace
+
+class Compiler {
+ public:
+  Compiler(std::shared_ptr<const ir::Graph> graph, const CompileOptions& options)
+      : graph_(*graph), options_(options) {
+    program_.graph_ = std::move(graph);
+  }
+
+  Program compile() {
+    choose_kernels();
+    place_sources();
+    find_last_uses();
+    for (size_t step = 0; step < graph_.nodes().size(); ++step) place_results(step);
+    program_.memory_.arena = assign_offsets(program_.buffers_);
+    measure();
+    return std::move(program_);
+  }
+
+ private:
+  void choose_kernels() {
+    const KernelTable& table = options_.kernels != nullptr ? *options_.kernels : cpu_kernels();
+    for (const ir::Node& node : graph_.nodes()) {
+      BoundKernel kernel = table.find(graph_, node);
+      if (!kernel) {
+        throw Error("{}: there is no {} kernel for operator {}{}{}", graph_.describe(node),
+                    table.device(), node.domain, node.domain.empty() ? "" : "::", node.op)
+            .note(node.inputs.empty() || !node.inputs[0]
+                      ? "it has no operands"
+                      : "its first operand is " + ir::to_string(graph_.type(node.inputs[0])));
+      }
+      program_.kernels_.push_back(kernel);
+    }
+  }
+
+  void place_sources() {
+    program_.places_.resize(graph_.values().size());
+    for (size_t k = 0; k < graph_.values().size(); ++k) {
+      const ir::Value& value = graph_.values()[k];
+      const int64_t bytes = value.type.num_bytes();
+      switch (value.kind) {
+        case ir::ValueKind::kInput:
+          program_.places_[k] = {Storage::kInput, ValueId(k), -1};
+          program_.memory_.inputs += bytes;
+          break;
+        case ir::ValueKind::kConstant:
+          program_.places_[k] = {Storage::kConstant, ValueId(k), -1};
+          program_.memory_.constants += bytes;
+          break;
+        case ir::ValueKind::kExternal:
+          program_.places_[k] = {Storage::kExternal, ValueId(k), -1};
+          program_.memory_.external += bytes;
+          break;
+        case ir::ValueKind::kResult:
+          break;
+      }
+    }
+  }
+
+  // The last step that reads each value or a view of it; views pass their readers on to what they
+  // show, so this walks the nodes backwards. Outputs are read by a step after the last.
+  void find_last_uses() {
+    const auto& nodes = graph_.nodes();
+    const int end = static_cast<int>(nodes.size());
+    last_use_.assign(graph_.values().size(), -1);
+    for (const ir::Output& output : graph_.outputs()) last_use_[output.value.index()] = end;
+    for (size_t step = nodes.size(); step-- > 0;) {
+      const ir::Node& node = nodes[step];
+      const bool view = shares_view(node);
+      for (size_t k = 0; k < node.inputs.size(); ++k) {
+        if (!node.inputs[k]) continue;
+        int& last = last_use_[node.inputs[k].index()];
+        last = std::max(last, static_cast<int>(step));
+        if (view && k == 0) last = std::max(last, last_use_[node.outputs[0].index()]);
+      }
+    }
+  }
+
+  bool shares_view(const ir::Node& node) const {
+    return options_.share_memory && is_view_operator(node);
+  }
+
+  void place_results(size_t step) {
+    const ir::Node& node = graph_.nodes()[step];
+    const bool view = shares_view(node);
+    program_.is_view_.push_back(view);
+    program_.workspaces_.push_back(-1);
+    if (view) {
+      program_.places_[node.outputs[0].index()] = program_.places_[node.inputs[0].index()];
+      return;
+    }
+    for (ValueId result : node.outputs) {
+      if (!result) continue;
+      Place& place = program_.places_[result.index()];
+      const int end = static_cast<int>(graph_.nodes().size());
+      const int last =
+          options_.share_memory ? std::max(last_use_[result.index()], static_cast<int>(step)) : end;
+      const int reused = result == node.outputs[0] ? reusable_buffer(step) : -1;
+      if (reused >= 0) {
+        place = {Storage::kArena, ValueId(), reused};
+        program_.buffers_[static_cast<size_t>(reused)].last = last;
+      } else {
+        place = {Storage::kArena, ValueId(),
+                 add_buffer(graph_.type(result).num_bytes(), static_cast<int>(step), last)};
+      }
+    }
+    const int64_t scratch = program_.kernels_[step].workspace_bytes;
+    if (scratch > 0) {
+      program_.workspaces_[step] =
+          add_buffer(scratch, static_cast<int>(step), static_cast<int>(step));
+    }
+  }
+
+  // A buffer that result 0 may take over: an operand's, read for the last time here, and of the
+  // result's type.
+  int reusable_buffer(size_t step) const {
+    const ir::Node& node = graph_.nodes()[step];
+    if (!options_.share_memory) return -1;
+    const size_t candidates = is_elementwise(node)         ? node.inputs.size()
+                              : updates_operand_zero(node) ? 1
+                                                           : 0;
+    for (size_t k = 0; k < candidates; ++k) {
+      if (!node.inputs[k] || graph_.type(node.inputs[k]) != graph_.type(node.outputs[0])) continue;
+      const Place& place = program_.places_[node.inputs[k].index()];
+      if (place.storage != Storage::kArena) continue;
+      if (program_.buffers_[static_cast<size_t>(place.buffer)].last != static_cast<int>(step)) {
+        continue;
+      }
+      if (!read_otherwise(node, k, place.buffer)) return place.buffer;
+    }
+    return -1;
+  }
+
+  // Whether another operand than k reads the buffer in another shape or order than the result's.
+  bool read_otherwise(const ir::Node& node, size_t k, int buffer) const {
+    for (size_t other = 0; other < node.inputs.size(); ++other) {
+      if (other == k || !node.inputs[other]) continue;
+      const Place& place = program_.places_[node.inputs[other].index()];
+      if (place.storage != Storage::kArena || place.buffer != buffer) continue;
+      if (!is_elementwise(node) ||
+          graph_.type(node.inputs[other]) != graph_.type(node.outputs[0])) {
+        return true;
+      }
+    }
+    return false;
+  }
+
+  int add_buffer(int64_t size, int first, int last) {
+    program_.buffers_.push_back({size, first, last, 0});
+    return static_cast<int>(program_.buffers_.size()) - 1;
+  }
+
+  void measure() {
+    const size_t steps = graph_.nodes().size();
+    std::vector<int64_t> change(steps + 2, 0);
+    for (const ArenaBuffer& buffer : program_.buffers_) {
+      change[static_cast<size_t>(buffer.first)] += buffer.size;
+      change[static_cast<size_t>(buffer.last) + 1] -= buffer.size;
+    }
+    int64_t live = 0;
+    for (size_t step = 0; step < steps; ++step) {
+      live += change[step];
+      if (live > program_.memory_.live_peak) {
+        program_.memory_.live_peak = live;
+        program_.memory_.peak_node = graph_.describe(graph_.nodes()[step]);
+      }
+    }
+  }
+
+  const ir::Graph& graph_;
+  const CompileOptions& options_;
+  Program program_;
+  std::vector<int> last_use_;  // per value: a step, the number of steps for outputs, -1 for none
+};
+
+Program compile(std::shared_ptr<const ir::Graph> graph, const CompileOptions& options) {
+  return Compiler(std::move(graph), options).compile();
+}
+
+}  // namespace autosp::executor

@@ -1,0 +1,78 @@
+// A rank graph made ready to run: the order, the kernels, and where every value lies.
+//
+// Memory is planned before the run. Results live in one arena at computed offsets; views (Reshape,
+// Squeeze, ...) share their operand's bytes, and elementwise operators write over an operand that
+// nothing reads afterwards. Inputs, constants and external data stay outside, where they are.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "executor/kernel_table.h"
+#include "ir/graph.h"
+
+namespace autosp::executor {
+
+struct CompileOptions {
+  const KernelTable* kernels = nullptr;  // null: cpu_kernels()
+  bool share_memory = true;  // false: every result has bytes of its own for the whole run
+};
+
+// All in bytes.
+struct MemoryPlan {
+  int64_t arena = 0;      // what a run allocates for results and scratch memory
+  int64_t live_peak = 0;  // the most that is live at once: the least an arena could be
+  std::string peak_node;  // where that is
+  int64_t inputs = 0;
+  int64_t constants = 0;
+  int64_t external = 0;  // mapped from files
+};
+
+// Where a value lies.
+enum class Storage : uint8_t { kInput, kConstant, kExternal, kArena };
+struct Place {
+  Storage storage = Storage::kArena;
+  ValueId root;     // of the others: the input, constant or external value whose bytes these are
+  int buffer = -1;  // of the arena
+};
+
+// A run of arena bytes, and the steps (node positions) between which it is live, both inclusive.
+struct ArenaBuffer {
+  int64_t size = 0;
+  int first = 0;
+  int last = 0;
+  int64_t offset = 0;
+};
+
+class Program {
+ public:
+  const ir::Graph& graph() const { return *graph_; }
+  const MemoryPlan& memory() const { return memory_; }
+  const Place& place(ValueId id) const { return places_[id.index()]; }
+  const std::vector<ArenaBuffer>& buffers() const { return buffers_; }
+  const BoundKernel& kernel(size_t step) const { return kernels_[step]; }
+  // True when the node at this step moves no bytes: its result is a view.
+  bool is_view(size_t step) const { return is_view_[step]; }
+  // The buffer of the step's scratch memory, or -1.
+  int workspace(size_t step) const { return workspaces_[step]; }
+
+ private:
+  friend class Compiler;
+  std::shared_ptr<const ir::Graph> graph_;
+  MemoryPlan memory_;
+  std::vector<Place> places_;  // per value
+  std::vector<ArenaBuffer> buffers_;
+  std::vector<BoundKernel> kernels_;  // per node
+  std::vector<bool> is_view_;
+  std::vector<int> workspaces_;
+};
+
+// Throws Error, naming node and operator, when there is no kernel for a node.
+Program compile(std::shared_ptr<const ir::Graph> graph, const CompileOptions& options = {});
+
+// Gives every buffer an offset, a multiple of 64, such that buffers live at the same time do not
+// overlap; returns the bytes needed.
+int64_t assign_offsets(std::vector<ArenaBuffer>& buffers);
+
+}  // namespace autosp::executor

@@ -1,0 +1,95 @@
+// Runs rank graphs: ranks as threads of this process, or this process as one rank under MPI.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "executor/npz.h"
+#include "executor/program.h"
+#include "executor/trace.h"
+
+namespace autosp::executor {
+
+struct RunOptions {
+  // Folder that external data locations are relative to.
+  std::filesystem::path data_folder;
+  // A collective that waits longer for another rank ends the run, seconds.
+  double timeout = 60;
+  // Threads of OpenBLAS per rank; 0: cores divided by the ranks on this machine, at least 1.
+  int threads_per_rank = 0;
+  bool trace = false;
+  CompileOptions compile;
+};
+
+// What one execution of one collective did.
+struct CollectiveRecord {
+  std::string node;
+  std::string op;
+  // To other ranks, for operand bytes n and P members: (P-1) n for AllGather, n without the own
+  // part for ReduceScatter and AllToAll, 2 n (P-1) / P for AllReduce.
+  int64_t bytes_sent = 0;
+  double seconds = 0;  // waiting included
+};
+
+struct RankResult {
+  int rank = 0;
+  Arrays outputs;  // by graph output name
+  MemoryPlan planned;
+  int64_t measured_peak = 0;                  // bytes: the most that was live in the arena
+  int64_t arena_touched = 0;                  // bytes of the arena that became resident
+  double seconds = 0;                         // of the run, without compiling
+  std::vector<CollectiveRecord> collectives;  // in order of execution
+};
+
+struct RunResult {
+  std::vector<RankResult> ranks;
+  int64_t resident_peak = 0;  // bytes: this process's high-water mark (VmHWM)
+  std::vector<TraceEvent> events;
+};
+
+// Runs graphs[k] with feeds[k] as rank k, all at once. One graph is a world of one rank. Throws the
+// Error of the rank that failed first; by then every rank has ended.
+RunResult run_in_threads(const std::vector<std::shared_ptr<const ir::Graph>>& graphs,
+                         const std::vector<Arrays>& feeds, const RunOptions& options = {});
+
+// MPI, from construction (MPI_Init) to destruction (MPI_Finalize). At most one per process.
+class MpiSession {
+ public:
+  MpiSession();
+  ~MpiSession();
+  MpiSession(const MpiSession&) = delete;
+  MpiSession& operator=(const MpiSession&) = delete;
+
+  int rank() const;
+  int size() const;
+  int local_ranks() const;  // on this machine
+
+  // Every rank's text, in rank order, on rank 0; nothing on the others.
+  std::vector<std::string> gather(const std::string& text) const;
+
+  // Prints `message` to stderr and ends every rank with `code`.
+  [[noreturn]] void abort(const std::string& message, int code) const;
+
+  Communicator& communicator(double timeout);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+// True in a process that mpirun has started.
+bool under_mpi();
+
+// Runs this process's rank graph. A failure of this rank, or of the others, ends all of them: the
+// message is printed once and the process exits with code 2.
+RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> graph,
+                       const Arrays& feeds, const RunOptions& options = {});
+
+// A sentence for the user when the environment forces OpenBLAS onto slower kernels than this
+// machine's.
+std::optional<std::string> openblas_notice();
+
+}  // namespace autosp::executor

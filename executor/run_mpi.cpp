@@ -1,0 +1,92 @@
+#include <fmt/format.h>
+#include <mpi.h>
+
+#include <cstdlib>
+#include <numeric>
+
+#include "executor/blas_threads.h"
+#include "executor/execute.h"
+#include "executor/memory.h"
+#include "executor/run.h"
+#include "executor/transport/mpi.h"
+
+namespace autosp::executor {
+
+struct MpiSession::State {
+  int rank = 0;
+  int size = 1;
+  int local_ranks = 1;
+  std::unique_ptr<Communicator> communicator;
+};
+
+bool under_mpi() {
+  return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMI_SIZE") != nullptr;
+}
+
+MpiSession::MpiSession() : state_(std::make_unique<State>()) {
+  int provided = 0;
+  MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
+  MPI_Comm_rank(MPI_COMM_WORLD, &state_->rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &state_->size);
+  MPI_Comm local = MPI_COMM_NULL;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local);
+  MPI_Comm_size(local, &state_->local_ranks);
+  MPI_Comm_free(&local);
+}
+
+MpiSession::~MpiSession() {
+  state_->communicator.reset();
+  MPI_Finalize();
+}
+
+int MpiSession::rank() const { return state_->rank; }
+int MpiSession::size() const { return state_->size; }
+int MpiSession::local_ranks() const { return state_->local_ranks; }
+
+std::vector<std::string> MpiSession::gather(const std::string& text) const {
+  const int length = static_cast<int>(text.size());
+  std::vector<int> lengths(static_cast<size_t>(size()));
+  MPI_Gather(&length, 1, MPI_INT, lengths.data(), 1, MPI_INT, 0, MPI_COMM_WORLD);
+  std::vector<int> begins(lengths.size(), 0);
+  std::partial_sum(lengths.begin(), lengths.end() - 1, begins.begin() + 1);
+  std::string all(static_cast<size_t>(begins.back()) + static_cast<size_t>(lengths.back()), '\0');
+  MPI_Gatherv(text.data(), length, MPI_CHAR, all.data(), lengths.data(), begins.data(), MPI_CHAR, 0,
+              MPI_COMM_WORLD);
+  std::vector<std::string> texts;
+  if (rank() != 0) return texts;
+  for (size_t k = 0; k < lengths.size(); ++k) {
+    texts.push_back(all.substr(static_cast<size_t>(begins[k]), static_cast<size_t>(lengths[k])));
+  }
+  return texts;
+}
+
+void MpiSession::abort(const std::string& message, int code) const {
+  fmt::print(stderr, "{}\n", message);
+  std::fflush(nullptr);
+  MPI_Abort(MPI_COMM_WORLD, code);
+  std::_Exit(code);
+}
+
+Communicator& MpiSession::communicator(double timeout) {
+  if (!state_->communicator) state_->communicator = make_mpi_communicator(timeout);
+  return *state_->communicator;
+}
+
+RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> graph,
+                       const Arrays& feeds, const RunOptions& options) {
+  set_blas_threads(options.threads_per_rank > 0 ? options.threads_per_rank
+                                                : default_blas_threads(session.local_ranks()));
+  RunResult result;
+  try {
+    const Program program = compile(std::move(graph), options.compile);
+    result.ranks.push_back(
+        execute(program, feeds, session.communicator(options.timeout),
+                {options.data_folder, options.trace ? &result.events : nullptr, Clock::now()}));
+  } catch (const std::exception& error) {
+    session.abort(error.what(), 2);
+  }
+  result.resident_peak = resident_peak();
+  return result;
+}
+
+}  // namespace autosp::executor

@@ -1,0 +1,60 @@
+#include "executor/trace.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <fstream>
+
+#include "base/error.h"
+
+namespace autosp::executor {
+
+namespace {
+
+std::string json_string(std::string_view text) {
+  std::string result = "\"";
+  for (char c : text) {
+    if (c == '"' || c == '\\') {
+      result += '\\';
+      result += c;
+    } else if (static_cast<unsigned char>(c) < 0x20) {
+      result += fmt::format("\\u{:04x}", c);
+    } else {
+      result += c;
+    }
+  }
+  return result + '"';
+}
+
+}  // namespace
+
+void write_trace(const std::filesystem::path& path, const std::vector<TraceEvent>& events) {
+  const std::filesystem::path part = fmt::format("{}.{}.part", path.string(), ::getpid());
+  {
+    std::ofstream file(part);
+    file << "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n";
+    int ranks = 0;
+    for (const TraceEvent& event : events) ranks = std::max(ranks, event.rank + 1);
+    for (int rank = 0; rank < ranks; ++rank) {
+      file << fmt::format(
+          "{{\"ph\": \"M\", \"name\": \"thread_name\", \"pid\": 0, \"tid\": {0}, "
+          "\"args\": {{\"name\": \"rank {0}\"}}}}{1}\n",
+          rank, rank + 1 < ranks || !events.empty() ? "," : "");
+    }
+    for (size_t k = 0; k < events.size(); ++k) {
+      const TraceEvent& event = events[k];
+      file << fmt::format(
+          "{{\"ph\": \"X\", \"name\": {}, \"cat\": {}, \"pid\": 0, \"tid\": {}, \"ts\": {:.3f}, "
+          "\"dur\": {:.3f}, \"args\": {{\"operator\": {}, \"bytes\": {}}}}}{}\n",
+          json_string(event.name), json_string(event.category), event.rank, event.start * 1e6,
+          event.duration * 1e6, json_string(event.category), event.bytes,
+          k + 1 < events.size() ? "," : "");
+    }
+    file << "]}\n";
+    if (!file) throw Error("{}: cannot be written", path.string());
+  }
+  std::filesystem::rename(part, path);
+}
+
+}  // namespace autosp::executor

@@ -1,0 +1,154 @@
+#include "executor/transport/boxes.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <vector>
+
+#include "reference/element_types.h"
+#include "reference/strided_loop.h"
+
+namespace autosp::executor {
+
+using reference::row_major_strides;
+using reference::StridedLoop;
+
+Box whole_box(const ir::Shape& shape) { return {std::vector<int64_t>(shape.size(), 0), shape}; }
+
+std::vector<Box> slabs(const ir::Shape& shape, size_t axis, const std::vector<int64_t>& sizes) {
+  std::vector<Box> result;
+  int64_t begin = 0;
+  for (int64_t size : sizes) {
+    Box& box = result.emplace_back(whole_box(shape));
+    box.begin[axis] = begin;
+    box.extent[axis] = size;
+    begin += size;
+  }
+  return result;
+}
+
+bool fits(const Box& box, const ir::Shape& shape) {
+  if (box.begin.size() != shape.size() || box.extent.size() != shape.size()) return false;
+  for (size_t k = 0; k < shape.size(); ++k) {
+    if (box.begin[k] < 0 || box.extent[k] < 0) return false;
+    if (box.begin[k] + box.extent[k] > shape[k] && box.num_elements() != 0) return false;
+  }
+  return true;
+}
+
+namespace {
+
+int64_t offset_of(const Box& box, const reference::Strides& strides) {
+  int64_t offset = 0;
+  for (size_t k = 0; k < strides.size(); ++k) offset += box.begin[k] * strides[k];
+  return offset;
+}
+
+// Copies an index space between two strided places.
+void copy_strided(size_t element_size, const ir::Shape& extents, const std::byte* from,
+                  const reference::Strides& from_strides, std::byte* to,
+                  const reference::Strides& to_strides) {
+  const StridedLoop<2> loop(extents, {from_strides, to_strides});
+  const auto [from_step, to_step] = loop.row_strides();
+  const int64_t count = loop.row_extent();
+  const auto size = static_cast<int64_t>(element_size);
+  loop.for_each_row([&](const auto& at) {
+    const std::byte* in = from + at[0] * size;
+    std::byte* out = to + at[1] * size;
+    if (from_step == 1 && to_step == 1) {
+      std::memcpy(out, in, static_cast<size_t>(count * size));
+      return;
+    }
+    // The innermost axis of a box has extent 1, so another one is walked in steps.
+    for (int64_t i = 0; i < count; ++i) {
+      std::memcpy(out + i * to_step * size, in + i * from_step * size, element_size);
+    }
+  });
+}
+
+const std::byte* box_start(size_t element_size, const void* data, const Box& box,
+                           const reference::Strides& strides) {
+  return static_cast<const std::byte*>(data) +
+         offset_of(box, strides) * static_cast<int64_t>(element_size);
+}
+
+}  // namespace
+
+void copy_box(size_t element_size, const ConstBuffer& x, const Box& from, const Buffer& y,
+              const Box& to) {
+  if (from.num_elements() == 0) return;
+  if (from.extent != to.extent) {
+    std::vector<std::byte> bytes(static_cast<size_t>(from.num_elements()) * element_size);
+    pack_box(element_size, x, from, bytes.data());
+    unpack_box(element_size, bytes.data(), y, to);
+    return;
+  }
+  const auto x_strides = row_major_strides(x.shape);
+  const auto y_strides = row_major_strides(y.shape);
+  auto* out = static_cast<std::byte*>(y.data) +
+              offset_of(to, y_strides) * static_cast<int64_t>(element_size);
+  copy_strided(element_size, from.extent, box_start(element_size, x.data, from, x_strides),
+               x_strides, out, y_strides);
+}
+
+void pack_box(size_t element_size, const ConstBuffer& x, const Box& from, std::byte* bytes) {
+  if (from.num_elements() == 0) return;
+  const auto strides = row_major_strides(x.shape);
+  copy_strided(element_size, from.extent, box_start(element_size, x.data, from, strides), strides,
+               bytes, row_major_strides(from.extent));
+}
+
+void unpack_box(size_t element_size, const std::byte* bytes, const Buffer& y, const Box& to) {
+  if (to.num_elements() == 0) return;
+  const auto strides = row_major_strides(y.shape);
+  auto* out =
+      static_cast<std::byte*>(y.data) + offset_of(to, strides) * static_cast<int64_t>(element_size);
+  copy_strided(element_size, to.extent, bytes, row_major_strides(to.extent), out, strides);
+}
+
+void sum_in_order(ir::DataType dtype, std::span<const std::byte* const> terms, int64_t count,
+                  std::byte* out) {
+  constexpr int64_t kBlock = 1024;  // partial sums stay in the first-level cache
+  reference::visit(reference::NumericTypes{}, dtype, [&]<typename T>(std::type_identity<T>) {
+    using Sum = reference::Compute<T>;
+    std::array<Sum, kBlock> sums;
+    for (int64_t begin = 0; begin < count; begin += kBlock) {
+      const int64_t size = std::min(kBlock, count - begin);
+      for (size_t k = 0; k < terms.size(); ++k) {
+        const T* term = reinterpret_cast<const T*>(terms[k]) + begin;
+        if (k == 0) {
+          for (int64_t i = 0; i < size; ++i) sums[static_cast<size_t>(i)] = term[i];
+        } else {
+          for (int64_t i = 0; i < size; ++i) {
+            Sum& sum = sums[static_cast<size_t>(i)];
+            sum = static_cast<Sum>(sum + static_cast<Sum>(term[i]));
+          }
+        }
+      }
+      T* to = reinterpret_cast<T*>(out) + begin;
+      for (int64_t i = 0; i < size; ++i) to[i] = static_cast<T>(sums[static_cast<size_t>(i)]);
+    }
+  });
+}
+
+void sum_boxes(ir::DataType dtype, std::span<const std::byte* const> terms, const ir::Shape& shape,
+               const Box& box, std::byte* out) {
+  if (box.num_elements() == 0) return;
+  const auto size = static_cast<int64_t>(ir::element_size(dtype));
+  const auto strides = row_major_strides(shape);
+  const int64_t begin = offset_of(box, strides);
+  const StridedLoop<2> loop(box.extent, {strides, row_major_strides(box.extent)});
+  const bool rows = loop.row_strides()[0] == 1 && loop.row_strides()[1] == 1;
+  std::vector<const std::byte*> at_row(terms.size());
+  const auto sum_at = [&](const std::array<int64_t, 2>& at, int64_t count) {
+    for (size_t k = 0; k < terms.size(); ++k) at_row[k] = terms[k] + (begin + at[0]) * size;
+    sum_in_order(dtype, at_row, count, out + at[1] * size);
+  };
+  if (rows) {
+    loop.for_each_row([&](const auto& at) { sum_at(at, loop.row_extent()); });
+  } else {
+    loop.for_each([&](const auto& at) { sum_at(at, 1); });
+  }
+}
+
+}  // namespace autosp::executor

@@ -1,0 +1,285 @@
+#include "executor/transport/threads.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <map>
+#include <mutex>
+#include <optional>
+
+#include "base/error.h"
+#include "executor/transport/boxes.h"
+#include "executor/transport/checked.h"
+
+namespace autosp::executor {
+
+namespace {
+
+// What a member brings to a meeting; the others read it until the meeting is over.
+struct Post {
+  const Collective* collective = nullptr;
+  const ConstBuffer* x = nullptr;
+  std::byte* y = nullptr;
+  const std::vector<Box>* send = nullptr;     // of an exchange
+  const std::vector<Box>* receive = nullptr;  // of an exchange
+};
+
+// One group's meeting place, used by one collective after the other.
+struct Meeting {
+  std::condition_variable changed;
+  std::vector<Post> posts;  // by member
+  std::vector<bool> here;
+  size_t arrived = 0;
+  uint64_t round = 0;
+};
+
+std::optional<Error> find_mismatch(const std::vector<Post>& posts) {
+  const Collective& first = *posts[0].collective;
+  for (const Post& post : posts) {
+    const Collective& other = *post.collective;
+    if (other.op != first.op || other.node != first.node || other.dtype != first.dtype) {
+      const size_t member = static_cast<size_t>(&post - posts.data());
+      return Error("ranks call different collectives: rank {} calls {}, but rank {} calls {}",
+                   first.group[0], describe(first), first.group[member], describe(other));
+    }
+    if (post.send == nullptr && post.x->shape != posts[0].x->shape) {
+      const size_t member = static_cast<size_t>(&post - posts.data());
+      return Error("{}: rank {} brings {}, but rank {} brings {}", describe(first), first.group[0],
+                   ir::to_string(posts[0].x->shape), first.group[member],
+                   ir::to_string(post.x->shape));
+    }
+  }
+  if (posts[0].send == nullptr) return std::nullopt;
+  for (size_t from = 0; from < posts.size(); ++from) {
+    for (size_t to = 0; to < posts.size(); ++to) {
+      const int64_t sent = (*posts[from].send)[to].num_elements();
+      const int64_t expected = (*posts[to].receive)[from].num_elements();
+      if (sent == expected) continue;
+      return Error("{}: rank {} sends {} elements to rank {}, which expects {}", describe(first),
+                   first.group[from], sent, first.group[to], expected);
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+struct ThreadWorld::State {
+  enum class Doing : uint8_t { kComputing, kWaiting, kFinished };
+  struct Status {
+    Doing doing = Doing::kComputing;
+    std::string collective;  // the one it waits in, or else the last it went through
+  };
+
+  State(int size, double timeout_seconds)
+      : timeout(timeout_seconds), status(static_cast<size_t>(size)) {}
+
+  Meeting& meeting(const std::vector<int>& group) {
+    std::unique_ptr<Meeting>& found = meetings[group];
+    if (!found) {
+      found = std::make_unique<Meeting>();
+      found->posts.resize(group.size());
+      found->here.assign(group.size(), false);
+    }
+    return *found;
+  }
+
+  // With the mutex held.
+  void end_all(std::exception_ptr error) {
+    if (!failure) failure = std::move(error);
+    for (const auto& [group, meeting] : meetings) meeting->changed.notify_all();
+  }
+
+  bool nobody_computes() const {
+    return std::ranges::none_of(status,
+                                [](const Status& s) { return s.doing == Doing::kComputing; });
+  }
+
+  Error stuck(const std::string& reason, int rank, const Collective& collective,
+              const Meeting& meeting) const {
+    std::vector<int> missing;
+    for (size_t i = 0; i < collective.group.size(); ++i) {
+      if (!meeting.here[i]) missing.push_back(collective.group[i]);
+    }
+    Error error("rank {} {} in {} for rank{} {}", rank, reason, describe(collective),
+                missing.size() == 1 ? "" : "s", fmt::join(missing, ", "));
+    for (int other : missing) {
+      const Status& s = status[static_cast<size_t>(other)];
+      error.note(fmt::format("rank {} {}", other,
+                             s.doing == Doing::kFinished  ? "has finished"
+                             : s.doing == Doing::kWaiting ? "waits in " + s.collective
+                             : s.collective.empty() ? "computes and has been in no collective yet"
+                                                    : "computes; it was last in " + s.collective));
+    }
+    return error.help(
+        "the ranks' graphs do not belong together, or a rank is slow: then allow it more time");
+  }
+
+  std::chrono::duration<double> timeout;
+  mutable std::mutex mutex;  // guards everything below
+  std::map<std::vector<int>, std::unique_ptr<Meeting>> meetings;
+  std::vector<Status> status;
+  std::exception_ptr failure;
+  std::vector<std::unique_ptr<Rank>> ranks;
+};
+
+class ThreadWorld::Rank final : public CheckedCommunicator {
+ public:
+  Rank(State& world, int rank) : world_(world), rank_(rank) {}
+
+  int rank() const override { return rank_; }
+  int size() const override { return static_cast<int>(world_.status.size()); }
+
+ private:
+  void exchange(const Collective& collective, const ConstBuffer& x, const Buffer& y,
+                const std::vector<Box>& send, const std::vector<Box>& receive) override {
+    const size_t me = member(collective);
+    const size_t members = collective.group.size();
+    Meeting& meeting =
+        enter(collective, {&collective, &x, static_cast<std::byte*>(y.data), &send, &receive});
+    for (size_t step = 0; step < members; ++step) {
+      const size_t from = (me + step) % members;  // not all from the same one at once
+      const Post& post = meeting.posts[from];
+      copy_box(ir::element_size(collective.dtype), *post.x, (*post.send)[me], y, receive[from]);
+    }
+    meet(meeting, members);
+  }
+
+  void reduce_boxes(const Collective& collective, const ConstBuffer& x, const Buffer& y,
+                    const std::vector<Box>& parts) override {
+    Meeting& meeting = enter(collective, {&collective, &x, static_cast<std::byte*>(y.data)});
+    sum_boxes(collective.dtype, operands(meeting), x.shape, parts[member(collective)],
+              static_cast<std::byte*>(y.data));
+    meet(meeting, collective.group.size());
+  }
+
+  // Each member sums one part for all; then everybody copies the others' parts.
+  void reduce_all(const Collective& collective, const std::byte* x, std::byte* y,
+                  int64_t count) override {
+    const size_t me = member(collective);
+    const size_t members = collective.group.size();
+    const auto size = static_cast<int64_t>(ir::element_size(collective.dtype));
+    const std::vector<int64_t> cuts = even_cuts(count, members);
+    const ConstBuffer flat{x, {count}};
+    Meeting& meeting = enter(collective, {&collective, &flat, y});
+    std::vector<const std::byte*> terms = operands(meeting);
+    for (const std::byte*& term : terms) term += cuts[me] * size;
+    sum_in_order(collective.dtype, terms, cuts[me + 1] - cuts[me], y + cuts[me] * size);
+    meet(meeting, members);
+    for (size_t step = 1; step < members; ++step) {
+      const size_t from = (me + step) % members;
+      const int64_t begin = cuts[from] * size;
+      std::copy(meeting.posts[from].y + begin, meeting.posts[from].y + cuts[from + 1] * size,
+                y + begin);
+    }
+    meet(meeting, members);
+  }
+
+  static std::vector<const std::byte*> operands(const Meeting& meeting) {
+    std::vector<const std::byte*> result;
+    for (const Post& post : meeting.posts) {
+      result.push_back(static_cast<const std::byte*>(post.x->data));
+    }
+    return result;
+  }
+
+  // Posts and waits until all members have. Throws when that cannot be.
+  Meeting& enter(const Collective& collective, const Post& post) {
+    std::unique_lock lock(world_.mutex);
+    if (world_.failure) throw Interrupted();
+    Meeting& meeting = world_.meeting(collective.group);
+    const size_t me = member(collective);
+    meeting.posts[me] = post;
+    meeting.here[me] = true;
+    State::Status& status = world_.status[static_cast<size_t>(rank_)];
+    status.collective = describe(collective);
+    if (++meeting.arrived == collective.group.size()) {
+      if (auto error = find_mismatch(meeting.posts)) end(*error);
+      for (int other : collective.group) {
+        world_.status[static_cast<size_t>(other)].doing = State::Doing::kComputing;
+      }
+      open(meeting);
+      return meeting;
+    }
+    status.doing = State::Doing::kWaiting;
+    if (world_.nobody_computes()) {
+      end(world_.stuck("waits in vain", rank_, collective, meeting));
+    }
+    const uint64_t round = meeting.round;
+    const bool in_time = meeting.changed.wait_for(
+        lock, world_.timeout, [&] { return meeting.round != round || world_.failure; });
+    if (meeting.round != round) return meeting;
+    if (!in_time) {
+      end(world_.stuck(fmt::format("has waited {:.4g} s", world_.timeout.count()), rank_,
+                       collective, meeting));
+    }
+    throw Interrupted();
+  }
+
+  // Waits until all members have come this far; they all will.
+  void meet(Meeting& meeting, size_t members) {
+    std::unique_lock lock(world_.mutex);
+    if (++meeting.arrived == members) return open(meeting);
+    const uint64_t round = meeting.round;
+    meeting.changed.wait(lock, [&] { return meeting.round != round; });
+  }
+
+  static void open(Meeting& meeting) {
+    meeting.arrived = 0;
+    meeting.here.assign(meeting.here.size(), false);
+    ++meeting.round;
+    meeting.changed.notify_all();
+  }
+
+  // With the mutex held.
+  [[noreturn]] void end(const Error& error) {
+    world_.end_all(std::make_exception_ptr(error));
+    throw error;
+  }
+
+  State& world_;
+  int rank_;
+};
+
+ThreadWorld::ThreadWorld(int size, double timeout_seconds)
+    : state_(std::make_unique<State>(size, timeout_seconds)) {
+  for (int rank = 0; rank < size; ++rank) {
+    state_->ranks.push_back(std::make_unique<Rank>(*state_, rank));
+  }
+}
+
+ThreadWorld::~ThreadWorld() = default;
+
+Communicator& ThreadWorld::rank(int rank) { return *state_->ranks[static_cast<size_t>(rank)]; }
+
+void ThreadWorld::finish(int rank) {
+  const std::lock_guard lock(state_->mutex);
+  state_->status[static_cast<size_t>(rank)].doing = State::Doing::kFinished;
+  if (state_->failure || !state_->nobody_computes()) return;
+  // Whoever still waits, waits in vain.
+  for (const auto& [group, meeting] : state_->meetings) {
+    for (size_t i = 0; i < group.size(); ++i) {
+      const bool waits =
+          state_->status[static_cast<size_t>(group[i])].doing == State::Doing::kWaiting;
+      if (!waits || !meeting->here[i]) continue;
+      state_->end_all(std::make_exception_ptr(
+          state_->stuck("waits in vain", group[i], *meeting->posts[i].collective, *meeting)));
+      return;
+    }
+  }
+}
+
+void ThreadWorld::fail(int rank, std::exception_ptr error) {
+  const std::lock_guard lock(state_->mutex);
+  state_->status[static_cast<size_t>(rank)].doing = State::Doing::kFinished;
+  state_->end_all(std::move(error));
+}
+
+std::exception_ptr ThreadWorld::failure() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->failure;
+}
+
+}  // namespace autosp::executor

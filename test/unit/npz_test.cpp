@@ -1,0 +1,118 @@
+#include "executor/npz.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+namespace autosp::executor {
+namespace {
+
+using ir::DataType;
+using ir::Tensor;
+
+class NpzTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = std::filesystem::path(testing::TempDir()) /
+              ("npz_" + std::to_string(::getpid()) +
+               testing::UnitTest::GetInstance()->current_test_info()->name());
+    std::filesystem::create_directories(folder_);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  std::filesystem::path folder_;
+};
+
+Arrays one_of_each_type() {
+  Arrays arrays;
+  for (DataType dtype :
+       {DataType::kFloat32, DataType::kFloat64, DataType::kFloat16, DataType::kBFloat16,
+        DataType::kInt64, DataType::kInt32, DataType::kInt16, DataType::kInt8, DataType::kUInt64,
+        DataType::kUInt32, DataType::kUInt16, DataType::kUInt8, DataType::kBool}) {
+    arrays[std::string(ir::name_of(dtype))] = Tensor::filled({dtype, {2, 3}}, 1);
+  }
+  arrays["scalar"] = Tensor::scalar(DataType::kFloat32, 2.5);
+  arrays["empty"] = Tensor({DataType::kFloat32, {0, 4}});
+  arrays["layer.0/weight.grad"] = Tensor::int64s({1, 2, 3});
+  return arrays;
+}
+
+TEST_F(NpzTest, WhatIsWrittenIsReadBack) {
+  for (bool deflate : {false, true}) {
+    const Arrays arrays = one_of_each_type();
+    write_npz(folder_ / "a.npz", arrays, deflate);
+    const Arrays back = read_npz(folder_ / "a.npz");
+    ASSERT_EQ(back.size(), arrays.size());
+    for (const auto& [name, tensor] : arrays) {
+      ASSERT_TRUE(back.contains(name)) << name;
+      EXPECT_TRUE(back.at(name).identical(tensor)) << name;
+    }
+  }
+}
+
+TEST_F(NpzTest, TheSameArraysGiveTheSameBytes) {
+  const auto bytes = [&](const char* name) {
+    write_npz(folder_ / name, one_of_each_type());
+    std::ifstream file(folder_ / name, std::ios::binary);
+    return std::string(std::istreambuf_iterator<char>(file), {});
+  };
+  EXPECT_EQ(bytes("a.npz"), bytes("b.npz"));
+}
+
+TEST_F(NpzTest, NoArraysAreAValidFile) {
+  write_npz(folder_ / "none.npz", {});
+  EXPECT_TRUE(read_npz(folder_ / "none.npz").empty());
+}
+
+TEST_F(NpzTest, AFileThatIsNoArchiveIsAnError) {
+  std::ofstream(folder_ / "a.npz") << "hello";
+  EXPECT_THROW(read_npz(folder_ / "a.npz"), Error);
+  EXPECT_THROW(read_npz(folder_ / "missing.npz"), Error);
+}
+
+// A version 1 array with this header dictionary, then `data`.
+std::vector<std::byte> npy(const std::string& header, const std::string& data) {
+  std::string text = "\x93NUMPY";
+  text += std::string("\x01\x00", 2);
+  text += static_cast<char>(header.size());
+  text += '\0';
+  text += header + data;
+  const auto bytes = std::as_bytes(std::span(text));
+  return {bytes.begin(), bytes.end()};
+}
+
+std::string error_of(const std::string& header, const std::string& data) {
+  try {
+    parse_npy(npy(header, data), "x.npz: array \"a\"");
+    return "no error";
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+TEST(Npy, HeadersOfOtherWriters) {
+  const Tensor tensor = parse_npy(
+      npy("{\"descr\": \"<i4\", \"fortran_order\": False, \"shape\": (2,)}", "12345678"), "a");
+  EXPECT_EQ(tensor.dtype(), DataType::kInt32);
+}
+
+TEST(Npy, WhatCannotBeReadIsNamed) {
+  using testing::HasSubstr;
+  EXPECT_THAT(error_of("{'descr': '<f4', 'fortran_order': True, 'shape': (1,)}", "1234"),
+              HasSubstr("Fortran"));
+  EXPECT_THAT(error_of("{'descr': '>f4', 'fortran_order': False, 'shape': (1,)}", "1234"),
+              HasSubstr(">f4"));
+  EXPECT_THAT(error_of("{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}", "1234"),
+              HasSubstr("needs 8 bytes, the file has 4"));
+  EXPECT_THAT(error_of("{'descr': '<f4', 'fortran_order': False, 'shape': "
+                       "(9000000000000000000, 9000000000000000000)}",
+                       "1234"),
+              HasSubstr("needs"));
+  EXPECT_THAT(error_of("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}", "1234"),
+              HasSubstr("records"));
+  EXPECT_THAT(error_of("nonsense", ""), HasSubstr("damaged"));
+}
+
+}  // namespace
+}  // namespace autosp::executor
