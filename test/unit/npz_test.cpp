@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
 #include <fstream>
 
 namespace autosp::executor {
@@ -93,7 +95,7 @@ std::string error_of(const std::string& header, const std::string& data) {
 
 TEST(Npy, HeadersOfOtherWriters) {
   const Tensor tensor = parse_npy(
-      npy("{\"descr\": \"<i4\", \"fortran_order\": False, \"shape\": (2,)}", "12345678"), "a");
+      npy("{'descr': '<i4', 'fortran_order': False, 'shape': (2,)}  \n", "12345678"), "a");
   EXPECT_EQ(tensor.dtype(), DataType::kInt32);
 }
 
