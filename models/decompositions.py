@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,7 @@ def decomposition_table() -> dict[object, Callable[..., object]]:
     table = dict(torch._decomp.core_aten_decompositions())
     table[aten.empty_permuted.default] = _empty_permuted
     table[aten.native_layer_norm.default] = _layer_norm_in_float32
+    table[aten.convolution_backward.default] = _convolution_backward
     return table
 
 
@@ -37,3 +39,87 @@ def _empty_permuted(size: list[int], physical_layout: list[int], **options: obje
     """Memory layout has no meaning in ONNX."""
     kept = {key: value for key, value in options.items() if key in ("dtype", "device")}
     return torch.empty(size, **kept)
+
+
+def _convolution_backward(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias_sizes: list[int] | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+    output_mask: list[bool],
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """The backward of a convolution in terms of operators that ONNX has.
+
+        d input  = the transposed convolution of the gradient
+        d weight = for each tap of the kernel, the gradient times the inputs that this tap saw
+        d bias   = the gradient summed over all but its channels
+
+    `x` is [batch, channels, *spatial]; one or two spatial axes are what transformers use (patches, causal
+    convolutions). Transposed convolutions are left alone, and then refused by the exporter.
+    """
+    if transposed:
+        return NotImplemented
+    spatial = x.dim() - 2
+    stride, padding, dilation = (
+        list(sizes) * spatial if len(sizes) == 1 else list(sizes) for sizes in (stride, padding, dilation)
+    )
+    grad_input = grad_weight = grad_bias = None
+    if output_mask[0]:
+        reached = [
+            (gradient.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1
+            for i in range(spatial)
+        ]
+        unreached = [x.shape[2 + i] - reached[i] for i in range(spatial)]
+        grad_input = aten.convolution.default(
+            gradient, weight, None, stride, padding, dilation, True, unreached, groups
+        )
+    if output_mask[1]:
+        grad_weight = _convolution_weight_gradient(gradient, x, weight, stride, padding, dilation, groups)
+    if output_mask[2]:
+        grad_bias = gradient.sum([0, *range(2, x.dim())])
+    return grad_input, grad_weight, grad_bias
+
+
+def _convolution_weight_gradient(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> torch.Tensor:
+    """By taps; at once where the kernel's windows lie side by side, as a vision model's patches do."""
+    if any(padding):
+        x = aten.constant_pad_nd.default(x, [size for size in reversed(padding) for _ in range(2)], 0.0)
+    batch, out_channels = gradient.shape[0], weight.shape[0]
+    kernel, windows = list(weight.shape[2:]), list(gradient.shape[2:])
+    by_group = gradient.reshape(batch, groups, out_channels // groups, -1)
+    if kernel == stride and all(size == 1 for size in dilation):
+        seen = _patches(x, kernel, windows).reshape(batch, groups, -1, by_group.shape[-1])
+        return (by_group @ seen.transpose(-1, -2)).sum(0).reshape(weight.shape)
+    taps = []
+    for tap in itertools.product(*(range(size) for size in kernel)):
+        seen = x
+        for i, offset in enumerate(tap):
+            start = offset * dilation[i]
+            seen = aten.slice.Tensor(seen, 2 + i, start, start + (windows[i] - 1) * stride[i] + 1, stride[i])
+        seen = seen.reshape(batch, groups, weight.shape[1], -1)
+        taps.append((by_group @ seen.transpose(-1, -2)).sum(0))
+    return torch.stack(taps, dim=-1).reshape(weight.shape)
+
+
+def _patches(x: torch.Tensor, kernel: list[int], windows: list[int]) -> torch.Tensor:
+    """[batch, channels, *(windows * kernel)] -> [batch, channels, *kernel, *windows]."""
+    spatial = len(kernel)
+    for i in range(spatial):
+        x = aten.slice.Tensor(x, 2 + i, 0, windows[i] * kernel[i])
+    split = [size for pair in zip(windows, kernel, strict=True) for size in pair]
+    x = x.reshape(*x.shape[:2], *split)
+    return x.permute(0, 1, *range(3, 3 + 2 * spatial, 2), *range(2, 2 + 2 * spatial, 2))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+import traceback
 
 import numpy as np
 import onnx
 import torch
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 import graph_files
 from gradient_check import Comparison, compare_outputs, require_match, run_in_onnxruntime
@@ -44,8 +47,11 @@ def export_case(case: TrainingCase, symbolic: list[str], route: str = JOINT, ops
             model = _differentiated_forward(case, signature, opset)
         else:
             model = export_training_step(case, signature, opset)
+    except GuardOnDataDependentSymNode as error:
+        where = _innermost_model_frame(error)
+        raise CannotConvert(f"{case.name}: a Python branch depends on the data ({where}): {_reason(error)}") from error
     except (torch.onnx.errors.OnnxExporterError, NotImplementedError) as error:
-        raise CannotConvert(f"{case.name}: {_last_line(error)}") from error
+        raise CannotConvert(f"{case.name}: {_reason(error)}") from error
     graph_files.strip_export_notes(model)
     onnx.checker.check_model(model, full_check=True)
     graph_files.set_metadata(model, {"autosp.loss": "loss", "autosp.route": route, "autosp.model": case.name})
@@ -111,7 +117,17 @@ def _sizes_to_check(case: TrainingCase, symbolic: list[str]) -> dict[str, dict[s
     return settings
 
 
-def _last_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """The sentence of an exporter's error that names what it stopped at."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if "No ONNX function found" in line or "<class" in line]
-    return (named or lines or [type(error).__name__])[-1]
+    for mark in ("No ONNX function found", "when translating node", "Could not guard"):
+        for line in lines:
+            if mark in line:
+                return line
+    return lines[-1] if lines else type(error).__name__
+
+
+def _innermost_model_frame(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/torch/" not in frame.filename]
+    return f"{pathlib.Path(own[-1].filename).name} line {own[-1].lineno}"

@@ -136,6 +136,7 @@ _GPT_NEOX = _config(
 )
 _OPT = _config(
     "OPTConfig",
+    layerdrop=0.0,
     vocab_size=_of("vocab"),
     hidden_size=_of("hidden"),
     word_embed_proj_dim=_of("hidden"),
@@ -216,6 +217,8 @@ _BART = _config(
     decoder_layers=_of("layers"),
     encoder_attention_heads=_of("heads"),
     decoder_attention_heads=_of("heads"),
+    encoder_layerdrop=0.0,
+    decoder_layerdrop=0.0,
     encoder_ffn_dim=_of("inner"),
     decoder_ffn_dim=_of("inner"),
     max_position_embeddings=_of("positions"),
@@ -334,6 +337,7 @@ def _case(
 ) -> TrainingCase:
     jitter_parameters(model)
     model = model.to(dtype).train()
+    _never_skip_layers(model)
     lengths = {"batch": d.batch, "seq": d.seq}
     padding = getattr(config, "pad_token_id", None) or 0
     if task == CAUSAL:
@@ -354,6 +358,24 @@ def _case(
     return TrainingCase(
         name, loss.train(), make_inputs, lengths, _largest_lengths(config), parameter_prefix=tasks.MODEL_PREFIX
     )
+
+
+def _never_skip_layers(model: nn.Module) -> None:
+    """Takes the coin out of layer drop: even at probability zero, Hugging Face branches on a random tensor."""
+    for module in model.modules():
+        probability = getattr(module, "layerdrop", None)
+        if probability is None:
+            continue
+        if probability > 0:
+            raise CannotConvert(f"layer drop of {probability}: a graph cannot skip layers at random; set it to 0")
+        module.layerdrop = _NeverReached()
+
+
+class _NeverReached:
+    """A threshold that no random number is below."""
+
+    def __gt__(self, random_number: object) -> bool:
+        return False
 
 
 def _largest_lengths(config: PretrainedConfig) -> dict[str, int]:
