@@ -48,7 +48,12 @@ make_ort_training() {
   done
 }
 
-ALL=(torch onnx_ad ort_training matrix)
+# One idea each that is easy to shard wrongly; all lengths collide.
+make_adversarial() {
+  "$EXPORT_PYTHON" models/make_adversarial_graphs.py "$GRAPHS/adversarial"
+}
+
+ALL=(torch onnx_ad ort_training matrix adversarial)
 for group in "${@:-${ALL[@]}}"; do
   "make_$group"
 done
