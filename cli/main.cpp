@@ -1,1 +1,72 @@
-int main(){}
+#include <cstdio>
+#include <new>
+
+#include "base/error.h"
+#include "command.h"
+
+namespace {
+
+using namespace autosp;
+
+constexpr const char* kDescription =
+    "Splits ONNX training graphs (forward, loss and backward in one graph) along the sequence "
+    "over\n"
+    "several ranks, runs the ranks, and checks that loss and every gradient are unchanged.";
+
+constexpr const char* kExamples = R"(
+Start with these:
+  autosp-onnx inspect model.onnx --dim seq=4096        what the model is and how far it can be split
+  autosp-onnx shard model.onnx --dim seq=4096 --sp 4 -o out
+  autosp-onnx validate model.onnx out                  compares loss and gradients with the whole model
+  autosp-onnx run out --feed inputs.npz --output results.npz
+
+'autosp-onnx COMMAND --help' explains a command.
+Exit codes: 0 success, 1 results differ (validate), 2 an error you can mend, 70 a bug of this program.)";
+
+int parse(CLI::App& app, int argc, char** argv, const cli::Action& action) {
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& request) {  // --help, --version
+    return app.exit(request);
+  } catch (const CLI::ParseError& failure) {
+    std::string command = "autosp-onnx";
+    for (const CLI::App* used : app.get_subcommands()) command += " " + used->get_name();
+    throw Error("{}", failure.what()).help(fmt::format("'{} --help' lists what it takes", command));
+  }
+  return action();
+}
+
+int bug(const char* what) {
+  fmt::print(stderr, "internal error: {}\nnote: this is a bug in autosp-onnx, not in your model\n",
+             what);
+  return cli::kBug;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app(kDescription, "autosp-onnx");
+  app.footer(kExamples);
+  app.set_version_flag("--version", "autosp-onnx " AUTOSP_VERSION);
+  app.require_subcommand(1);
+  cli::Action action;
+  cli::add_shard(app, action);
+  cli::add_run(app, action);
+  cli::add_validate(app, action);
+  cli::add_inspect(app, action);
+  cli::add_explain(app, action);
+  try {
+    return parse(app, argc, argv, action);
+  } catch (const Error& error) {
+    fmt::print(stderr, "{}\n", error.what());
+    return cli::kUserError;
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "error: out of memory\n");
+    return cli::kUserError;
+  } catch (const std::filesystem::filesystem_error& error) {
+    fmt::print(stderr, "error: {}\n", error.what());
+    return cli::kUserError;
+  } catch (const std::exception& error) {
+    return bug(error.what());
+  }
+}

@@ -1,0 +1,24 @@
+// The subcommands of autosp-onnx. Each lives in a file of its own and is listed in main.cpp.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+
+namespace autosp::cli {
+
+// Exit codes besides 0.
+inline constexpr int kMismatch = 1;   // validate: results differ
+inline constexpr int kUserError = 2;  // a message says what to change
+inline constexpr int kBug = 70;       // of this program
+
+// What the parsed command line asks for; returns the exit code.
+using Action = std::function<int()>;
+
+// Each declares a subcommand and, when it is the one given, sets `action`.
+void add_shard(CLI::App& app, Action& action);
+void add_run(CLI::App& app, Action& action);
+void add_validate(CLI::App& app, Action& action);
+void add_inspect(CLI::App& app, Action& action);
+void add_explain(CLI::App& app, Action& action);
+
+}  // namespace autosp::cli

@@ -1,0 +1,101 @@
+#include "compare.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+
+namespace autosp::cli {
+
+namespace {
+
+using onnx_io::ManifestOutput;
+using onnx_io::OutputRole;
+
+constexpr double kNoiseFloor = 1e-4;  // of the largest gradient
+
+// Of values that sums over some thousand terms have reached; the loss averages over tokens.
+double type_tolerance(ir::DataType dtype) {
+  switch (dtype) {
+    case ir::DataType::kFloat64:
+      return 1e-10;
+    case ir::DataType::kFloat16:
+      return 1e-2;
+    case ir::DataType::kBFloat16:
+      return 5e-2;
+    case ir::DataType::kFloat32:
+      return 1e-4;
+    default:
+      return 0;
+  }
+}
+
+double largest(const ir::Tensor& tensor) {
+  double result = 0;
+  for (int64_t k = 0; k < tensor.num_elements(); ++k) {
+    const double value = std::abs(tensor.value_as_double(k));
+    if (std::isfinite(value)) result = std::max(result, value);
+  }
+  return result;
+}
+
+// The larger error; what is not a number is the largest of all.
+void compare(const ir::Tensor& whole, const ir::Tensor& part, int64_t rank,
+             TensorComparison& result) {
+  if (whole.type() != part.type()) {
+    throw Error("output '{}' is {} on rank {}, but {} in the whole model", result.name,
+                ir::to_string(part.type()), rank, ir::to_string(whole.type()));
+  }
+  for (int64_t k = 0; k < whole.num_elements(); ++k) {
+    const double expected = whole.value_as_double(k);
+    const double actual = part.value_as_double(k);
+    double error = expected == actual ? 0 : std::abs(expected - actual);
+    if (std::isnan(error)) error = std::numeric_limits<double>::infinity();
+    if (error > result.largest_error) {
+      result.largest_error = error;
+      result.at = k;
+      result.rank = rank;
+      result.expected = expected;
+      result.actual = actual;
+    }
+  }
+}
+
+}  // namespace
+
+std::vector<TensorComparison> compare_outputs(const onnx_io::Manifest& manifest,
+                                              const executor::Arrays& whole,
+                                              const std::vector<executor::Arrays>& ranks,
+                                              std::optional<double> tolerance) {
+  double largest_gradient = 0;
+  for (const ManifestOutput& output : manifest.outputs) {
+    const auto found = whole.find(output.name);
+    if (output.role != OutputRole::kGradient || found == whole.end()) continue;
+    largest_gradient = std::max(largest_gradient, largest(found->second));
+  }
+  std::vector<TensorComparison> results;
+  for (const ManifestOutput& output : manifest.outputs) {
+    const auto expected = whole.find(output.name);
+    if (expected == whole.end()) continue;
+    TensorComparison result{.name = output.name, .role = output.role};
+    for (size_t rank = 0; rank < ranks.size(); ++rank) {
+      const auto actual = ranks[rank].find(output.name);
+      if (actual == ranks[rank].end()) {
+        throw Error("rank {} has no output '{}'", rank, output.name);
+      }
+      compare(expected->second, actual->second, static_cast<int64_t>(rank), result);
+    }
+    result.scale = largest(expected->second);
+    if (output.role == OutputRole::kGradient) {
+      result.scale = std::max(result.scale, kNoiseFloor * largest_gradient);
+    }
+    result.scale = std::max(result.scale, std::numeric_limits<double>::min());
+    result.tolerance = tolerance.value_or(type_tolerance(output.type.dtype));
+    if (output.role == OutputRole::kLoss) result.tolerance /= 10;
+    results.push_back(std::move(result));
+  }
+  return results;
+}
+
+}  // namespace autosp::cli

@@ -1,0 +1,40 @@
+// Sharded results against whole ones.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "executor/npz.h"
+#include "onnx/manifest.h"
+
+namespace autosp::cli {
+
+struct TensorComparison {
+  std::string name;
+  onnx_io::OutputRole role = onnx_io::OutputRole::kOther;
+  double largest_error = 0;  // absolute
+  double scale = 0;          // what the error is measured against
+  double tolerance = 0;      // of largest_error / scale
+  int64_t at = 0;            // element (row-major) with the largest error
+  int64_t rank = 0;          // that has it
+  double expected = 0;       // there
+  double actual = 0;
+
+  double relative_error() const { return largest_error == 0 ? 0 : largest_error / scale; }
+  bool equal() const { return relative_error() <= tolerance; }  // false for NaN
+};
+
+// One entry per output that both sides have, in the manifest's order: the rank that is furthest
+// off.
+//
+// The scale of a gradient is its own largest entry, or 1e-4 of the model's largest gradient where
+// that is larger: a gradient that is zero in exact arithmetic (of a key's bias) is noise.
+// Tolerances follow the element type; `tolerance` overrides them for gradients and other tensors,
+// and a tenth of it for the loss.
+std::vector<TensorComparison> compare_outputs(const onnx_io::Manifest& manifest,
+                                              const executor::Arrays& whole,
+                                              const std::vector<executor::Arrays>& ranks,
+                                              std::optional<double> tolerance);
+
+}  // namespace autosp::cli

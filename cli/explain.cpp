@@ -1,0 +1,80 @@
+// autosp-onnx explain MODEL VALUE: why a value is laid out as it is.
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "command.h"
+#include "model_arguments.h"
+
+namespace autosp::cli {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kFooter = R"(
+VALUE is a name in the graph after the passes, as 'inspect --print-after PASS' shows them; the
+model's own names mostly survive.
+
+Example:
+  autosp-onnx explain model.onnx scores --dim seq=4096 --sp 4)";
+
+struct Arguments {
+  ModelArguments model;
+  std::string value;
+  PassArguments passes;
+  PlanArguments plan;
+  bool json = false;
+};
+
+ValueId find_value(const ir::Graph& graph, const std::string& name) {
+  if (const auto value = graph.find(name)) return *value;
+  std::vector<std::string> names;
+  for (const ir::Output& output : graph.outputs()) {
+    if (output.name == name) return output.value;
+    names.push_back(output.name);
+  }
+  for (const ir::Value& value : graph.values()) names.push_back(value.name);
+  Error error("the graph has no value '{}'", name);
+  if (const std::string near = nearest_name(name, names); !near.empty()) {
+    error.note(fmt::format("the nearest name is '{}'", near));
+  }
+  throw error.help(
+      "passes may have rewritten it: 'inspect MODEL --print-after PASS' shows the graph");
+}
+
+int run(const Arguments& arguments) {
+  const LoadedModel model = load_model(arguments.model, arguments.passes);
+  const shard::Plan plan = plan_model(model, arguments.plan);
+  const ValueId value = find_value(model.graph, arguments.value);
+  const std::string text = shard::explain(plan, value);
+  if (arguments.json) {
+    const Json report{{"value", arguments.value},
+                      {"type", ir::to_string(model.graph.type(value))},
+                      {"mesh", plan.mesh.to_string()},
+                      {"layout", shard::to_string(plan.value_layout(value), plan.mesh)},
+                      {"explanation", text}};
+    fmt::print("{}\n", report.dump(2));
+  } else {
+    fmt::print("{}{}", text, text.ends_with('\n') ? "" : "\n");
+  }
+  return 0;
+}
+
+}  // namespace
+
+void add_explain(CLI::App& app, Action& action) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand(
+      "explain", "Says how a value is split, why, and what the alternative would cost");
+  command->footer(kFooter);
+  add_model_options(*command, arguments->model);
+  command->add_option("value", arguments->value, "The value's name")->required();
+  add_plan_options(*command, arguments->plan);
+  command->add_flag("--json", arguments->json, "Prints the explanation as JSON");
+  add_pass_options(*command, arguments->passes);
+  command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
+}
+
+}  // namespace autosp::cli

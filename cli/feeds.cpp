@@ -1,0 +1,51 @@
+#include "feeds.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace autosp::cli {
+
+executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& given,
+                              const std::string& where) {
+  executor::Arrays feeds;
+  std::vector<std::string> problems;
+  std::vector<std::string> names;
+  for (const auto& [name, tensor] : given) names.push_back(name);
+  for (const onnx_io::ManifestInput& input : manifest.inputs) {
+    const auto found = given.find(input.name);
+    if (found == given.end()) {
+      const std::string near = nearest_name(input.name, names);
+      problems.push_back(fmt::format("'{}' {} is missing{}", input.name, ir::to_string(input.type),
+                                     near.empty() ? "" : fmt::format(" (it has '{}')", near)));
+    } else if (found->second.type() != input.type) {
+      problems.push_back(fmt::format("'{}' is {}, not {}", input.name,
+                                     ir::to_string(found->second.type()),
+                                     ir::to_string(input.type)));
+    } else {
+      feeds[input.name] = found->second;
+    }
+  }
+  if (problems.empty()) return feeds;
+  Error error("{} does not fit the model: {}", where, problems.front());
+  for (size_t k = 1; k < problems.size(); ++k) error.note(problems[k]);
+  throw error.help(
+      "give every graph input, whole (ranks take their slices), with its shape and type");
+}
+
+executor::Arrays rank_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& global,
+                            int64_t rank) {
+  executor::Arrays feeds;
+  for (const onnx_io::ManifestInput& input : manifest.inputs) {
+    const ir::Tensor& tensor = global.at(input.name);
+    if (input.slices.empty()) {
+      feeds[input.name] = tensor;
+      continue;
+    }
+    const onnx_io::ManifestSlice& slice = input.slices[static_cast<size_t>(rank)];
+    feeds[input.name] = tensor.block(slice.begin, slice.extent);
+  }
+  return feeds;
+}
+
+}  // namespace autosp::cli

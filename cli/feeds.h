@@ -1,0 +1,26 @@
+// What ranks are fed.
+#pragma once
+
+#include <cstdint>
+
+#include "executor/npz.h"
+#include "ir/graph.h"
+#include "onnx/manifest.h"
+
+namespace autosp::cli {
+
+// The arrays among `given` that the model takes. Throws Error listing every input that is missing
+// or has another type or shape; `where` names the feed.
+executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& given,
+                              const std::string& where);
+
+// The part of global inputs that a rank takes.
+executor::Arrays rank_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& global,
+                            int64_t rank);
+
+// Random inputs that make sense for the graph: weights of trained size, token numbers within their
+// vocabulary, masks with padding, labels of which some are ignored. The same seed gives the same.
+executor::Arrays generate_feeds(const ir::Graph& graph, const onnx_io::Manifest& manifest,
+                                uint64_t seed);
+
+}  // namespace autosp::cli

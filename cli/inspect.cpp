@@ -1,0 +1,171 @@
+// autosp-onnx inspect MODEL: what the model is and how far it can be split.
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "command.h"
+#include "model_arguments.h"
+
+namespace autosp::cli {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kFooter = R"(
+Examples:
+  autosp-onnx inspect model.onnx --dim seq=4096
+  autosp-onnx inspect model.onnx --dims                lists the symbolic dimensions to bind
+  autosp-onnx inspect model.onnx --dim seq=4096 --print-after simplify_views)";
+
+struct Arguments {
+  ModelArguments model;
+  PassArguments passes;
+  bool dims = false;
+  bool json = false;
+};
+
+struct Findings {
+  int64_t parameters = 0;
+  int64_t parameter_bytes = 0;
+  int64_t sequence = 0;
+  int64_t kv_heads = 0;
+  int64_t head_groups = 0;
+  int64_t layers = 0;
+  std::map<std::string, int64_t> operators;
+
+  // The most ranks that attention can keep busy; 0: no bound known.
+  int64_t head_limit() const { return kv_heads * head_groups; }
+};
+
+Findings find(const LoadedModel& model) {
+  Findings findings;
+  const ir::Graph& graph = model.graph;
+  for (size_t v = 0; v < graph.values().size(); ++v) {
+    if (!model.roles.is_parameter[v]) continue;
+    ++findings.parameters;
+    findings.parameter_bytes += graph.values()[v].type.num_bytes();
+  }
+  for (const ir::Node& node : graph.nodes()) {
+    ++findings.operators[node.domain.empty() ? node.op : node.domain + "::" + node.op];
+  }
+  const shard::Plan plan = shard::make_plan(graph, model.roles, {});
+  findings.sequence = plan.sequence_extent;
+  findings.kv_heads = plan.kv_heads;
+  findings.head_groups = plan.head_groups;
+  findings.layers =
+      std::ranges::count_if(
+          plan.attention.contractions,
+          [&](NodeId id) {
+            // A layer's forward has one softmax between its two contractions; scores feed it.
+            for (ValueId output : graph.node(id).outputs) {
+              if (output && std::ranges::find(plan.attention.two_home_values, output) !=
+                                plan.attention.two_home_values.end()) {
+                return true;
+              }
+            }
+            return false;
+          }) /
+      2;  // the scores forward, and their gradient backward
+  return findings;
+}
+
+int print_dims(const Arguments& arguments) {
+  const auto dims = onnx_io::symbolic_dims(arguments.model.model);
+  if (arguments.json) {
+    Json report = Json::array();
+    for (const auto& dim : dims) report.push_back({{"name", dim.name}, {"uses", dim.uses}});
+    fmt::print("{}\n", report.dump(2));
+    return 0;
+  }
+  if (dims.empty()) fmt::print("every input has a fixed shape\n");
+  for (const auto& dim : dims) fmt::print("{:<16} {}\n", dim.name, fmt::join(dim.uses, ", "));
+  return 0;
+}
+
+Json to_json(const LoadedModel& model, const Findings& findings) {
+  const ir::Graph& graph = model.graph;
+  const auto tags = [&](const std::vector<shard::DimTag>& list) {
+    Json result = Json::array();
+    for (const shard::DimTag& tag : list) {
+      result.push_back(fmt::format("{}:{}", graph.name_of(tag.value), tag.dim));
+    }
+    return result;
+  };
+  Json gradients = Json::object();
+  for (const shard::Gradient& gradient : model.roles.gradients) {
+    gradients[gradient.parameter] = graph.outputs()[gradient.output].name;
+  }
+  return {{"model", model.path.string()},
+          {"opset", graph.opset},
+          {"nodes", graph.nodes().size()},
+          {"operators", findings.operators},
+          {"parameters", findings.parameters},
+          {"parameter_bytes", findings.parameter_bytes},
+          {"loss", model.roles.loss ? Json(graph.outputs()[*model.roles.loss].name) : Json()},
+          {"gradients", gradients},
+          {"sequence", tags(model.roles.sequence)},
+          {"batch", tags(model.roles.batch)},
+          {"sequence_extent", findings.sequence},
+          {"kv_heads", findings.kv_heads},
+          {"query_heads", findings.head_limit()},
+          {"attention_layers", findings.layers},
+          {"reasons", model.roles.reasons}};
+}
+
+std::string limit_text(const Findings& findings) {
+  if (findings.head_limit() == 0) {
+    return fmt::format("sp up to {} (the sequence); no attention was found", findings.sequence);
+  }
+  const int64_t limit = std::min(findings.sequence, findings.head_limit());
+  return fmt::format("sp up to {}: {} query heads ({} KV heads x {} groups), {} positions", limit,
+                     findings.head_limit(), findings.kv_heads, findings.head_groups,
+                     findings.sequence);
+}
+
+void print_report(const LoadedModel& model, const Findings& findings) {
+  const ir::Graph& graph = model.graph;
+  fmt::print("{}: {} nodes (opset {}), {} parameters ({})\n", model.path.filename().string(),
+             graph.nodes().size(), graph.opset, findings.parameters,
+             format_bytes(static_cast<double>(findings.parameter_bytes)));
+  fmt::print("roles\n");
+  for (const std::string& reason : model.roles.reasons) fmt::print("  {}\n", reason);
+  fmt::print("data inputs\n");
+  for (ValueId input : graph.inputs()) {
+    if (model.roles.is_parameter[input.index()]) continue;
+    fmt::print("  {:<24} {}\n", graph.name_of(input), ir::to_string(graph.type(input)));
+  }
+  fmt::print("attention\n  {} layers\n", findings.layers);
+  fmt::print("limits\n  {}\n", limit_text(findings));
+}
+
+int run(const Arguments& arguments) {
+  if (arguments.dims) return print_dims(arguments);
+  const LoadedModel model = load_model(arguments.model, arguments.passes);
+  const Findings findings = find(model);
+  if (arguments.json) {
+    fmt::print("{}\n", to_json(model, findings).dump(2));
+  } else {
+    print_report(model, findings);
+  }
+  return 0;
+}
+
+}  // namespace
+
+void add_inspect(CLI::App& app, Action& action) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand(
+      "inspect", "Shows a model's roles, its attention layers and what limits sp");
+  command->footer(kFooter);
+  add_model_options(*command, arguments->model);
+  command->add_flag("--dims", arguments->dims, "Lists symbolic dimensions and where they are used");
+  command->add_flag("--json", arguments->json, "Prints the findings as JSON");
+  add_pass_options(*command, arguments->passes);
+  command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
+}
+
+}  // namespace autosp::cli

@@ -1,0 +1,169 @@
+#include "model_arguments.h"
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstdio>
+
+#include "base/error.h"
+
+namespace autosp::cli {
+
+void add_model_options(CLI::App& command, ModelArguments& arguments) {
+  command.add_option("model", arguments.model, "The training graph (.onnx)")->required();
+  command
+      .add_option("--dim", arguments.dims,
+                  "Binds a symbolic dimension, as in --dim seq=4096; repeat for more")
+      ->type_name("NAME=VALUE");
+  command
+      .add_option("--seq", arguments.sequence,
+                  "A sequence dimension, as in --seq input_ids:1; found by itself when left out")
+      ->type_name("INPUT:AXIS");
+  command.add_option("--batch", arguments.batch, "A batch dimension; found by itself likewise")
+      ->type_name("INPUT:AXIS");
+  command.add_option("--loss", arguments.loss, "The output that is the loss")->type_name("OUTPUT");
+  command
+      .add_option("--grad", arguments.gradients,
+                  "The output that is a parameter's gradient, as in --grad w=w.grad")
+      ->type_name("PARAMETER=OUTPUT");
+}
+
+void add_pass_options(CLI::App& command, PassArguments& arguments) {
+  command
+      .add_option("--passes", arguments.passes,
+                  fmt::format("Runs these passes only, in this order, comma-separated: {}",
+                              fmt::join(transforms::pass_names(), ", ")))
+      ->delimiter(',')
+      ->type_name("LIST")
+      ->group("Looking inside");
+  command
+      .add_option("--print-after", arguments.print_after,
+                  "Prints the graph after a pass, in ONNX's text format; 'import' is the first")
+      ->delimiter(',')
+      ->type_name("PASS")
+      ->group("Looking inside");
+  command.add_flag("--timing", arguments.timing, "Prints the seconds and nodes of every pass")
+      ->group("Looking inside");
+}
+
+void add_plan_options(CLI::App& command, PlanArguments& arguments) {
+  command.add_option("--sp", arguments.sp, "Ranks that share one sequence")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N")
+      ->capture_default_str();
+  command.add_option("--dp", arguments.dp, "Ranks that share the batch (times --sp ranks in all)")
+      ->check(CLI::PositiveNumber)
+      ->type_name("M")
+      ->capture_default_str();
+  command
+      .add_option("--sp-mesh", arguments.sp_mesh,
+                  "How sp is divided: u over KV heads, g over query-head groups, as in "
+                  "--sp-mesh g=2,u=2; chosen when left out")
+      ->delimiter(',')
+      ->type_name("AXIS=SIZE");
+  command.add_flag("--strict", arguments.strict,
+                   "Refuses operators that can be neither split nor exchanged, instead of warning");
+}
+
+std::pair<std::string, std::string> split_assignment(const std::string& text,
+                                                     const std::string& option) {
+  const size_t equals = text.rfind('=');
+  if (equals == std::string::npos || equals == 0 || equals + 1 == text.size()) {
+    throw Error("{} takes NAME=VALUE, not '{}'", option, text);
+  }
+  return {text.substr(0, equals), text.substr(equals + 1)};
+}
+
+int64_t parse_count(const std::string& text, const std::string& option) {
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 1) {
+    throw Error("{} takes a whole number of 1 or more, not '{}'", option, text);
+  }
+  return value;
+}
+
+std::map<std::string, int64_t> parse_counts(const std::vector<std::string>& assignments,
+                                            const std::string& option) {
+  std::map<std::string, int64_t> result;
+  for (const std::string& text : assignments) {
+    const auto [name, value] = split_assignment(text, option);
+    if (!result.emplace(name, parse_count(value, option)).second) {
+      throw Error("{} gives '{}' twice", option, name);
+    }
+  }
+  return result;
+}
+
+namespace {
+
+shard::RoleOptions role_options(const ModelArguments& arguments) {
+  shard::RoleOptions options;
+  options.sequence = arguments.sequence;
+  options.batch = arguments.batch;
+  if (!arguments.loss.empty()) options.loss = arguments.loss;
+  for (const std::string& text : arguments.gradients) {
+    const auto [parameter, output] = split_assignment(text, "--grad");
+    options.gradients[parameter] = output;
+  }
+  for (const onnx_io::SymbolicDim& dim : onnx_io::symbolic_dims(arguments.model)) {
+    for (const std::string& use : dim.uses) {
+      const size_t colon = use.rfind(':');
+      options.named_dims.push_back(
+          {dim.name, use.substr(0, colon), std::stoi(use.substr(colon + 1))});
+    }
+  }
+  return options;
+}
+
+void check_pass_names(const PassArguments& arguments) {
+  for (const std::string& name : arguments.print_after) {
+    if (name != "import") transforms::find_pass(name);
+  }
+}
+
+void print_timings(const std::vector<transforms::PassTiming>& timings) {
+  for (const transforms::PassTiming& timing : timings) {
+    fmt::print(stderr, "{:<34} {:>9.3f} s  {:>6} -> {:>6} nodes\n", timing.name, timing.seconds,
+               timing.nodes_before, timing.nodes_after);
+  }
+}
+
+}  // namespace
+
+LoadedModel load_model(const ModelArguments& arguments, const PassArguments& passes) {
+  check_pass_names(passes);
+  const auto wants_print = [&](std::string_view name) {
+    return std::ranges::find(passes.print_after, name) != passes.print_after.end();
+  };
+  LoadedModel model{.path = arguments.model,
+                    .bindings = {.dims = parse_counts(arguments.dims, "--dim"), .input_shapes = {}},
+                    .graph = {},
+                    .roles = {},
+                    .timings = {}};
+  const auto begin = std::chrono::steady_clock::now();
+  model.graph = onnx_io::import_model(arguments.model, model.bindings);
+  const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+  const size_t nodes = model.graph.nodes().size();
+  model.timings.push_back(
+      {.name = "import", .seconds = taken.count(), .nodes_before = nodes, .nodes_after = nodes});
+  if (wants_print("import")) fmt::print("{}", onnx_io::print_text(model.graph));
+  const auto print_after = [&](const transforms::Pass& pass, const ir::Graph& graph) {
+    if (wants_print(pass.name)) fmt::print("{}", onnx_io::print_text(graph));
+  };
+  model.graph = transforms::run_passes(
+      model.graph, {.passes = passes.passes, .after = print_after, .timings = &model.timings});
+  if (passes.timing) print_timings(model.timings);
+  model.roles = shard::detect_roles(model.graph, role_options(arguments));
+  return model;
+}
+
+shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments) {
+  return shard::make_plan(model.graph, model.roles,
+                          {.sp = arguments.sp,
+                           .dp = arguments.dp,
+                           .sp_mesh = parse_counts(arguments.sp_mesh, "--sp-mesh"),
+                           .strict = arguments.strict});
+}
+
+}  // namespace autosp::cli

@@ -1,0 +1,64 @@
+// Options that several commands share, and what they lead to: the canonical graph, its roles, a
+// plan.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "ir/graph.h"
+#include "onnx/model.h"
+#include "shard/plan.h"
+#include "transforms/pipeline.h"
+
+namespace autosp::cli {
+
+struct ModelArguments {
+  std::filesystem::path model;
+  std::vector<std::string> dims;       // NAME=VALUE
+  std::vector<std::string> sequence;   // INPUT:AXIS
+  std::vector<std::string> batch;      // INPUT:AXIS
+  std::string loss;                    // output name
+  std::vector<std::string> gradients;  // PARAMETER=OUTPUT
+};
+
+struct PassArguments {
+  std::vector<std::string> passes;
+  std::vector<std::string> print_after;
+  bool timing = false;
+};
+
+struct PlanArguments {
+  int64_t sp = 1;
+  int64_t dp = 1;
+  std::vector<std::string> sp_mesh;  // AXIS=SIZE
+  bool strict = false;
+};
+
+void add_model_options(CLI::App& command, ModelArguments& arguments);
+void add_pass_options(CLI::App& command, PassArguments& arguments);
+void add_plan_options(CLI::App& command, PlanArguments& arguments);
+
+struct LoadedModel {
+  std::filesystem::path path;
+  onnx_io::ImportOptions bindings;
+  ir::Graph graph;  // canonical
+  shard::Roles roles;
+  std::vector<transforms::PassTiming> timings;  // reading the file first
+};
+
+// Prints what --print-after asks for to stdout, and what --timing asks for to stderr.
+LoadedModel load_model(const ModelArguments& arguments, const PassArguments& passes);
+
+// The graph must stay where it is as long as the plan is used.
+shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments);
+
+// Splits "NAME=VALUE"; `option` is named in the error.
+std::pair<std::string, std::string> split_assignment(const std::string& text,
+                                                     const std::string& option);
+int64_t parse_count(const std::string& text, const std::string& option);
+std::map<std::string, int64_t> parse_counts(const std::vector<std::string>& assignments,
+                                            const std::string& option);
+
+}  // namespace autosp::cli

@@ -1,0 +1,43 @@
+#include "ranks.h"
+
+#include "base/error.h"
+#include "feeds.h"
+#include "onnx/model.h"
+
+namespace autosp::cli {
+
+std::shared_ptr<const ir::Graph> load_rank(const std::filesystem::path& folder,
+                                           const onnx_io::Manifest& manifest, int64_t rank) {
+  const auto path = folder / manifest.ranks[static_cast<size_t>(rank)].file;
+  if (!std::filesystem::exists(path)) {
+    throw Error("'{}' lacks the graph of rank {}, '{}'", folder.string(), rank,
+                path.filename().string())
+        .help("shard the model again with --dialect autosp");
+  }
+  auto graph = std::make_shared<ir::Graph>(onnx_io::import_model(path));
+  for (const onnx_io::ManifestInput& input : manifest.inputs) {
+    const auto value = graph->find(input.name);
+    const ir::Shape& shape =
+        input.slices.empty() ? input.type.shape : input.slices[static_cast<size_t>(rank)].extent;
+    if (!value || graph->shape(*value) != shape) {
+      throw Error("'{}' does not take '{}' of shape {}, as the manifest says", path.string(),
+                  input.name, ir::to_string(shape))
+          .help("shard the model again: the folder holds files of different runs");
+    }
+  }
+  return graph;
+}
+
+executor::RunResult run_ranks(const std::filesystem::path& folder,
+                              const onnx_io::Manifest& manifest, const executor::Arrays& feeds,
+                              const executor::RunOptions& options) {
+  std::vector<std::shared_ptr<const ir::Graph>> graphs;
+  std::vector<executor::Arrays> slices;
+  for (const onnx_io::ManifestRank& rank : manifest.ranks) {
+    graphs.push_back(load_rank(folder, manifest, rank.rank));
+    slices.push_back(rank_feeds(manifest, feeds, rank.rank));
+  }
+  return executor::run_in_threads(graphs, slices, options);
+}
+
+}  // namespace autosp::cli

@@ -1,0 +1,21 @@
+// Running the ranks of a sharded folder.
+#pragma once
+
+#include <filesystem>
+
+#include "executor/run.h"
+#include "onnx/manifest.h"
+
+namespace autosp::cli {
+
+// The graph of one rank. Throws Error when the file is missing (a folder with emulated.onnx only)
+// or does not fit the manifest.
+std::shared_ptr<const ir::Graph> load_rank(const std::filesystem::path& folder,
+                                           const onnx_io::Manifest& manifest, int64_t rank);
+
+// All ranks as threads of this process, each with its slice of the global feeds.
+executor::RunResult run_ranks(const std::filesystem::path& folder,
+                              const onnx_io::Manifest& manifest, const executor::Arrays& feeds,
+                              const executor::RunOptions& options);
+
+}  // namespace autosp::cli

@@ -1,0 +1,282 @@
+// autosp-onnx run OUT --feed inputs.npz: the ranks of a sharded model, as threads or under MPI.
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <thread>
+
+#include "base/error.h"
+#include "command.h"
+#include "executor/run.h"
+#include "executor/trace.h"
+#include "feeds.h"
+#include "ranks.h"
+
+namespace autosp::cli {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kFooter = R"(
+inputs.npz holds every graph input, whole: each rank takes its slice, as manifest.json says. Results
+are the loss and the gradients, complete on every rank; --output writes rank 0's.
+
+Examples:
+  autosp-onnx run out --feed inputs.npz --output results.npz
+  autosp-onnx run out --np 4 --transport mpi --feed inputs.npz          starts mpirun by itself
+  mpirun -np 4 autosp-onnx run out --feed inputs.npz --trace trace.json
+                                      (open trace.json in chrome://tracing or ui.perfetto.dev))";
+
+struct Arguments {
+  std::filesystem::path folder;
+  int64_t np = 0;
+  std::string transport;
+  std::filesystem::path feed;
+  std::filesystem::path output;
+  std::filesystem::path trace;
+  double timeout = 60;
+  int threads_per_rank = 0;
+  bool json = false;
+};
+
+struct Prepared {
+  onnx_io::Manifest manifest;
+  executor::Arrays feeds;  // global
+};
+
+Prepared prepare(const Arguments& arguments, int64_t started) {
+  Prepared prepared{.manifest = onnx_io::read_manifest(arguments.folder), .feeds = {}};
+  const auto ranks = static_cast<int64_t>(prepared.manifest.ranks.size());
+  if (started != 0 && started != ranks) {
+    throw Error("'{}' is sharded over {} ranks, but {} are to run", arguments.folder.string(),
+                ranks, started)
+        .help(fmt::format("run it with {} ranks, or shard the model again", ranks));
+  }
+  prepared.feeds = select_feeds(prepared.manifest, executor::read_npz(arguments.feed),
+                                fmt::format("'{}'", arguments.feed.string()));
+  return prepared;
+}
+
+executor::RunOptions run_options(const Arguments& arguments) {
+  executor::RunOptions options;
+  options.data_folder = arguments.folder;
+  options.timeout = arguments.timeout;
+  options.threads_per_rank = arguments.threads_per_rank;
+  options.trace = !arguments.trace.empty();
+  return options;
+}
+
+Json rank_report(const executor::RankResult& rank, const onnx_io::Manifest& manifest) {
+  int64_t bytes = 0;
+  double waiting = 0;
+  for (const executor::CollectiveRecord& record : rank.collectives) {
+    bytes += record.bytes_sent;
+    waiting += record.seconds;
+  }
+  Json report{{"rank", rank.rank},
+              {"seconds", rank.seconds},
+              {"collectives", rank.collectives.size()},
+              {"collective_seconds", waiting},
+              {"bytes_sent", bytes},
+              {"planned_peak_bytes", rank.planned.arena},
+              {"measured_peak_bytes", rank.measured_peak}};
+  for (const onnx_io::ManifestOutput& output : manifest.outputs) {
+    const auto found = rank.outputs.find(output.name);
+    if (output.role == onnx_io::OutputRole::kLoss && found != rank.outputs.end() &&
+        found->second.num_elements() == 1) {
+      report["loss"] = found->second.value_as_double(0);
+    }
+  }
+  return report;
+}
+
+void print_report(const Json& ranks, const Arguments& arguments, const std::string& transport) {
+  if (arguments.json) {
+    Json report{{"folder", arguments.folder.string()}, {"transport", transport}, {"ranks", ranks}};
+    if (!arguments.output.empty()) report["output"] = arguments.output.string();
+    fmt::print("{}\n", report.dump(2));
+    return;
+  }
+  fmt::print("{} ranks ({})\n", ranks.size(), transport);
+  fmt::print("{:>4} {:>14} {:>9} {:>12} {:>12} {:>12} {:>12}\n", "rank", "loss", "seconds",
+             "collectives", "sent", "planned", "peak");
+  for (const Json& rank : ranks) {
+    fmt::print("{:>4} {:>14} {:>9.3f} {:>12} {:>12} {:>12} {:>12}\n", rank["rank"].get<int>(),
+               rank.contains("loss") ? fmt::format("{:.7g}", rank["loss"].get<double>()) : "",
+               rank["seconds"].get<double>(), rank["collectives"].get<int64_t>(),
+               format_bytes(rank["bytes_sent"].get<double>()),
+               format_bytes(rank["planned_peak_bytes"].get<double>()),
+               format_bytes(rank["measured_peak_bytes"].get<double>()));
+  }
+  if (!arguments.output.empty()) fmt::print("wrote {}\n", arguments.output.string());
+}
+
+void print_notices() {
+  if (const auto notice = executor::openblas_notice()) fmt::print(stderr, "note: {}\n", *notice);
+}
+
+int run_threads(const Arguments& arguments) {
+  const Prepared prepared = prepare(arguments, arguments.np);
+  const executor::RunResult result =
+      run_ranks(arguments.folder, prepared.manifest, prepared.feeds, run_options(arguments));
+  if (!arguments.output.empty()) {
+    executor::write_npz(arguments.output, result.ranks.front().outputs);
+  }
+  if (!arguments.trace.empty()) executor::write_trace(arguments.trace, result.events);
+  Json ranks = Json::array();
+  for (const executor::RankResult& rank : result.ranks) {
+    ranks.push_back(rank_report(rank, prepared.manifest));
+  }
+  print_notices();
+  print_report(ranks, arguments, "threads");
+  return 0;
+}
+
+// --- Under MPI.
+
+Json to_json(const executor::TraceEvent& event) {
+  return Json{event.name, event.category, event.rank, event.start, event.duration, event.bytes};
+}
+
+executor::TraceEvent to_event(const Json& json) {
+  return {.name = json[0],
+          .category = json[1],
+          .rank = json[2],
+          .start = json[3],
+          .duration = json[4],
+          .bytes = json[5]};
+}
+
+// What every rank finds wrong is said once, by rank 0, before any collective runs.
+void agree_to_start(const executor::MpiSession& session, const std::string& problem) {
+  for (const std::string& text : session.gather(problem)) {
+    if (!text.empty()) session.abort(text, kUserError);
+  }
+  if (problem.empty()) return;
+  std::this_thread::sleep_for(std::chrono::seconds(30));  // rank 0 ends this process
+  std::_Exit(kUserError);
+}
+
+int run_mpi(const Arguments& arguments) {
+  executor::MpiSession session;
+  Prepared prepared;
+  std::shared_ptr<const ir::Graph> graph;
+  std::string problem;
+  try {
+    prepared = prepare(arguments, session.size());
+    graph = load_rank(arguments.folder, prepared.manifest, session.rank());
+  } catch (const Error& error) {
+    problem = error.what();
+  }
+  agree_to_start(session, problem);
+  const executor::RunResult result = executor::run_mpi_rank(
+      session, graph, rank_feeds(prepared.manifest, prepared.feeds, session.rank()),
+      run_options(arguments));
+  const executor::RankResult& own = result.ranks.front();
+  Json message{{"report", rank_report(own, prepared.manifest)}, {"events", Json::array()}};
+  for (const executor::TraceEvent& event : result.events)
+    message["events"].push_back(to_json(event));
+  const auto messages = session.gather(message.dump());
+  if (session.rank() != 0) return 0;
+  Json ranks = Json::array();
+  std::vector<executor::TraceEvent> events;
+  for (const std::string& text : messages) {
+    const Json parsed = Json::parse(text);
+    ranks.push_back(parsed["report"]);
+    for (const Json& event : parsed["events"]) events.push_back(to_event(event));
+  }
+  if (!arguments.output.empty()) executor::write_npz(arguments.output, own.outputs);
+  if (!arguments.trace.empty()) executor::write_trace(arguments.trace, events);
+  print_notices();
+  print_report(ranks, arguments, "mpi");
+  return 0;
+}
+
+// Replaces this process by mpirun, which starts it again once per rank.
+[[noreturn]] void start_mpirun(const Arguments& arguments) {
+  const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
+  const auto ranks = static_cast<int64_t>(manifest.ranks.size());
+  prepare(arguments, arguments.np);  // one message here is clearer than mpirun's
+  std::vector<std::string> words = {"mpirun",
+                                    "--oversubscribe",
+                                    "-np",
+                                    std::to_string(ranks),
+                                    std::filesystem::read_symlink("/proc/self/exe").string(),
+                                    "run",
+                                    arguments.folder.string(),
+                                    "--transport",
+                                    "mpi",
+                                    "--feed",
+                                    arguments.feed.string(),
+                                    "--timeout",
+                                    fmt::format("{}", arguments.timeout),
+                                    "--threads-per-rank",
+                                    std::to_string(arguments.threads_per_rank)};
+  const auto pass_on = [&](const char* option, const std::filesystem::path& path) {
+    if (path.empty()) return;
+    words.insert(words.end(), {option, path.string()});
+  };
+  pass_on("--output", arguments.output);
+  pass_on("--trace", arguments.trace);
+  if (arguments.json) words.emplace_back("--json");
+  // Containers run as root, which Open MPI asks to confirm.
+  ::setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+  ::setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+  std::vector<char*> pointers;
+  for (std::string& word : words) pointers.push_back(word.data());
+  pointers.push_back(nullptr);
+  ::execvp("mpirun", pointers.data());
+  throw Error("mpirun could not be started: {}", std::strerror(errno))
+      .help("install Open MPI, or use --transport threads");
+}
+
+int run(const Arguments& arguments) {
+  const bool started_by_mpi = executor::under_mpi();
+  const bool mpi = arguments.transport.empty() ? started_by_mpi : arguments.transport == "mpi";
+  if (!mpi) return run_threads(arguments);
+  if (!started_by_mpi) start_mpirun(arguments);
+  return run_mpi(arguments);
+}
+
+}  // namespace
+
+void add_run(CLI::App& app, Action& action) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command =
+      app.add_subcommand("run", "Runs the ranks of a sharded model on this machine");
+  command->footer(kFooter);
+  command->add_option("folder", arguments->folder, "What 'shard' wrote")->required();
+  command->add_option("--np", arguments->np, "Ranks; must be what the model was sharded for")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  command
+      ->add_option("--transport", arguments->transport,
+                   "threads: all ranks in this process (default); mpi: a process per rank (default "
+                   "under mpirun)")
+      ->check(CLI::IsMember({"threads", "mpi"}));
+  command->add_option("--feed", arguments->feed, "The graph inputs, whole")
+      ->required()
+      ->type_name("NPZ");
+  command->add_option("--output", arguments->output, "Where to write the graph outputs")
+      ->type_name("NPZ");
+  command->add_option("--trace", arguments->trace, "Where to write a time line of every rank")
+      ->type_name("JSON");
+  command
+      ->add_option("--timeout", arguments->timeout,
+                   "Seconds that a collective waits for other ranks before the run ends")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--threads-per-rank", arguments->threads_per_rank,
+                   "Threads of a rank's matrix products; 0: the cores divided by the ranks")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_flag("--json", arguments->json, "Prints the report as JSON");
+  command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
+}
+
+}  // namespace autosp::cli

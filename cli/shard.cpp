@@ -1,0 +1,135 @@
+// autosp-onnx shard MODEL --sp N -o OUT
+#include <cstdio>
+#include <map>
+#include <memory>
+
+#include "base/error.h"
+#include "command.h"
+#include "model_arguments.h"
+#include "sharded_folder.h"
+
+namespace autosp::cli {
+
+namespace {
+
+constexpr const char* kFooter = R"(
+Writes OUT/rank_<k>.onnx, one graph per rank, and OUT/manifest.json, which says what each rank is
+fed and lists every collective. OUT appears complete or not at all.
+
+Examples:
+  autosp-onnx shard model.onnx --sp 4 -o out
+  autosp-onnx shard model.onnx --dim seq=4096 --sp 4 --dp 2 -o out      8 ranks
+  autosp-onnx shard model.onnx --sp 4 -o out --dialect standard         OUT/emulated.onnx, which any
+                                                                        ONNX runtime can run)";
+
+struct Arguments {
+  ModelArguments model;
+  PassArguments passes;
+  PlanArguments plan;
+  std::filesystem::path out;
+  std::vector<std::string> dialects = {"autosp"};
+  bool json = false;
+};
+
+std::set<Dialect> dialects_of(const Arguments& arguments) {
+  std::set<Dialect> dialects;
+  for (const std::string& name : arguments.dialects) {
+    dialects.insert(name == "standard" ? Dialect::kStandard : Dialect::kAutosp);
+  }
+  return dialects;
+}
+
+std::string shape_text(const ir::Shape& shape) {
+  return fmt::format("{}", fmt::join(shape, " x "));
+}
+
+void print_inputs(const onnx_io::Manifest& manifest) {
+  for (const onnx_io::ManifestInput& input : manifest.inputs) {
+    if (input.role != onnx_io::InputRole::kData) continue;
+    std::string text = "whole on every rank";
+    if (!input.slices.empty()) {
+      text.clear();
+      for (const auto& slice : input.slices) {
+        text += (text.empty() ? "" : ", ") + shape_text(slice.extent);
+      }
+    }
+    fmt::print("  {:<20} {:<14} {}\n", input.name, shape_text(input.type.shape), text);
+  }
+}
+
+// One line per kind of collective and phase.
+void print_collectives(const onnx_io::Manifest& manifest) {
+  struct Row {
+    int64_t count = 0;
+    int64_t bytes = 0;
+  };
+  std::map<std::tuple<onnx_io::Phase, std::string, onnx_io::Purpose>, Row> rows;
+  for (const auto& entry : manifest.collectives) {
+    Row& row = rows[{entry.phase, entry.kind, entry.purpose}];
+    ++row.count;
+    row.bytes += entry.bytes_per_rank;
+  }
+  fmt::print("collectives (bytes that a rank sends)\n");
+  for (const auto& [key, row] : rows) {
+    const auto& [phase, kind, purpose] = key;
+    fmt::print("  {:<9} {:<15} {:<9} {:>5}  {:>12}\n", name_of(phase), kind, name_of(purpose),
+               row.count, format_bytes(static_cast<double>(row.bytes)));
+  }
+  const onnx_io::ManifestTotals totals = manifest.totals();
+  fmt::print("  {:<35} {:>5}  {:>12}\n", "total", totals.collectives,
+             format_bytes(static_cast<double>(totals.bytes_per_rank)));
+}
+
+void print_report(const shard::Plan& plan, const onnx_io::Manifest& manifest,
+                  const std::filesystem::path& out) {
+  fmt::print("{} over {} ranks: {}\n", manifest.model_name, manifest.ranks.size(),
+             plan.mesh.to_string());
+  for (const std::string& reason : plan.roles.reasons) fmt::print("  {}\n", reason);
+  fmt::print("data inputs, and each rank's slice\n");
+  print_inputs(manifest);
+  print_collectives(manifest);
+  for (const std::string& warning : manifest.warnings) {
+    fmt::print(stderr, "warning: {}\n", warning);
+  }
+  fmt::print("wrote {}\n", out.string());
+}
+
+int run(const Arguments& arguments) {
+  const LoadedModel model = load_model(arguments.model, arguments.passes);
+  const shard::Plan plan = plan_model(model, arguments.plan);
+  const transforms::SpmdProgram program = transforms::build_program(plan);
+  const onnx_io::Manifest manifest = make_manifest(model, program);
+  write_folder(model, program, manifest, dialects_of(arguments), arguments.out);
+  if (arguments.json) {
+    fmt::print("{}", onnx_io::to_json(manifest));
+  } else {
+    print_report(plan, manifest, arguments.out);
+  }
+  return 0;
+}
+
+}  // namespace
+
+void add_shard(CLI::App& app, Action& action) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("shard", "Splits a training graph over ranks");
+  command->footer(kFooter);
+  add_model_options(*command, arguments->model);
+  add_plan_options(*command, arguments->plan);
+  command->add_option("-o,--output", arguments->out, "The folder to write")
+      ->required()
+      ->type_name("OUT");
+  command
+      ->add_option(
+          "--dialect", arguments->dialects,
+          "autosp: a graph per rank; standard: every rank in OUT/emulated.onnx, collectives "
+          "as standard operators; comma-separated for both")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"autosp", "standard"}))
+      ->capture_default_str();
+  command->add_flag("--json", arguments->json, "Prints the manifest instead of the report");
+  add_pass_options(*command, arguments->passes);
+  command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
+}
+
+}  // namespace autosp::cli

@@ -1,0 +1,216 @@
+#include "sharded_folder.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/error.h"
+#include "transforms/spmd/emit_ranks.h"
+#include "transforms/spmd/emulate.h"
+
+namespace autosp::cli {
+
+namespace {
+
+namespace fs = std::filesystem;
+using onnx_io::Manifest;
+using transforms::SpmdProgram;
+
+// The range of a dimension that its atoms' ranges make up. Data inputs are split along the major
+// atom of a dimension, so it is one.
+shard::Interval dimension_range(const std::vector<shard::Interval>& ranges,
+                                const std::vector<int64_t>& extents) {
+  shard::Interval range{0, 1};
+  bool divided = false;
+  for (size_t k = 0; k < ranges.size(); ++k) {
+    const bool whole = ranges[k].extent() == extents[k];
+    AUTOSP_CHECK(!divided || whole, "an input's slice is not a box");
+    AUTOSP_CHECK(whole || range.extent() == 1, "an input's slice is not a box");
+    range = {range.begin * extents[k] + ranges[k].begin,
+             (range.end - 1) * extents[k] + ranges[k].end};
+    divided = divided || !whole;
+  }
+  return range;
+}
+
+std::vector<onnx_io::ManifestSlice> slices_of(const SpmdProgram& program, size_t input) {
+  const transforms::Placed& placed = program.at(program.inputs[input]);
+  const shard::Mesh& mesh = program.plan->mesh;
+  std::vector<onnx_io::ManifestSlice> slices;
+  bool whole = true;
+  for (int64_t rank = 0; rank < mesh.size(); ++rank) {
+    const auto ranges = transforms::local_ranges(placed, mesh, rank);
+    onnx_io::ManifestSlice slice;
+    for (size_t dim = 0; dim < ranges.size(); ++dim) {
+      const shard::Interval range = dimension_range(ranges[dim], placed.atoms[dim]);
+      slice.begin.push_back(range.begin);
+      slice.extent.push_back(range.extent());
+    }
+    whole = whole && slice.extent == program.graph().shape(placed.value);
+    slices.push_back(std::move(slice));
+  }
+  if (whole) slices.clear();
+  return slices;
+}
+
+std::string plan_hash(const SpmdProgram& program) {
+  const shard::Mesh& mesh = program.plan->mesh;
+  std::string text = mesh.to_string();
+  for (const transforms::Placed& placed : program.placed) {
+    text += fmt::format("\n{} {}", program.graph().name_of(placed.value),
+                        shard::to_string(placed.layout, mesh));
+  }
+  for (const auto& record : transforms::list_collectives(program)) {
+    text += fmt::format("\n{} {}", record.node, record.bytes_per_rank);
+  }
+  return onnx_io::fingerprint(text);
+}
+
+void add_outputs(const SpmdProgram& program, Manifest& manifest) {
+  const ir::Graph& graph = program.graph();
+  const shard::Roles& roles = program.plan->roles;
+  for (size_t k = 0; k < graph.outputs().size(); ++k) {
+    onnx_io::ManifestOutput output{.name = graph.outputs()[k].name,
+                                   .type = graph.type(graph.outputs()[k].value),
+                                   .role = onnx_io::OutputRole::kOther,
+                                   .parameter = ""};
+    if (roles.loss == k) output.role = onnx_io::OutputRole::kLoss;
+    const auto gradient = std::ranges::find(roles.gradients, k, &shard::Gradient::output);
+    if (gradient != roles.gradients.end()) {
+      output.role = onnx_io::OutputRole::kGradient;
+      output.parameter = gradient->parameter;
+    }
+    manifest.outputs.push_back(std::move(output));
+  }
+}
+
+void add_collectives(const SpmdProgram& program, Manifest& manifest) {
+  for (const auto& record : transforms::list_collectives(program)) {
+    manifest.collectives.push_back({.node = record.node,
+                                    .kind = std::string(transforms::name_of(record.kind)),
+                                    .value = record.value,
+                                    .mesh_axes = record.mesh_axes,
+                                    .group_size = record.group_size,
+                                    .bytes_per_rank = record.bytes_per_rank,
+                                    .phase = static_cast<onnx_io::Phase>(record.phase),
+                                    .purpose = static_cast<onnx_io::Purpose>(record.purpose)});
+  }
+}
+
+// An earlier result may be replaced; anything else is not ours to remove.
+void check_replaceable(const fs::path& folder) {
+  if (!fs::exists(folder) || fs::exists(folder / onnx_io::kManifestFile)) return;
+  if (!fs::is_directory(folder)) throw Error("'{}' is a file", folder.string());
+  if (fs::is_empty(folder)) return;
+  throw Error("'{}' exists and is not a sharded model", folder.string())
+      .help("give another folder with -o, or empty this one");
+}
+
+// A folder beside the final one, removed again unless it takes its place.
+class PendingFolder {
+ public:
+  explicit PendingFolder(fs::path target) : target_(std::move(target)) {
+    if (target_.has_parent_path()) fs::create_directories(target_.parent_path());
+    std::string pattern = target_.string() + ".XXXXXX";
+    if (::mkdtemp(pattern.data()) == nullptr) {
+      throw Error("cannot write beside '{}'", target_.string())
+          .help("check that the folder is writable");
+    }
+    path_ = pattern;
+    fs::permissions(path_, fs::perms(0755));
+  }
+  ~PendingFolder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  PendingFolder(const PendingFolder&) = delete;
+  PendingFolder& operator=(const PendingFolder&) = delete;
+
+  const fs::path& path() const { return path_; }
+
+  void commit() {
+    const fs::path old = path_.string() + ".old";
+    const bool replaces = fs::exists(target_);
+    if (replaces) fs::rename(target_, old);
+    fs::rename(path_, target_);
+    if (replaces) fs::remove_all(old);
+  }
+
+ private:
+  fs::path target_;
+  fs::path path_;
+};
+
+// Makes the data files that a graph refers to available beside it.
+void link_external_data(const ir::Graph& graph, const fs::path& from, const fs::path& to) {
+  std::set<std::string> locations;
+  for (const ir::Value& value : graph.values()) {
+    if (value.kind == ir::ValueKind::kExternal) locations.insert(value.external.location);
+  }
+  for (const std::string& location : locations) {
+    const fs::path target = to / location;
+    fs::create_directories(target.parent_path());
+    const fs::path source = fs::canonical(from / location);
+    std::error_code failure;
+    fs::create_hard_link(source, target, failure);
+    if (failure) fs::copy_file(source, target);  // another file system
+  }
+}
+
+}  // namespace
+
+Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
+  const shard::Plan& plan = *program.plan;
+  const ir::Graph& graph = program.graph();
+  Manifest manifest;
+  manifest.tool_version = AUTOSP_VERSION;
+  onnx_io::describe_model(model.path, manifest);
+  manifest.opset = graph.opset;
+  for (const auto& [name, value] : model.bindings.dims) manifest.dims.push_back({name, value});
+  for (const shard::MeshAxis& axis : plan.mesh.axes()) {
+    manifest.mesh.push_back({axis.name, axis.size});
+  }
+  for (int64_t rank = 0; rank < plan.mesh.size(); ++rank) {
+    manifest.ranks.push_back(
+        {rank, fmt::format("rank_{}.onnx", rank), plan.mesh.coordinates(rank)});
+  }
+  for (size_t k = 0; k < graph.inputs().size(); ++k) {
+    const ValueId input = graph.inputs()[k];
+    manifest.inputs.push_back({.name = graph.name_of(input),
+                               .type = graph.type(input),
+                               .role = plan.roles.is_parameter[input.index()]
+                                           ? onnx_io::InputRole::kParameter
+                                           : onnx_io::InputRole::kData,
+                               .slices = slices_of(program, k)});
+  }
+  add_outputs(program, manifest);
+  add_collectives(program, manifest);
+  for (const shard::GatheredOperator& entry : plan.gathered) {
+    manifest.warnings.push_back(fmt::format(
+        "node '{}' is gathered over {} ({} per rank): {}", graph.describe(graph.node(entry.node)),
+        entry.axis, format_bytes(static_cast<double>(entry.bytes)), entry.reason));
+  }
+  manifest.plan_hash = plan_hash(program);
+  return manifest;
+}
+
+void write_folder(const LoadedModel& model, const SpmdProgram& program, const Manifest& manifest,
+                  const std::set<Dialect>& dialects, const fs::path& folder) {
+  const fs::path target = (folder.has_filename() ? folder : folder.parent_path());
+  check_replaceable(target);
+  PendingFolder pending(target);
+  link_external_data(model.graph, model.path.parent_path(), pending.path());
+  if (dialects.contains(Dialect::kAutosp)) {
+    for (const onnx_io::ManifestRank& rank : manifest.ranks) {
+      onnx_io::export_model(transforms::emit_rank(program, rank.rank), pending.path() / rank.file);
+    }
+  }
+  if (dialects.contains(Dialect::kStandard)) {
+    onnx_io::export_model(transforms::emulate(program), pending.path() / "emulated.onnx");
+  }
+  onnx_io::write_manifest(manifest, pending.path());
+  pending.commit();
+}
+
+}  // namespace autosp::cli

@@ -1,0 +1,29 @@
+// Writing and reading the folder of a sharded model.
+#pragma once
+
+#include <filesystem>
+#include <set>
+#include <string>
+
+#include "model_arguments.h"
+#include "onnx/manifest.h"
+#include "transforms/spmd/program.h"
+
+namespace autosp::cli {
+
+enum class Dialect : uint8_t {
+  kAutosp,    // rank_<k>.onnx with collectives of the autosp domain
+  kStandard,  // emulated.onnx: every rank in one graph of standard operators
+};
+
+// Everything `shard` tells about its result.
+onnx_io::Manifest make_manifest(const LoadedModel& model, const transforms::SpmdProgram& program);
+
+// Writes manifest.json and the graphs of the dialects into `folder`, which appears (or is replaced)
+// in one step when all is done. Weights kept outside the model are linked, not copied, where the
+// file system can. Throws Error when `folder` holds anything else than an earlier sharded model.
+void write_folder(const LoadedModel& model, const transforms::SpmdProgram& program,
+                  const onnx_io::Manifest& manifest, const std::set<Dialect>& dialects,
+                  const std::filesystem::path& folder);
+
+}  // namespace autosp::cli

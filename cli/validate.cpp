@@ -1,0 +1,174 @@
+// autosp-onnx validate MODEL OUT: is the sharded model the same computation?
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "base/error.h"
+#include "command.h"
+#include "compare.h"
+#include "executor/run.h"
+#include "feeds.h"
+#include "model_arguments.h"
+#include "onnx/manifest.h"
+#include "onnx/model.h"
+#include "ranks.h"
+
+namespace autosp::cli {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kFooter = R"(
+Runs the whole model and the ranks on the same inputs and compares the loss and every gradient on
+every rank. Errors are relative to the largest entry of each tensor.
+
+Examples:
+  autosp-onnx validate model.onnx out                       on generated inputs
+  autosp-onnx validate model.onnx out --feed inputs.npz --all
+Exit code 1 means that something differs; the first wrong tensor is named.)";
+
+struct Arguments {
+  std::filesystem::path model;
+  std::filesystem::path folder;
+  std::filesystem::path feed;
+  uint64_t seed = 1;
+  std::optional<double> tolerance;
+  double timeout = 60;
+  bool all = false;
+  bool json = false;
+};
+
+// The model as it is, at the dimensions it was sharded for.
+ir::Graph load_whole(const Arguments& arguments, const onnx_io::Manifest& manifest) {
+  onnx_io::Manifest given;
+  onnx_io::describe_model(arguments.model, given);
+  if (given.model_fingerprint != manifest.model_fingerprint) {
+    throw Error("'{}' is not the model that '{}' was made from ('{}')", arguments.model.string(),
+                arguments.folder.string(), manifest.model_name)
+        .help("give the original model, or shard this one again");
+  }
+  onnx_io::ImportOptions options;
+  for (const onnx_io::ManifestDim& dim : manifest.dims) options.dims[dim.name] = dim.value;
+  ir::Graph graph = onnx_io::import_model(arguments.model, options);
+  // ONNX Runtime's own operators have no kernels here: these graphs are compared from where they
+  // consist of standard operators.
+  const bool guests = std::ranges::any_of(graph.nodes(), [](const ir::Node& node) {
+    return node.domain == ir::kMicrosoftDomain || node.op == "SimplifiedLayerNormalization";
+  });
+  if (guests) graph = transforms::run_passes(graph, {.passes = {"lower_microsoft_operators"}});
+  return graph;
+}
+
+double loss_of(const executor::Arrays& outputs, const onnx_io::Manifest& manifest) {
+  for (const onnx_io::ManifestOutput& output : manifest.outputs) {
+    if (output.role != onnx_io::OutputRole::kLoss) continue;
+    const auto found = outputs.find(output.name);
+    if (found != outputs.end()) return found->second.value_as_double(0);
+  }
+  return 0;
+}
+
+Json to_json(const TensorComparison& tensor) {
+  return {{"name", tensor.name},
+          {"role", name_of(tensor.role)},
+          {"equal", tensor.equal()},
+          {"relative_error", tensor.relative_error()},
+          {"absolute_error", tensor.largest_error},
+          {"tolerance", tensor.tolerance},
+          {"rank", tensor.rank}};
+}
+
+void print_tensor(const TensorComparison& tensor) {
+  fmt::print("  {:<48} {:<9} {:>10.2e} {:>10.0e}  {}\n", tensor.name, name_of(tensor.role),
+             tensor.relative_error(), tensor.tolerance, tensor.equal() ? "equal" : "DIFFERS");
+}
+
+void print_report(const std::vector<TensorComparison>& tensors, const Arguments& arguments) {
+  const auto worst = std::ranges::max_element(
+      tensors, {}, [](const TensorComparison& t) { return t.relative_error(); });
+  const auto wrong = std::ranges::count_if(tensors, [](const auto& t) { return !t.equal(); });
+  fmt::print("  {:<48} {:<9} {:>10} {:>10}\n", "output", "role", "error", "tolerance");
+  for (const TensorComparison& tensor : tensors) {
+    const bool shown = arguments.all || !tensor.equal() || &tensor == &*worst ||
+                       tensor.role == onnx_io::OutputRole::kLoss;
+    if (shown) print_tensor(tensor);
+  }
+  if (wrong == 0) {
+    fmt::print("equal: {} outputs on every rank, largest relative error {:.2e} ('{}')\n",
+               tensors.size(), worst->relative_error(), worst->name);
+    return;
+  }
+  const auto first = std::ranges::find_if(tensors, [](const auto& t) { return !t.equal(); });
+  fmt::print(
+      "DIFFERENT: {} of {} outputs; the first is '{}', element {}: {:.9g} on rank {}, {:.9g} "
+      "whole\n",
+      wrong, tensors.size(), first->name, first->at, first->actual, first->rank, first->expected);
+}
+
+int run(const Arguments& arguments) {
+  const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
+  const auto whole_graph = std::make_shared<const ir::Graph>(load_whole(arguments, manifest));
+  const executor::Arrays feeds = arguments.feed.empty()
+                                     ? generate_feeds(*whole_graph, manifest, arguments.seed)
+                                     : select_feeds(manifest, executor::read_npz(arguments.feed),
+                                                    fmt::format("'{}'", arguments.feed.string()));
+  executor::RunOptions options;
+  options.timeout = arguments.timeout;
+  options.data_folder = arguments.model.parent_path();
+  const executor::Arrays whole =
+      executor::run_in_threads({whole_graph}, {feeds}, options).ranks.front().outputs;
+  options.data_folder = arguments.folder;
+  executor::RunResult sharded = run_ranks(arguments.folder, manifest, feeds, options);
+  std::vector<executor::Arrays> ranks;
+  for (executor::RankResult& rank : sharded.ranks) ranks.push_back(std::move(rank.outputs));
+  const auto tensors = compare_outputs(manifest, whole, ranks, arguments.tolerance);
+  if (tensors.empty()) throw Error("the model and '{}' share no output", arguments.folder.string());
+  const bool equal = std::ranges::all_of(tensors, &TensorComparison::equal);
+  if (arguments.json) {
+    Json report{{"equal", equal},
+                {"loss", loss_of(whole, manifest)},
+                {"rank_losses", Json::array()},
+                {"outputs", Json::array()}};
+    for (const auto& rank : ranks) report["rank_losses"].push_back(loss_of(rank, manifest));
+    for (const TensorComparison& tensor : tensors) report["outputs"].push_back(to_json(tensor));
+    fmt::print("{}\n", report.dump(2));
+  } else {
+    fmt::print("loss {:.9g} whole", loss_of(whole, manifest));
+    for (size_t k = 0; k < ranks.size(); ++k) {
+      fmt::print(", {:.9g} on rank {}", loss_of(ranks[k], manifest), k);
+    }
+    fmt::print("\n");
+    print_report(tensors, arguments);
+  }
+  return equal ? 0 : kMismatch;
+}
+
+}  // namespace
+
+void add_validate(CLI::App& app, Action& action) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("validate", "Compares a sharded model with the whole one");
+  command->footer(kFooter);
+  command->add_option("model", arguments->model, "The training graph (.onnx)")->required();
+  command->add_option("folder", arguments->folder, "What 'shard' wrote for it")->required();
+  command->add_option("--feed", arguments->feed, "The graph inputs, whole; generated when left out")
+      ->type_name("NPZ");
+  command->add_option("--seed", arguments->seed, "Of generated inputs")->capture_default_str();
+  command
+      ->add_option(
+          "--tolerance", arguments->tolerance,
+          "Relative error allowed; a tenth of it for the loss. By default 1e-4 for float32, "
+          "1e-2 for float16, 5e-2 for bfloat16, 1e-10 for float64")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("ERROR");
+  command->add_option("--timeout", arguments->timeout, "Seconds that a collective waits")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_flag("--all", arguments->all, "Lists every tensor, not only the worst");
+  command->add_flag("--json", arguments->json, "Prints the report as JSON");
+  command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
+}
+
+}  // namespace autosp::cli
