@@ -84,10 +84,9 @@ std::vector<RuleRow> elementwise_rules() {
                          "Cosh",        "Asinh",
                          "Acosh",       "Atanh",
                          "IsNaN",       "IsInf",
-                         "Clip",        "BitShift",
-                         "BitwiseAnd",  "BitwiseOr",
-                         "BitwiseXor",  "BitwiseNot",
-                         "PRelu",       "CastLike"}) {
+                         "Clip",        "BitwiseAnd",
+                         "BitwiseOr",   "BitwiseXor",
+                         "BitwiseNot",  "PRelu"}) {
     rows.push_back(row(op, never));
   }
   return rows;

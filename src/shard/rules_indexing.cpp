@@ -27,12 +27,14 @@ std::optional<Rule> gather(const ir::Graph& graph, const ir::Node& node) {
   return rule;
 }
 
-// Axes on which data and index agree run together, the others are read by position.
+// Axes on which data and index agree run together. Along the indexed axis the data are read by
+// position and the index is free. Along an axis on which the index is shorter than the data, it
+// meets the data's first entries: neither can be split.
 struct ElementwiseIndex {
   ValueFactors data;
   ValueFactors index;
-  std::vector<Symbol> positional;  // of data
-  std::vector<Symbol> updated;     // of the index, where it differs from data
+  std::vector<Symbol> coupled;
+  std::vector<Symbol> along_axis;  // of the index
 };
 
 ElementwiseIndex elementwise_index(const ir::Graph& graph, const ir::Node& node) {
@@ -45,8 +47,9 @@ ElementwiseIndex elementwise_index(const ir::Graph& graph, const ir::Node& node)
       result.data[d] = result.index[d] = numbered_factors(data)[d];
       continue;
     }
-    result.positional.insert(result.positional.end(), result.data[d].begin(), result.data[d].end());
-    result.updated.insert(result.updated.end(), result.index[d].begin(), result.index[d].end());
+    result.coupled.insert(result.coupled.end(), result.data[d].begin(), result.data[d].end());
+    auto& of_index = d == axis ? result.along_axis : result.coupled;
+    of_index.insert(of_index.end(), result.index[d].begin(), result.index[d].end());
   }
   return result;
 }
@@ -56,7 +59,7 @@ std::optional<Rule> gather_elements(const ir::Graph& graph, const ir::Node& node
   Rule rule;
   rule.operands = {factors.data, factors.index};
   rule.results = {factors.index};
-  rule.coupled = factors.positional;
+  rule.coupled = factors.coupled;
   rule.linear = {{0}};
   return rule;
 }
@@ -70,11 +73,11 @@ std::optional<Rule> scatter_elements(const ir::Graph& graph, const ir::Node& nod
   Rule rule;
   rule.operands = {factors.data, factors.index, factors.index};
   rule.results = {factors.data};
-  rule.coupled = factors.positional;
+  rule.coupled = factors.coupled;
   if (adds_into_zeros(graph, node))
     rule.linear = {{2}};
   else
-    couple(rule, factors.updated);
+    couple(rule, factors.along_axis);
   return rule;
 }
 

@@ -103,11 +103,13 @@ std::optional<Rule> top_k(const ir::Graph& graph, const ir::Node& node) {
 }  // namespace
 
 std::vector<RuleRow> normalization_rules() {
-  std::vector<RuleRow> rows = {
-      {"Softmax", softmax},       {"LogSoftmax", softmax},
-      {"Hardmax", softmax},       {"LayerNormalization", layer_normalization},
-      {"CumSum", cumulative_sum}, {"TopK", top_k},
-      {"ArgMax", arg_reduction},  {"ArgMin", arg_reduction}};
+  std::vector<RuleRow> rows = {{"Softmax", softmax},
+                               {"LogSoftmax", softmax},
+                               {"LayerNormalization", layer_normalization},
+                               {"CumSum", cumulative_sum},
+                               {"TopK", top_k},
+                               {"ArgMax", arg_reduction},
+                               {"ArgMin", arg_reduction}};
   rows.push_back({"ReduceSum", [](const auto& graph, const auto& node) {
                     return reduction(graph, node, true);
                   }});

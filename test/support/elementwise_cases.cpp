@@ -26,14 +26,11 @@ CaseMaker binary(const std::string& op) {
 }
 
 // Two integer operands, of which the second is in [low, high).
-CaseMaker integer_binary(const std::string& op, int64_t low, int64_t high, DataType dtype,
-                         ir::Attributes attributes = {}) {
+CaseMaker integer_binary(const std::string& op, int64_t low, int64_t high, DataType dtype) {
   return [=](Make c) {
     const Shape result = c.shape(1, 3);
-    c.test(op,
-           {c.integers(result, 0, 100, dtype),
-            c.integers(c.broadcastable_to(result), low, high, dtype)},
-           attributes);
+    c.test(op, {c.integers(result, 0, 100, dtype),
+                c.integers(c.broadcastable_to(result), low, high, dtype)});
   };
 }
 
@@ -85,11 +82,6 @@ void cast(Make c) {
   c.test("Cast", {x}, {{"to", static_cast<int64_t>(to)}});
 }
 
-void cast_like(Make c) {
-  // The second operand gives a type only: its shape has nothing to do with the first's.
-  c.test("CastLike", {c.floats(c.shape(1, 3)), c.floats(c.shape(0, 4), DataType::kFloat64)});
-}
-
 void prelu(Make c) {
   const Shape result = c.shape(1, 4);
   c.test("PRelu", {c.floats(result), c.floats(c.broadcastable_to(result))});
@@ -122,8 +114,6 @@ CaseMakers elementwise_cases() {
   }
   for (const char* op : {"Sum", "Mean", "Max", "Min"}) makers[op] = several(op);
   makers["Mod"] = integer_binary("Mod", 1, 9, DataType::kInt64);
-  makers["BitShift"] =
-      integer_binary("BitShift", 0, 5, DataType::kUInt32, {{"direction", std::string("LEFT")}});
   makers["Not"] = [](Make c) { c.test("Not", {c.bools(c.shape(1, 4))}); };
   makers["BitwiseNot"] = [](Make c) {
     c.test("BitwiseNot", {c.integers(c.shape(1, 3), 0, 100, DataType::kInt32)});
@@ -131,7 +121,6 @@ CaseMakers elementwise_cases() {
   makers["Where"] = where;
   makers["Clip"] = clip;
   makers["Cast"] = cast;
-  makers["CastLike"] = cast_like;
   makers["PRelu"] = prelu;
   makers["Gelu"] = gelu;
   return makers;

@@ -120,6 +120,7 @@ TEST(SimplifyViews, NoOpsGo) {
   x = e.build.node("Concat", {x}, {kFloat, {2, 1, 4}}, {{"axis", int64_t{1}}});
   x = e.build.node("Dropout", {x}, {kFloat, {2, 1, 4}});
   x = e.build.binary("Mul", x, e.build.scalar_like(x, 1));
+  x = e.build.node("CastLike", {x, e.build.scalar(kFloat, 0)}, {kFloat, {2, 1, 4}});
   x = e.build.reduce_sum(x, {1}, true);
   e.output(x);
   const Graph after = apply(e.graph, simplify_views);

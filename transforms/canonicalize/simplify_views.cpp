@@ -64,6 +64,8 @@ class Simplifier {
 ValueId Simplifier::simplify(const Node& node) {
   const std::string& op = node.op;
   if (op == "Identity" || (op == "Cast" && keeps_type(node, 0))) return operand(node, 0);
+  if (op == "CastLike")
+    return build_.cast(operand(node, 0), result_type(node).dtype, result_name(node));
   if (op == "Reshape" || op == "Squeeze" || op == "Unsqueeze" || op == "Flatten") {
     return reshape(operand(node, 0), result_type(node).shape, result_name(node));
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <unordered_map>
 
 #include "base/error.h"
@@ -148,30 +149,52 @@ std::vector<int64_t> slice_offsets(const LocalNode& local) {
   return offsets;
 }
 
-bool has_steps(const LocalNode& local) {
-  const auto steps = local.graph().constant_ints(local.node().input(4));
-  return steps && std::ranges::any_of(*steps, [](int64_t step) { return step != 1; });
+// Bounds of the original along an axis that it takes steps on; such an axis is whole on every rank.
+struct SteppedBounds {
+  int64_t begin;
+  int64_t end;
+  int64_t step;
+};
+
+std::map<size_t, SteppedBounds> stepped_axes(const LocalNode& local) {
+  const ir::Node& node = local.node();
+  const ir::Graph& graph = local.graph();
+  std::map<size_t, SteppedBounds> result;
+  const auto steps = graph.constant_ints(node.input(4));
+  if (!steps) return result;
+  const auto begins = *graph.constant_ints(node.input(1));
+  const auto ends = *graph.constant_ints(node.input(2));
+  const auto axes = graph.constant_ints(node.input(3));
+  const size_t rank = graph.shape(node.inputs[0]).size();
+  for (size_t k = 0; k < steps->size(); ++k) {
+    if ((*steps)[k] == 1) continue;
+    result[axes ? ir::normalize_axis((*axes)[k], rank) : k] = {begins[k], ends[k], (*steps)[k]};
+  }
+  return result;
 }
 
-// An axis with a step is whole on every rank, so its bounds stay; the rest are rewritten.
 LocalForm local_slice(LocalNode& local) {
   const ir::Node& node = local.node();
   const ir::Shape& in = local.graph().shape(node.inputs[0]);
   const ir::Shape& out = local.graph().shape(node.outputs[0]);
-  if (has_steps(local)) {
-    for (size_t d = 0; d < in.size(); ++d) {
-      AUTOSP_CHECK(!local.operand_is_split(d) || in[d] == out[d],
-                   "{}: a stepped slice and a moved window at once", local.graph().describe(node));
-    }
-    return {"Slice", local.default_operands(), node.attributes};
-  }
   const auto offsets = slice_offsets(local);
+  const auto stepped = stepped_axes(local);
   std::vector<int64_t> begins;
   std::vector<int64_t> ends;
   std::vector<int64_t> axes;
+  std::vector<int64_t> steps;
+  const auto cut_axis = [&](size_t d, SteppedBounds bounds) {
+    begins.push_back(bounds.begin);
+    ends.push_back(bounds.end);
+    axes.push_back(static_cast<int64_t>(d));
+    steps.push_back(bounds.step);
+  };
   for (size_t d = 0; d < in.size(); ++d) {
-    const bool cut = in[d] != out[d] || offsets[d] != 0;
-    if (!cut) continue;
+    if (const auto found = stepped.find(d); found != stepped.end()) {
+      cut_axis(d, found->second);
+      continue;
+    }
+    if (in[d] == out[d] && offsets[d] == 0) continue;
     int64_t begin = offsets[d];
     int64_t extent = out[d];
     if (local.result_is_split(d)) {
@@ -180,15 +203,15 @@ LocalForm local_slice(LocalNode& local) {
       extent = result.extent();
       if (extent == 0) begin = 0;
     }
-    begins.push_back(begin);
-    ends.push_back(begin + extent);
-    axes.push_back(static_cast<int64_t>(d));
+    cut_axis(d, {begin, begin + extent, 1});
   }
   if (axes.empty()) return {"Identity", {local.default_operands()[0]}, {}};
-  return {"Slice",
-          {local.default_operands()[0], local.shape_operand(begins), local.shape_operand(ends),
-           local.shape_operand(axes)},
-          {}};
+  LocalForm form{"Slice",
+                 {local.default_operands()[0], local.shape_operand(begins),
+                  local.shape_operand(ends), local.shape_operand(axes)},
+                 {}};
+  if (!stepped.empty()) form.operands.push_back(local.shape_operand(steps));
+  return form;
 }
 
 LocalForm local_pad(LocalNode& local) {
