@@ -69,6 +69,7 @@ std::span<const KernelRow> reduce_kernels();
 std::span<const KernelRow> ordering_kernels();
 std::span<const KernelRow> matmul_kernels();
 std::span<const KernelRow> convolution_kernels();
+std::span<const KernelRow> transposed_convolution_kernels();
 std::span<const KernelRow> movement_kernels();
 std::span<const KernelRow> indexing_kernels();
 std::span<const KernelRow> normalization_kernels();

@@ -59,10 +59,32 @@ std::optional<Rule> conv(const ir::Graph& graph, const ir::Node& node) {
   return rule;
 }
 
+// The gradient of a convolution: weights are [in, out, window].
+std::optional<Rule> conv_transpose(const ir::Graph& graph, const ir::Node& node) {
+  const size_t spatial = graph.shape(node.inputs[0]).size() - 2;
+  const bool grouped = node.attributes.get_int("group", 1) != 1;
+  std::string in;
+  std::string window;
+  std::string out;
+  for (size_t k = 0; k < spatial; ++k) {
+    in += fmt::format(" x{}!", k);
+    window += fmt::format(" w{}!", k);
+    out += fmt::format(" y{}!", k);
+  }
+  const std::string row = grouped ? fmt::format("n i!{}, i! c!{}, o! -> n o!{}", in, window, out)
+                                  : fmt::format("n i{}, i o{}, o -> n o{}", in, window, out);
+  Rule rule = parse_rule(row, graph, node);
+  if (node.input(2))
+    rule.coupled.emplace_back("i");
+  else
+    rule.linear = {{0}, {1}};
+  return rule;
+}
+
 }  // namespace
 
 std::vector<RuleRow> contraction_rules() {
-  return {{"MatMul", matmul}, {"Gemm", gemm}, {"Conv", conv}};
+  return {{"MatMul", matmul}, {"Gemm", gemm}, {"Conv", conv}, {"ConvTranspose", conv_transpose}};
 }
 
 }  // namespace autosp::shard

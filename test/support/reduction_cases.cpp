@@ -52,6 +52,19 @@ void conv(Make c) {
   c.test("Conv", inputs, {{"group", groups}, {"pads", std::vector<int64_t>{1, 1}}});
 }
 
+void conv_transpose(Make c) {
+  const int64_t groups = c.one_of<int64_t>({1, 1, 2});
+  const int64_t in = groups * c.integer(1, 4);
+  const int64_t out = c.integer(1, 4);
+  std::vector<ValueId> inputs = {c.floats({c.integer(1, 5), in, c.integer(3, 8)}),
+                                 c.floats({in, out, 3})};
+  if (c.coin()) inputs.push_back(c.floats({groups * out}));
+  c.test("ConvTranspose", inputs,
+         {{"group", groups},
+          {"strides", std::vector<int64_t>{c.integer(1, 2)}},
+          {"pads", std::vector<int64_t>{1, 0}}});
+}
+
 CaseMaker along_axis(const std::string& op) {
   return [op](Make c) {
     const Shape shape = c.shape(1, 4);
@@ -110,6 +123,7 @@ CaseMakers reduction_cases() {
   CaseMakers makers = {{"MatMul", matmul},
                        {"Gemm", gemm},
                        {"Conv", conv},
+                       {"ConvTranspose", conv_transpose},
                        {"LayerNormalization", layer_normalization},
                        {"CumSum", cumulative_sum},
                        {"TopK", top_k}};
