@@ -70,7 +70,9 @@ void add_explain(CLI::App& app, Action& action) {
       "explain", "Says how a value is split, why, and what the alternative would cost");
   command->footer(kFooter);
   add_model_options(*command, arguments->model);
-  command->add_option("value", arguments->value, "The value's name")->required();
+  command->add_option("value", arguments->value, "The value's name")
+      ->required()
+      ->type_name("VALUE");
   add_plan_options(*command, arguments->plan);
   command->add_flag("--json", arguments->json, "Prints the explanation as JSON");
   add_pass_options(*command, arguments->passes);

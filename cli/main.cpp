@@ -1,4 +1,7 @@
+#include <fmt/ranges.h>
+
 #include <cstdio>
+#include <filesystem>
 #include <new>
 
 #include "base/error.h"
@@ -23,7 +26,24 @@ Start with these:
 'autosp-onnx COMMAND --help' explains a command.
 Exit codes: 0 success, 1 results differ (validate), 2 an error you can mend, 70 a bug of this program.)";
 
+// CLI11 would only say that a command is required.
+void check_command(const CLI::App& app, int argc, char** argv) {
+  if (argc < 2 || argv[1][0] == '-') return;
+  const std::string given = argv[1];
+  std::vector<std::string> names;
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
+    if (command->get_name() == given) return;
+    names.push_back(command->get_name());
+  }
+  Error error("there is no command '{}'", given);
+  error.note(fmt::format("the commands are {}", fmt::join(names, ", ")));
+  const std::string near = nearest_name(given, names);
+  throw error.help(near.empty() ? "'autosp-onnx --help' explains them"
+                                : fmt::format("did you mean '{}'?", near));
+}
+
 int parse(CLI::App& app, int argc, char** argv, const cli::Action& action) {
+  check_command(app, argc, argv);
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& request) {  // --help, --version

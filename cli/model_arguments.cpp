@@ -9,8 +9,22 @@
 
 namespace autosp::cli {
 
+CLI::Validator at_least_one() {
+  return {[](const std::string& text) -> std::string {
+            int64_t value = 0;
+            const auto [end, error] =
+                std::from_chars(text.data(), text.data() + text.size(), value);
+            const bool whole = error == std::errc() && end == text.data() + text.size();
+            if (whole && value >= 1) return {};
+            return fmt::format("takes a whole number of 1 or more, not '{}'", text);
+          },
+          ""};
+}
+
 void add_model_options(CLI::App& command, ModelArguments& arguments) {
-  command.add_option("model", arguments.model, "The training graph (.onnx)")->required();
+  command.add_option("model", arguments.model, "The training graph (.onnx)")
+      ->required()
+      ->type_name("MODEL");
   command
       .add_option("--dim", arguments.dims,
                   "Binds a symbolic dimension, as in --dim seq=4096; repeat for more")
@@ -48,11 +62,11 @@ void add_pass_options(CLI::App& command, PassArguments& arguments) {
 
 void add_plan_options(CLI::App& command, PlanArguments& arguments) {
   command.add_option("--sp", arguments.sp, "Ranks that share one sequence")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least_one())
       ->type_name("N")
       ->capture_default_str();
   command.add_option("--dp", arguments.dp, "Ranks that share the batch (times --sp ranks in all)")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least_one())
       ->type_name("M")
       ->capture_default_str();
   command

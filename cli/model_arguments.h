@@ -54,6 +54,8 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
 // The graph must stay where it is as long as the plan is used.
 shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments);
 
+CLI::Validator at_least_one();
+
 // Splits "NAME=VALUE"; `option` is named in the error.
 std::pair<std::string, std::string> split_assignment(const std::string& text,
                                                      const std::string& option);

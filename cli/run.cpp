@@ -13,6 +13,7 @@
 #include "executor/run.h"
 #include "executor/trace.h"
 #include "feeds.h"
+#include "model_arguments.h"
 #include "ranks.h"
 
 namespace autosp::cli {
@@ -249,9 +250,11 @@ void add_run(CLI::App& app, Action& action) {
   CLI::App* command =
       app.add_subcommand("run", "Runs the ranks of a sharded model on this machine");
   command->footer(kFooter);
-  command->add_option("folder", arguments->folder, "What 'shard' wrote")->required();
+  command->add_option("folder", arguments->folder, "What 'shard' wrote")
+      ->required()
+      ->type_name("OUT");
   command->add_option("--np", arguments->np, "Ranks; must be what the model was sharded for")
-      ->check(CLI::PositiveNumber)
+      ->check(at_least_one())
       ->type_name("N");
   command
       ->add_option("--transport", arguments->transport,

@@ -151,8 +151,12 @@ void add_validate(CLI::App& app, Action& action) {
   auto arguments = std::make_shared<Arguments>();
   CLI::App* command = app.add_subcommand("validate", "Compares a sharded model with the whole one");
   command->footer(kFooter);
-  command->add_option("model", arguments->model, "The training graph (.onnx)")->required();
-  command->add_option("folder", arguments->folder, "What 'shard' wrote for it")->required();
+  command->add_option("model", arguments->model, "The training graph (.onnx)")
+      ->required()
+      ->type_name("MODEL");
+  command->add_option("folder", arguments->folder, "What 'shard' wrote for it")
+      ->required()
+      ->type_name("OUT");
   command->add_option("--feed", arguments->feed, "The graph inputs, whole; generated when left out")
       ->type_name("NPZ");
   command->add_option("--seed", arguments->seed, "Of generated inputs")->capture_default_str();

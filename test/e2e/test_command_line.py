@@ -1,0 +1,314 @@
+"""The commands as a user calls them: results, reports, exit codes and what is left on disk."""
+
+import json
+import os
+import pathlib
+import subprocess
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from training_graph import GRAPHS, TrainingGraph, assert_same_step
+
+LLAMA = GRAPHS / "llama_static.onnx"
+FEED = GRAPHS / "llama.npz"
+
+
+def read(path):
+    with np.load(path) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def assert_file_holds_step(path, expected):
+    """A file lists its arrays by name, a step in the model's order."""
+    outputs = read(path)
+    assert outputs.keys() == expected.keys()
+    assert_same_step({name: outputs[name] for name in expected}, expected)
+
+
+def shard(autosp_onnx, folder, *options, model=LLAMA):
+    result = autosp_onnx("shard", model, "-o", folder, *options)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four_ranks(autosp_onnx, tmp_path_factory):
+    return shard(autosp_onnx, tmp_path_factory.mktemp("llama") / "out", "--sp", 4)
+
+
+def test_run_equals_stock_onnxruntime(autosp_onnx, four_ranks, tmp_path):
+    run = autosp_onnx("run", four_ranks, "--np", 4, "--feed", FEED, "--output", tmp_path / "o.npz")
+    assert run.returncode == 0, run.stderr
+    assert_file_holds_step(tmp_path / "o.npz", TrainingGraph(LLAMA).step(read(FEED)))
+
+
+def test_transports_give_the_same_bits(autosp_onnx, four_ranks, tmp_path):
+    outputs = {}
+    for transport in ("threads", "mpi"):
+        path = tmp_path / f"{transport}.npz"
+        run = autosp_onnx("run", four_ranks, "--transport", transport, "--feed", FEED, "--output", path, "--json")
+        assert run.returncode == 0, run.stderr
+        report = json.loads(run.stdout)
+        assert report["transport"] == transport
+        assert [rank["rank"] for rank in report["ranks"]] == [0, 1, 2, 3]
+        assert len({rank["loss"] for rank in report["ranks"]}) == 1
+        for rank in report["ranks"]:
+            assert 0 < rank["measured_peak_bytes"] <= rank["planned_peak_bytes"]
+        outputs[transport] = path.read_bytes()
+    assert outputs["threads"] == outputs["mpi"]
+
+
+def test_ranks_may_be_started_by_mpirun(request, four_ranks):
+    binary = pathlib.Path(request.config.getoption("--autosp-onnx")).resolve()
+    environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+    def mpirun(ranks):
+        command = ["mpirun", "--oversubscribe", "-np", str(ranks), binary, "run", four_ranks, "--feed", FEED]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
+        )
+
+    run = mpirun(4)
+    assert run.returncode == 0, run.stderr
+    assert "4 ranks (mpi)" in run.stdout
+    wrong = mpirun(3)
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("is sharded over 4 ranks, but 3 are to run") == 1
+
+
+def test_trace_has_every_rank_and_collective(autosp_onnx, four_ranks, tmp_path):
+    collectives = [entry["node"] for entry in json.loads((four_ranks / "manifest.json").read_text())["collectives"]]
+    for transport in ("threads", "mpi"):
+        path = tmp_path / f"{transport}.json"
+        assert autosp_onnx("run", four_ranks, "--transport", transport, "--feed", FEED, "--trace", path).returncode == 0
+        events = [event for event in json.loads(path.read_text())["traceEvents"] if event["ph"] == "X"]
+        assert {event["tid"] for event in events} == {0, 1, 2, 3}
+        names = [event["name"] for event in events if event["tid"] == 2]
+        assert [name for name in names if name in set(collectives)] == collectives
+
+
+@pytest.mark.parametrize("feed", [(), ("--feed", FEED)], ids=["generated", "given"])
+def test_validate_finds_equality(autosp_onnx, four_ranks, feed):
+    result = autosp_onnx("validate", LLAMA, four_ranks, "--json", *feed)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["equal"] and len(report["outputs"]) == 22
+    assert len(report["rank_losses"]) == 4
+    assert all(tensor["relative_error"] < 1e-5 for tensor in report["outputs"])
+
+
+def break_gradient(folder, rank, name):
+    """Doubles what one rank says is a gradient."""
+    path = folder / f"rank_{rank}.onnx"
+    model = onnx.load(path)
+    producer = next(node for node in model.graph.node if name in node.output)
+    half = f"half of {name}"
+    producer.output[list(producer.output).index(name)] = half
+    output = next(output for output in model.graph.output if output.name == name)
+    model.graph.value_info.add(name=half, type=output.type)
+    model.graph.node.append(helper.make_node("Add", [half, half], [name], name=f"doubling of {name}"))
+    onnx.save(model, path)
+
+
+def test_validate_names_the_first_wrong_tensor(autosp_onnx, tmp_path):
+    out = shard(autosp_onnx, tmp_path / "out", "--sp", 2)
+    break_gradient(out, 1, "model.norm.weight.grad")
+    break_gradient(out, 1, "model.layers.1.mlp.up_proj.weight.grad")
+    result = autosp_onnx("validate", LLAMA, out)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "DIFFERENT: 2 of 22 outputs; the first is 'model.layers.1.mlp.up_proj.weight.grad'" in result.stdout
+    assert "on rank 1" in result.stdout
+
+
+def test_validate_refuses_another_model(autosp_onnx, four_ranks):
+    result = autosp_onnx("validate", GRAPHS / "gpt2_static.onnx", four_ranks)
+    assert result.returncode == 2
+    assert "is not the model that" in result.stderr
+
+
+def test_same_input_same_bytes(autosp_onnx, tmp_path):
+    folders = [shard(autosp_onnx, tmp_path / name, "--sp", 3, "--dialect", "autosp,standard") for name in "ab"]
+    names = sorted(path.name for path in folders[0].iterdir())
+    assert names == ["emulated.onnx", "manifest.json", "rank_0.onnx", "rank_1.onnx", "rank_2.onnx"]
+    for name in names:
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+
+
+def test_manifest_lists_slices_and_totals(autosp_onnx, tmp_path):
+    out = shard(autosp_onnx, tmp_path / "out", "--sp", 4)
+    manifest = json.loads((out / "manifest.json").read_text())
+    ids = next(entry for entry in manifest["inputs"] if entry["name"] == "input_ids")
+    assert [piece["begin"][1] for piece in ids["slices"]] == [0, 10, 20, 30]
+    assert sum(entry["bytes_per_rank"] for entry in manifest["collectives"]) == manifest["totals"]["bytes_per_rank"]
+    assert {entry["phase"] for entry in manifest["collectives"]} == {"forward", "backward"}
+    assert [entry["role"] for entry in manifest["outputs"]].count("gradient") == 21
+    again = autosp_onnx("shard", LLAMA, "--sp", 4, "-o", out, "--json")
+    assert json.loads(again.stdout) == manifest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def with_external_weights(folder):
+    """The Llama graph with its parameters as initializers in a data file."""
+    model = onnx.load(LLAMA)
+    arrays = read(FEED)
+    inputs = list(model.graph.input)
+    del model.graph.input[:]
+    for value in inputs:
+        if value.name in ("input_ids", "labels"):
+            model.graph.input.append(value)
+        else:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(arrays[value.name], value.name))
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=300)
+    return folder / "model.onnx"
+
+
+def test_external_weights_are_referenced_not_copied(autosp_onnx, tmp_path):
+    model = with_external_weights(tmp_path / "model")
+    out = shard(autosp_onnx, tmp_path / "out", "--sp", 2, model=model)
+    assert os.path.samefile(out / "weights.bin", model.parent / "weights.bin")
+    assert (out / "rank_0.onnx").stat().st_size < (out / "weights.bin").stat().st_size
+    validated = autosp_onnx("validate", model, out, "--feed", FEED)
+    assert validated.returncode == 0, validated.stdout + validated.stderr
+    run = autosp_onnx("run", out, "--feed", FEED, "--output", tmp_path / "o.npz")
+    assert run.returncode == 0, run.stderr
+    assert_file_holds_step(tmp_path / "o.npz", TrainingGraph(LLAMA).step(read(FEED)))
+    (model.parent / "weights.bin").unlink()
+    missing = autosp_onnx("shard", model, "--sp", 2, "-o", tmp_path / "again")
+    assert missing.returncode == 2 and "is missing" in missing.stderr
+
+
+def tiny_model(nodes, outputs=("loss", "w.grad")):
+    def floats(name):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 6])
+
+    graph = helper.make_graph(nodes, "g", [floats("x"), floats("w")], [floats(name) for name in outputs])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def node(operator, inputs, output):
+    return helper.make_node(operator, inputs, [output], name=f"make_{output}")
+
+
+BAD_MODELS = {
+    "unknown operator": (
+        tiny_model([node("Sofmax", ["x"], "loss"), node("Mul", ["x", "w"], "w.grad")]),
+        ["make_loss", "'Sofmax', which is not known", "'Softmax'"],
+    ),
+    "cycle": (
+        tiny_model([node("Add", ["x", "w.grad"], "loss"), node("Mul", ["loss", "w"], "w.grad")]),
+        ["cycle", "make_loss: Add", "make_w.grad: Mul"],
+    ),
+    "no gradient": (tiny_model([node("Mul", ["x", "w"], "loss")], ["loss"]), ["gradient"]),
+    "undefined value": (
+        tiny_model([node("Mul", ["x", "nothing"], "loss"), node("Mul", ["x", "w"], "w.grad")]),
+        ["'nothing', which nothing defines"],
+    ),
+    "shapes that do not fit": (
+        tiny_model([node("MatMul", ["x", "w"], "loss"), node("Mul", ["x", "w"], "w.grad")]),
+        ["make_loss: MatMul", "[4, 6]"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_bad_models_are_refused_by_name(autosp_onnx, tmp_path, name):
+    model, expected = BAD_MODELS[name]
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    result = autosp_onnx("shard", tmp_path / "m.onnx", "--sp", 2, "-o", tmp_path / "out")
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert result.stderr.startswith("error: ")
+    for part in expected:
+        assert part in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx"]
+
+
+BAD_CALLS = {
+    "no such file": (["shard", "none.onnx", "-o", "out"], "there is no file 'none.onnx'"),
+    "not a model": (["shard", __file__, "-o", "out"], "is not an ONNX file"),
+    "unbound dimension": (["shard", GRAPHS / "llama.onnx", "--sp", 2, "-o", "out"], "--dim seq=N"),
+    "unknown dimension": (["shard", GRAPHS / "llama.onnx", "--dim", "sek=8", "-o", "out"], "did you mean --dim seq=8?"),
+    "more ranks than tokens": (["shard", LLAMA, "--sp", 41, "-o", "out"], "more ranks than"),
+    "no ranks": (["shard", LLAMA, "--sp", 0, "-o", "out"], "--sp: takes a whole number of 1 or more, not '0'"),
+    "no output folder": (["shard", LLAMA], "'autosp-onnx shard --help'"),
+    "unknown pass": (["inspect", LLAMA, "--print-after", "fold_constant"], "did you mean 'fold_constants'?"),
+    "unknown command": (["shart", LLAMA], "did you mean 'shard'?"),
+    "unknown value": (["explain", LLAMA, "nothing_like_it"], "has no value 'nothing_like_it'"),
+    "no manifest": (["run", GRAPHS, "--feed", FEED], "there is no manifest.json"),
+    "foreign folder": (["shard", LLAMA, "-o", GRAPHS], "is not a sharded model"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_calls_say_what_to_do(autosp_onnx, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    arguments, expected = BAD_CALLS[name]
+    result = autosp_onnx(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert expected in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_truncated_models_are_noticed(autosp_onnx, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(LLAMA.read_bytes()[:-100])
+    result = autosp_onnx("inspect", tmp_path / "m.onnx")
+    assert result.returncode == 2
+    assert "truncated" in result.stderr
+
+
+def test_feeds_that_do_not_fit_are_listed(autosp_onnx, four_ranks, tmp_path):
+    arrays = read(FEED)
+    del arrays["lm_head.weight"]
+    arrays["labels"] = arrays["labels"][:, 1:]
+    arrays["input_ids"] = arrays["input_ids"].astype(np.int32)
+    np.savez(tmp_path / "feed.npz", **arrays)
+    for transport in ("threads", "mpi"):
+        result = autosp_onnx("run", four_ranks, "--transport", transport, "--feed", tmp_path / "feed.npz")
+        assert result.returncode == 2
+        assert "'lm_head.weight' float32[112, 96] is missing" in result.stderr
+        assert "'labels' is int64[3, 39], not int64[3, 40]" in result.stderr
+        assert "'input_ids' is int32[3, 40], not int64[3, 40]" in result.stderr
+    wrong = autosp_onnx("run", four_ranks, "--np", 2, "--feed", FEED)
+    assert wrong.returncode == 2 and "sharded over 4 ranks, but 2" in wrong.stderr
+
+
+def test_inspect_reports_roles_and_limits(autosp_onnx):
+    report = json.loads(autosp_onnx("inspect", GRAPHS / "llama.onnx", "--dim", "seq=64", "--json").stdout)
+    assert (report["kv_heads"], report["query_heads"], report["attention_layers"]) == (4, 8, 2)
+    assert report["loss"] == "loss" and len(report["gradients"]) == 21
+    assert report["sequence_extent"] == 64
+    text = autosp_onnx("inspect", GRAPHS / "llama.onnx", "--dim", "seq=64").stdout
+    assert "sp up to 8: 8 query heads (4 KV heads x 2 groups), 64 positions" in text
+    assert "seq              input_ids:1, labels:1" in autosp_onnx("inspect", GRAPHS / "llama.onnx", "--dims").stdout
+
+
+def test_explain_says_how_a_value_is_split(autosp_onnx):
+    options = ("--dim", "seq=64", "--sp", 4)
+    text = autosp_onnx("explain", GRAPHS / "llama.onnx", "loss", *options).stdout
+    assert text.startswith("loss: float32[]") and "u: replicated" in text
+    report = json.loads(autosp_onnx("explain", GRAPHS / "llama.onnx", "lm_head.weight.grad", *options, "--json").stdout)
+    assert report["layout"] == "u: partial" and report["mesh"] == "u 4"
+
+
+def test_passes_can_be_watched(autosp_onnx):
+    result = autosp_onnx("inspect", LLAMA, "--print-after", "import", "--timing")
+    model = onnx.parser.parse_model(result.stdout[: result.stdout.index("llama_static.onnx:")])
+    assert "Softmax" in {entry.op_type for entry in model.graph.node}
+    assert result.stderr.splitlines()[0].startswith("import ")
+
+
+@pytest.mark.parametrize("command", ["shard", "run", "validate", "inspect", "explain"])
+def test_every_command_shows_an_example(autosp_onnx, command):
+    result = autosp_onnx(command, "--help")
+    assert result.returncode == 0
+    assert f"autosp-onnx {command} " in result.stdout
+    assert "Example" in result.stdout
+    assert command in autosp_onnx("--help").stdout
+
+
+def test_version(autosp_onnx):
+    assert autosp_onnx("--version").stdout.startswith("autosp-onnx 0.")
