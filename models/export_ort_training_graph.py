@@ -37,7 +37,7 @@ from onnxruntime.training import artifacts, onnxblock
 
 import families
 import graph_files
-from gradient_check import GradientMismatch, compare_outputs, require_match, run_in_onnxruntime
+from gradient_check import GradientMismatch, OnnxRuntimeGraph, compare_outputs, require_match
 from training_case import CannotConvert, TrainingCase
 
 ROUTE = "onnxruntime-training"
@@ -177,7 +177,7 @@ def check(plain: onnx.ModelProto, case: TrainingCase, inputs: dict[str, torch.Te
     expected = {"loss": loss.detach().numpy()}
     expected |= {f"{name}_grad": value.numpy() for name, value in zip(parameters, gradients)}
     feeds = {name: value.detach().numpy() for name, value in {**parameters, **inputs}.items()}
-    got = run_in_onnxruntime(plain, feeds)
+    got = OnnxRuntimeGraph(plain)(feeds)
     return require_match(compare_outputs(f"{case.name} default sizes", got, expected))
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import onnx
 import onnxruntime
 
-RELATIVE_TOLERANCE = {"float32": 2e-5, "bfloat16": 2e-2}
-"""Largest difference allowed, relative to the largest entry of the same tensor. bfloat16 graphs are run in float32, so
-only their rounded constants differ."""
+RELATIVE_TOLERANCE = {"float32": 2e-5, "rounded constants": 2e-2, "bfloat16": 3e-2}
+"""Largest difference allowed, relative to the largest entry of the same tensor.
 
-NOISE = {"float32": 2e-7, "bfloat16": 2e-3}
+A bfloat16 graph is run twice: in float32, where only its constants were rounded, and in bfloat16 (unit roundoff 1/256),
+where PyTorch's own rounding is allowed for on top."""
+
+NOISE = {"float32": 2e-7, "rounded constants": 1e-5, "bfloat16": 1e-2}
 """Differences below this fraction of the largest gradient anywhere are measured against that one: some gradients are truly zero
 (an attention key's bias shifts all scores of a row alike), and a relative error against zero means nothing."""
 
@@ -61,9 +63,17 @@ class GradientMismatch(Exception):
 
 
 def compare_outputs(
-    setting: str, got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], precision: str = "float32"
+    setting: str,
+    got: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    precision: str = "float32",
+    exact: Mapping[str, np.ndarray] | None = None,
 ) -> Comparison:
-    """Every output of `expected` against the one of that name in `got`; shapes must agree exactly."""
+    """Every output of `expected` against the one of that name in `got`; shapes must agree exactly.
+
+    `exact`, where given, holds the same values from a wider type. How far `expected` itself is from them is rounding,
+    and the graph, which rounds elsewhere, may be two and a half times as far from `expected`.
+    """
     gradients = [value for name, value in expected.items() if name != "loss"] or list(expected.values())
     largest = max(float(np.abs(value).max(initial=0.0)) for value in gradients)
     noise = NOISE[precision] * largest
@@ -76,7 +86,11 @@ def compare_outputs(
         absolute = float(np.abs(value.astype(np.float64) - reference.astype(np.float64)).max(initial=0.0))
         own_scale = float(np.abs(reference).max(initial=0.0))
         relative = absolute / max(own_scale, largest if absolute <= noise else 1e-30)
-        errors.append(OutputError(name, absolute, relative, relative <= RELATIVE_TOLERANCE[precision]))
+        tolerance = RELATIVE_TOLERANCE[precision]
+        if exact is not None:
+            rounding = float(np.abs(exact[name] - reference).max(initial=0.0))
+            tolerance += 2.5 * rounding / max(own_scale, 1e-30)
+        errors.append(OutputError(name, absolute, relative, relative <= tolerance))
     return Comparison(setting, errors)
 
 
@@ -87,12 +101,19 @@ def require_match(comparison: Comparison) -> Comparison:
     return comparison
 
 
-def run_in_onnxruntime(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Output name -> value, single-threaded on the CPU."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    wanted = {value.name for value in session.get_inputs()}
-    values = session.run(None, {name: value for name, value in feeds.items() if name in wanted})
-    return dict(zip((value.name for value in session.get_outputs()), values, strict=True))
+class OnnxRuntimeGraph:
+    """A graph loaded into onnxruntime, single-threaded on the CPU; call it with feeds to get its outputs by name."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        providers = ["CPUExecutionProvider"]
+        self.session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+        self.input_names = {value.name for value in self.session.get_inputs()}
+        self.output_names = [value.name for value in self.session.get_outputs()]
+
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Feeds that are no inputs are ignored."""
+        values = self.session.run(None, {name: value for name, value in feeds.items() if name in self.input_names})
+        return dict(zip(self.output_names, values, strict=True))

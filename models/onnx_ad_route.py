@@ -18,7 +18,7 @@ import onnxscript.optimizer
 from onnx import TensorProto, helper, numpy_helper
 from onnx_ad.rules import REVERSE
 
-from gradient_check import Comparison, OutputError, run_in_onnxruntime
+from gradient_check import Comparison, OutputError, OnnxRuntimeGraph
 from training_case import CannotConvert
 
 FLOATING = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -94,15 +94,16 @@ def check_directional_derivative(
     quotient is good to a few digits only; the best of several steps is taken.
     """
     random = np.random.default_rng(seed)
-    outputs = run_in_onnxruntime(model, feeds)
+    run = OnnxRuntimeGraph(model)
+    outputs = run(feeds)
     errors = []
     for name in parameters:
         direction = random.standard_normal(feeds[name].shape).astype(np.float32)
         slope = float(np.vdot(outputs[f"{name}.grad"].astype(np.float64), direction))
         best = np.inf
         for step in (1e-1, 3e-2, 1e-2, 3e-3, 1e-3):
-            up = run_in_onnxruntime(model, {**feeds, name: feeds[name] + np.float32(step) * direction})[loss]
-            down = run_in_onnxruntime(model, {**feeds, name: feeds[name] - np.float32(step) * direction})[loss]
+            up = run({**feeds, name: feeds[name] + np.float32(step) * direction})[loss]
+            down = run({**feeds, name: feeds[name] - np.float32(step) * direction})[loss]
             difference = (float(np.ravel(up)[0]) - float(np.ravel(down)[0])) / (2 * step)
             best = min(best, abs(difference - slope))
         scale = max(abs(slope), 1e-3 * float(np.linalg.norm(direction)))

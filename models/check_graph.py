@@ -1,0 +1,83 @@
+"""Checks an exported training graph against PyTorch's autograd on the same module."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import onnx
+import torch
+
+from gradient_check import Comparison, OnnxRuntimeGraph, compare_outputs, require_match
+from joint_graph import Signature, loss_and_gradients
+from precision import ReferenceGraph, float32_twin
+from random_draws import draws_as_inputs, fixed_draws
+from training_case import CannotConvert, TrainingCase
+
+Arrays = dict[str, np.ndarray]
+
+
+def check_graph(
+    model: onnx.ModelProto, signature: Signature, case: TrainingCase, symbolic: list[str]
+) -> list[Comparison]:
+    """Loss and gradients at the default sizes and, where symbolic, at smaller and larger ones.
+
+    Dropout is checked with the same draws on both sides. A bfloat16 graph is checked as it is by ONNX's reference
+    evaluator, and then at every size in float32, the graph and the module both converted.
+    """
+    results = []
+    precision = "float32"
+    if any(value.dtype == torch.bfloat16 for value in signature.parameters.values()):
+        graph, draws = draws_as_inputs(model)
+        expected, feeds = pytorch_step(case, signature, draws, {})
+        wide_case, wide_signature = _in_float32(case, signature)
+        exact, _ = pytorch_step(wide_case, wide_signature, draws, {})
+        got = ReferenceGraph(graph)(feeds)
+        results.append(require_match(compare_outputs(f"{case.name} in bfloat16", got, expected, "bfloat16", exact)))
+        model, case, signature, precision = float32_twin(model), wide_case, wide_signature, "rounded constants"
+    graph, draws = draws_as_inputs(model)
+    run = OnnxRuntimeGraph(graph)
+    for setting, sizes in _sizes_to_check(case, symbolic).items():
+        expected, feeds = pytorch_step(case, signature, draws, sizes)
+        results.append(require_match(compare_outputs(f"{case.name} {setting}", run(feeds), expected, precision)))
+    return results
+
+
+def pytorch_step(
+    case: TrainingCase, signature: Signature, draws: list[str], sizes: dict[str, int]
+) -> tuple[Arrays, Arrays]:
+    """What PyTorch computes at these sizes, and the feeds with which the graph has to compute it too."""
+    inputs = case.inputs(seed=5, **sizes)
+    with fixed_draws(seed=7) as drawn:
+        values = loss_and_gradients(case, signature.parameters, signature.constants, list(inputs.values()))
+    if len(drawn) != len(draws):
+        raise CannotConvert(f"{case.name}: PyTorch draws {len(drawn)} random tensors, the graph {len(draws)}")
+    expected = to_numpy(dict(zip(signature.output_names(), values, strict=True)))
+    return expected, to_numpy({**signature.parameters, **inputs, **dict(zip(draws, drawn, strict=True))})
+
+
+def to_numpy(tensors: dict[str, torch.Tensor]) -> Arrays:
+    """As NumPy arrays; bfloat16, which NumPy lacks, as the float32 of the same value."""
+    return {
+        name: (value.float() if value.dtype == torch.bfloat16 else value).contiguous().numpy()
+        for name, value in tensors.items()
+    }
+
+
+def _in_float32(case: TrainingCase, signature: Signature) -> tuple[TrainingCase, Signature]:
+    def widen(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+    wide = dataclasses.replace(signature, parameters=widen(signature.parameters), constants=widen(signature.constants))
+    return dataclasses.replace(case, module=copy.deepcopy(case.module).float()), wide
+
+
+def _sizes_to_check(case: TrainingCase, symbolic: list[str]) -> dict[str, dict[str, int]]:
+    """Setting -> changed sizes; odd lengths, a long one, and one row where the batch is symbolic."""
+    settings: dict[str, dict[str, int]] = {"default sizes": {}}
+    for name in symbolic:
+        for size in (1, 2, 5) if name == "batch" else (13, 64, 97):
+            if size <= case.largest.get(name, size):
+                settings[f"{name}={size}"] = {name: size}
+    return settings
