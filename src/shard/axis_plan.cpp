@@ -183,7 +183,11 @@ class Planner {
   void settle() {
     for (size_t n = 0; n < graph_.nodes().size(); ++n) {
       auto& [home, alternative] = plan_.strategies[n];
-      if (!home && !alternative) {
+      // A node whose only way is to pass partial sums on would bind its producers to make them.
+      const bool rides =
+          alternative &&
+          std::ranges::any_of(alternative->operands, [](const auto& o) { return o.is_partial(); });
+      if (!home && (!alternative || rides)) {
         alternative = replicated(NodeId(n));
         plan_.gathered[n] = true;
       }

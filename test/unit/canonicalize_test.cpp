@@ -148,6 +148,17 @@ TEST(SimplifyViews, SlicesGetPlainBounds) {
   EXPECT_THAT(*after.constant_ints(after.nodes()[0].input(3)), testing::ElementsAre(1));
 }
 
+TEST(SimplifyViews, NegativePadsAreSlices) {
+  Example e;
+  const ValueId x = e.input("x", {4, 7, 5});
+  e.output(e.build.node("Pad", {x, e.build.int64s({0, -3, 2, 0, 0, -1})}, {kFloat, {4, 4, 6}}));
+  e.output(e.build.node("Pad", {x, e.build.int64s({-2, -4}), ValueId(), e.build.int64s({-2})},
+                        {kFloat, {4, 1, 5}}));
+  const Graph after = apply(e.graph, simplify_views);
+  EXPECT_EQ(count_nodes(after, "Pad"), 1U);
+  EXPECT_EQ(count_nodes(after, "Slice"), 2U);
+}
+
 TEST(SimplifyViews, GuardsOfIndicesAreDecided) {
   Example e;
   const ValueId x = e.input("x", {6, 6});

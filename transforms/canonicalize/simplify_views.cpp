@@ -150,20 +150,26 @@ ValueId Simplifier::pad(const Node& node) {
   const bool zero = !node.input(2) || is_zero(old(), node.input(2));
   const auto axes = old().constant_ints(node.input(3));
   if (!zero || node.attributes.get_string("mode", "constant") != "constant" ||
-      (node.input(3) && !axes) ||
-      std::ranges::any_of(*pads, [](int64_t count) { return count < 0; })) {
+      (node.input(3) && !axes)) {
     return {};
   }
-  const size_t rank = result_type(node).rank();
-  std::vector<int64_t> before(rank, 0);
-  std::vector<int64_t> after(rank, 0);
+  // A negative count takes elements away.
+  const Shape& shape = old().shape(node.input(0));
+  std::vector<int64_t> before(shape.size(), 0);
+  std::vector<int64_t> after(shape.size(), 0);
+  std::vector<int64_t> begins(shape.size(), 0);
+  std::vector<int64_t> ends = shape;
   const size_t count = pads->size() / 2;
   for (size_t k = 0; k < count; ++k) {
-    const size_t axis = axes ? ir::normalize_axis((*axes)[k], rank) : k;
-    before[axis] = (*pads)[k];
-    after[axis] = (*pads)[k + count];
+    const size_t axis = axes ? ir::normalize_axis((*axes)[k], shape.size()) : k;
+    before[axis] = std::max<int64_t>((*pads)[k], 0);
+    after[axis] = std::max<int64_t>((*pads)[k + count], 0);
+    begins[axis] = std::max<int64_t>(-(*pads)[k], 0);
+    ends[axis] = shape[axis] + std::min<int64_t>((*pads)[k + count], 0);
+    if (begins[axis] > ends[axis]) return {};  // it takes some of the padding away, too
   }
-  return build_.pad(operand(node, 0), before, after, result_name(node));
+  return build_.pad(build_.slice_all(operand(node, 0), begins, ends, result_name(node)), before,
+                    after, result_name(node));
 }
 
 // Dropout that drops nothing; its mask is all true.
