@@ -1,10 +1,7 @@
 // Canonicalizing real training graphs: loss and gradients stay, and what hides the sequence goes.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <filesystem>
-
-#include "onnx/model.h"
+#include "support/committed_models.h"
 #include "support/run_graph.h"
 #include "transforms/canonicalize/index_grid.h"
 #include "transforms/pipeline.h"
@@ -13,42 +10,12 @@ namespace autosp::transforms {
 namespace {
 
 using ir::Graph;
+using test::CommittedModel;
 
-// Every committed graph; those with an open sequence at two lengths, one of them odd.
-struct Model {
-  std::string file;
-  int64_t sequence;
-};
-
-void PrintTo(const Model& model, std::ostream* out) { *out << model.file << "@" << model.sequence; }
-
-const std::filesystem::path kGraphs = std::filesystem::path(AUTOSP_SOURCE_DIR) / "models/graphs";
-
-std::vector<Model> committed_models() {
-  std::vector<Model> models;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(kGraphs)) {
-    if (entry.path().extension() != ".onnx") continue;
-    const bool open = !onnx_io::symbolic_dims(entry.path()).empty();
-    const std::string file = std::filesystem::relative(entry.path(), kGraphs).string();
-    models.push_back({file, open ? 61 : 0});
-    if (open) models.push_back({file, 64});
-  }
-  std::ranges::sort(models, {}, [](const Model& m) { return std::pair(m.file, m.sequence); });
-  return models;
-}
-
-Graph import(const Model& model) {
-  onnx_io::ImportOptions options;
-  for (const auto& dim : onnx_io::symbolic_dims(kGraphs / model.file)) {
-    options.dims[dim.name] = dim.name.find("batch") != std::string::npos ? 2 : model.sequence;
-  }
-  return onnx_io::import_model(kGraphs / model.file, options);
-}
-
-class CanonicalizeModels : public testing::TestWithParam<Model> {};
+class CanonicalizeModels : public testing::TestWithParam<CommittedModel> {};
 
 TEST_P(CanonicalizeModels, KeepsLossAndGradients) {
-  const Graph graph = import(GetParam());
+  const Graph graph = import_committed(GetParam());
   const Graph canonical = run_passes(graph);
   const test::Tensors feeds = test::random_feeds(graph);
   // The accumulators' flags become gradients, so those graphs are compared from there on.
@@ -57,7 +24,7 @@ TEST_P(CanonicalizeModels, KeepsLossAndGradients) {
 }
 
 TEST_P(CanonicalizeModels, LeavesNothingThatHidesTheSequence) {
-  const Graph canonical = run_passes(import(GetParam()));
+  const Graph canonical = run_passes(import_committed(GetParam()));
   for (const char* op : {"ReduceMean", "SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss",
                          "GatherND", "Identity", "Squeeze", "Unsqueeze", "Shape", "Range"}) {
     EXPECT_EQ(test::count_nodes(canonical, op), 0U) << op;
@@ -76,7 +43,9 @@ TEST_P(CanonicalizeModels, LeavesNothingThatHidesTheSequence) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CanonicalizeModels, testing::ValuesIn(committed_models()));
+INSTANTIATE_TEST_SUITE_P(All, CanonicalizeModels,
+                         testing::ValuesIn(test::committed_models({61, 64})),
+                         [](const auto& model) { return identifier_of(model.param); });
 
 }  // namespace
 }  // namespace autosp::transforms
