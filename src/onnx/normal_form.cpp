@@ -436,6 +436,21 @@ Values top_k(Emitter& emitter, Operation& operation) {
   return std::nullopt;
 }
 
+// Exporters also write bounds with one element and rank 1.
+Values range(Emitter& emitter, Operation& operation) {
+  for (size_t k = 0; k < operation.inputs.size(); ++k) {
+    const ValueId bound = operand(operation, k);
+    if (emitter.rank(bound) == 0) continue;
+    if (ir::num_elements(emitter.shape(bound)) != 1) {
+      throw Error("node '{}' takes its bounds from '{}' of shape {}", operation.describe(),
+                  emitter.graph().name_of(bound), ir::to_string(emitter.shape(bound)));
+    }
+    const std::string name = fmt::format("{}/bound{}", operation.results.front(), k);
+    operation.inputs[k] = (*reshape_to(emitter, operation, bound, {}, name))[0];
+  }
+  return std::nullopt;
+}
+
 Values clip(Emitter& emitter, Operation& operation) {
   if (operation.version < 11) {
     const ValueId x = operand(operation, 0);
@@ -552,6 +567,7 @@ const std::unordered_map<std::string, Rule>& rules() {
       {"Scatter", scatter},
       {"OneHot", one_hot},
       {"TopK", top_k},
+      {"Range", range},
       {"Clip", clip},
       {"Cast", cast},
       {"CastLike", cast_like},

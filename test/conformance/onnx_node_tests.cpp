@@ -29,10 +29,17 @@ struct Exception {
   std::string_view name;  // prefix of the case's name
   std::string_view reason;
 };
+constexpr std::string_view kOlderAttention =
+    "cases of ONNX 1.19: soft cap and mask have changed places since";
 constexpr Exception kExceptions[] = {
     {"test_training_dropout", "expects numpy's random stream"},
     {"test_bernoulli", "expects numpy's random stream"},
     {"test_constant_of_shape_string", "strings"},
+    {"test_attention_3d_with_past_and_present_qk_matmul_bias", kOlderAttention},
+    {"test_attention_3d_with_past_and_present_qk_matmul_softcap", kOlderAttention},
+    {"test_attention_4d_with_past_and_present_qk_matmul_bias", kOlderAttention},
+    {"test_attention_4d_with_qk_matmul_bias", kOlderAttention},
+    {"test_attention_4d_with_qk_matmul_softcap", kOlderAttention},
 };
 
 template <typename Message>
@@ -220,7 +227,9 @@ std::string run_case(const fs::path& folder, const onnx::ModelProto& model) {
     const ir::Graph graph = import_case(folder, model);
     std::string wrong = difference(test::run_graph(graph, feeds), want);
     const std::string& op = model.graph().node(0).op_type();
-    if (wrong.empty() && !graph.nodes().empty() && test::count_nodes(graph, op) == 0) {
+    const bool has_kernel = reference::find_kernel("", op) != nullptr;
+    if (has_kernel && wrong.empty() && !graph.nodes().empty() &&
+        test::count_nodes(graph, op) == 0) {
       wrong = difference(test::run_graph(as_it_stands(model.graph(), feeds, want), feeds), want);
     }
     return wrong;
@@ -262,6 +271,13 @@ TEST_P(OnnxNodeTests, AllCasesOfTheOperatorPass) {
 
 INSTANTIATE_TEST_SUITE_P(Reference, OnnxNodeTests,
                          testing::ValuesIn(reference::operators_with_kernels()),
+                         [](const auto& parameters) { return parameters.param; });
+
+// Operators without a kernel: the importer puts their function bodies in their place.
+INSTANTIATE_TEST_SUITE_P(InlinedFunctions, OnnxNodeTests,
+                         testing::Values("Attention", "RMSNormalization", "RotaryEmbedding",
+                                         "Swish", "MeanVarianceNormalization", "CenterCropPad",
+                                         "AffineGrid", "BlackmanWindow"),
                          [](const auto& parameters) { return parameters.param; });
 
 }  // namespace

@@ -147,6 +147,12 @@ TEST(Import, ClipBoundsOfOldModelsBecomeInputs) {
   EXPECT_FALSE(only_node(graph).input(2).valid());
 }
 
+TEST(Import, RangeTakesBoundsOfOneElement) {
+  const Graph graph = parse(R"(g (int64[1] n) => (int64[7] y)
+      <int64[1] zero = {0}, int64[1] end = {7}, int64 one = {1}> { y = Range(zero, end, one) })");
+  EXPECT_EQ(ints(graph, graph.outputs()[0].value), (std::vector<int64_t>{0, 1, 2, 3, 4, 5, 6}));
+}
+
 TEST(Import, VectorsMultiplyAsMatrices) {
   const Graph graph =
       parse("g (float[5,3,4] a, float[4] b) => (float[5,3] y) { y = MatMul(a, b) }");
