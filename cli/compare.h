@@ -28,7 +28,7 @@ struct TensorComparison {
 // One entry per output that both sides have, in the manifest's order: the rank that is furthest
 // off.
 //
-// The scale of a gradient is its own largest entry, or 1e-4 of the model's largest gradient where
+// The scale of a gradient is its own largest entry, or 1e-3 of the model's largest gradient where
 // that is larger: a gradient that is zero in exact arithmetic (of a key's bias) is noise.
 // Tolerances follow the element type; `tolerance` overrides them for gradients and other tensors,
 // and a tenth of it for the loss.
