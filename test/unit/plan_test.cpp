@@ -1,0 +1,219 @@
+// The planner on real graphs: what it finds, what it moves, and that its own account is right.
+#include "shard/plan.h"
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <map>
+
+#include "base/error.h"
+#include "onnx/model.h"
+#include "transforms/pipeline.h"
+#include "transforms/spmd/emit_ranks.h"
+
+namespace autosp {
+namespace {
+
+struct Planned {
+  ir::Graph graph;
+  shard::Plan plan;
+};
+
+std::unique_ptr<Planned> plan(const std::string& file, const shard::PlanOptions& options,
+                              std::map<std::string, int64_t> dims = {},
+                              const shard::RoleOptions& roles = {}) {
+  auto planned = std::make_unique<Planned>();
+  const auto path = std::filesystem::path(AUTOSP_SOURCE_DIR) / "models/graphs" / file;
+  planned->graph = transforms::run_passes(onnx_io::import_model(path, {.dims = std::move(dims)}));
+  planned->plan =
+      shard::make_plan(planned->graph, shard::detect_roles(planned->graph, roles), options);
+  return planned;
+}
+
+// The committed models: batch 3, sequence 40, head dimension 12, 2 layers.
+constexpr int64_t kBatch = 3;
+constexpr int64_t kSequence = 40;
+constexpr int64_t kHeadDim = 12;
+constexpr int64_t kLayers = 2;
+
+struct Traffic {
+  int64_t count = 0;
+  int64_t bytes = 0;
+};
+
+// What is exchanged inside the layers: neither gradients nor loss terms.
+Traffic layer_traffic(const shard::Plan& plan, transforms::StepKind kind) {
+  Traffic traffic;
+  for (const auto& record : transforms::list_collectives(transforms::build_program(plan))) {
+    if (record.purpose != transforms::Purpose::kReshard || record.kind != kind) continue;
+    // One number per token (losses of a shifted sequence at moved cut points) is no layer traffic.
+    const ValueId value = *plan.graph().find(record.value);
+    if (plan.graph().type(value).num_elements() <= kBatch * kSequence) continue;
+    ++traffic.count;
+    traffic.bytes += record.bytes_per_rank;
+  }
+  return traffic;
+}
+
+// Bytes a rank sends in hand-written Ulysses, forward and backward: q and o have `heads` heads, k
+// and v have `kv_heads`, each exchanged once in each direction.
+int64_t ulysses_bytes(int64_t ranks, int64_t heads, int64_t kv_heads) {
+  const int64_t shard_tokens = kBatch * kSequence / ranks;
+  return kLayers * 2 * shard_tokens * kHeadDim * 4 * (2 * heads + 2 * kv_heads) * (ranks - 1) /
+         ranks;
+}
+
+struct LayerCase {
+  std::string file;
+  int64_t kv_heads;
+  int64_t exchanges_per_layer;  // forward and backward
+};
+void PrintTo(const LayerCase& value, std::ostream* out) { *out << value.file; }
+
+class LayerTraffic : public testing::TestWithParam<LayerCase> {};
+
+TEST_P(LayerTraffic, IsThatOfUlyssesWithKeysExchangedBeforeTheyAreRepeated) {
+  for (int64_t sp : {2, 4}) {
+    const auto planned = plan(GetParam().file, {.sp = sp},
+                              GetParam().file.find("static") == std::string::npos
+                                  ? std::map<std::string, int64_t>{{"seq", kSequence}}
+                                  : std::map<std::string, int64_t>{});
+    const Traffic traffic = layer_traffic(planned->plan, transforms::StepKind::kAllToAll);
+    EXPECT_EQ(traffic.count, kLayers * GetParam().exchanges_per_layer) << "sp " << sp;
+    EXPECT_EQ(traffic.bytes, ulysses_bytes(sp, 8, GetParam().kv_heads)) << "sp " << sp;
+    EXPECT_EQ(layer_traffic(planned->plan, transforms::StepKind::kAllReduce).count, 0)
+        << "sp " << sp;
+    EXPECT_EQ(layer_traffic(planned->plan, transforms::StepKind::kReduceScatter).count, 0)
+        << "sp " << sp;
+    EXPECT_TRUE(planned->plan.gathered.empty());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Models, LayerTraffic,
+    testing::Values(LayerCase{"gpt2_static.onnx", 8, 4}, LayerCase{"gpt2.onnx", 8, 4},
+                    LayerCase{"llama_static.onnx", 4, 8}, LayerCase{"llama.onnx", 4, 8},
+                    LayerCase{"bert_static.onnx", 8, 8}, LayerCase{"bert.onnx", 8, 8},
+                    LayerCase{"nano_static.onnx", 8, 4}, LayerCase{"nano.onnx", 8, 4}));
+
+class CutAccount : public testing::TestWithParam<std::string> {};
+
+TEST_P(CutAccount, EqualsBytesAndCollectivesAndPenalties) {
+  for (const shard::PlanOptions& options :
+       {shard::PlanOptions{.sp = 2}, shard::PlanOptions{.sp = 3}, shard::PlanOptions{.sp = 8},
+        shard::PlanOptions{.sp = 4, .dp = 2}}) {
+    const auto planned = plan(GetParam(), options);
+    for (size_t axis = 0; axis < planned->plan.axes.size(); ++axis) {
+      const shard::AxisPlan& plan = planned->plan.axes[axis];
+      const shard::Traffic traffic =
+          shard::planned_traffic(*planned->plan.analysis, planned->plan.problems[axis], plan);
+      const int64_t account = traffic.bytes +
+                              traffic.collectives * planned->plan.problems[axis].collective_price +
+                              plan.penalty_bytes;
+      // Penalties are rounded up node by node.
+      EXPECT_NEAR(static_cast<double>(plan.cut_bytes), static_cast<double>(account), 64)
+          << GetParam() << " axis " << axis;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, CutAccount,
+                         testing::Values("gpt2_static.onnx", "llama_static.onnx",
+                                         "bert_static.onnx", "nano_static.onnx"));
+
+TEST(Plan, DividesSpOverKvHeadsFirst) {
+  const auto same = [](std::optional<shard::SpDivision> division, int64_t u, int64_t g) {
+    return division && division->u == u && division->g == g;
+  };
+  EXPECT_TRUE(same(shard::divide_sp(4, 8, 1), 4, 1));
+  EXPECT_TRUE(same(shard::divide_sp(8, 2, 4), 2, 4));
+  EXPECT_TRUE(same(shard::divide_sp(4, 3, 2), 2, 2));
+  EXPECT_TRUE(same(shard::divide_sp(3, 2, 4), 1, 3));
+  EXPECT_TRUE(same(shard::divide_sp(6, 1, 8), 1, 6));
+  EXPECT_FALSE(shard::divide_sp(5, 2, 4).has_value());
+  EXPECT_FALSE(shard::divide_sp(16, 2, 4).has_value());
+}
+
+TEST(Plan, FindsKvHeadsAndGroups) {
+  const auto planned = plan("llama_static.onnx", {.sp = 8});
+  EXPECT_EQ(planned->plan.kv_heads, 4);
+  EXPECT_EQ(planned->plan.head_groups, 2);
+  EXPECT_EQ(planned->plan.sequence_extent, kSequence);
+  EXPECT_EQ(planned->plan.mesh.to_string(), "g 2 x u 4");
+}
+
+TEST(Plan, KeysAndValuesAreGatheredBeforeTheyAreRepeated) {
+  const auto planned = plan("llama_static.onnx", {.sp = 8});
+  for (const auto& record :
+       transforms::list_collectives(transforms::build_program(planned->plan))) {
+    if (record.kind != transforms::StepKind::kAllGather ||
+        record.purpose != transforms::Purpose::kReshard)
+      continue;
+    // No more than a rank's share of K: 4 heads over 4 ranks, its 20 tokens of half the sequence.
+    EXPECT_LE(record.bytes_per_rank, kBatch * 1 * (kSequence / 2) * kHeadDim * 4) << record.value;
+  }
+}
+
+std::string message_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(Plan, MoreRanksThanTokensIsRefused) {
+  const std::string message = message_of([] { plan("nano.onnx", {.sp = 8}, {{"seq", 5}}); });
+  EXPECT_NE(message.find("--sp 8 is more ranks than 'input_ids' has tokens"), std::string::npos)
+      << message;
+  EXPECT_NE(message.find("help:"), std::string::npos) << message;
+}
+
+TEST(Plan, MoreReplicasThanSamplesIsRefused) {
+  const std::string message = message_of([] { plan("nano_static.onnx", {.sp = 2, .dp = 4}); });
+  EXPECT_NE(message.find("--dp 4"), std::string::npos) << message;
+}
+
+TEST(Plan, AMeshOfTheWrongSizeIsRefused) {
+  const std::string message = message_of([] {
+    plan("nano_static.onnx", {.sp = 4, .sp_mesh = {{"u", 3}}});
+  });
+  EXPECT_NE(message.find("--sp asks for 4"), std::string::npos) << message;
+}
+
+TEST(Plan, StrictRefusesWhatMustBeGathered) {
+  // 16 ranks cannot share 8 heads.
+  const std::string message =
+      message_of([] { plan("gpt2_static.onnx", {.sp = 16, .strict = true}); });
+  EXPECT_NE(message.find("would be gathered"), std::string::npos) << message;
+  EXPECT_FALSE(plan("gpt2_static.onnx", {.sp = 16})->plan.gathered.empty());
+}
+
+TEST(Roles, AnUnknownSequenceInputGetsASuggestion) {
+  shard::RoleOptions roles;
+  roles.sequence = {"input_id:1"};
+  const std::string message = message_of([&] { plan("nano_static.onnx", {.sp = 2}, {}, roles); });
+  EXPECT_NE(message.find("did you mean 'input_ids'?"), std::string::npos) << message;
+}
+
+TEST(Roles, TheLossAndEveryGradientAreFound) {
+  const auto planned = plan("nano_static.onnx", {.sp = 2});
+  const shard::Roles& roles = planned->plan.roles;
+  EXPECT_EQ(planned->graph.outputs()[*roles.loss].name, "loss");
+  EXPECT_EQ(roles.gradients.size(), planned->graph.outputs().size() - 1);
+}
+
+TEST(Explain, NamesLayoutRuleAndTheOtherChoice) {
+  const auto planned = plan("nano_static.onnx", {.sp = 2});
+  std::string softmax;
+  for (const ir::Node& node : planned->graph.nodes()) {
+    if (node.is("Softmax")) softmax = shard::explain(planned->plan, node.outputs[0]);
+  }
+  EXPECT_NE(softmax.find("Softmax"), std::string::npos) << softmax;
+  EXPECT_NE(softmax.find("home         not possible"), std::string::npos) << softmax;
+  EXPECT_NE(softmax.find("alternative (split by heads"), std::string::npos) << softmax;
+}
+
+}  // namespace
+}  // namespace autosp
