@@ -14,6 +14,10 @@ namespace {
 // Capacities are in 1/64 bytes, so that fractional prices stay integers.
 constexpr int64_t kScale = 64;
 
+// What depends on data and constants alone (masks, positions, counts) every rank may compute whole
+// instead of gathering it; the price, a fraction of its bytes, makes that the second choice.
+constexpr double kDataReplicationPrice = 0.01;
+
 bool is_view(const ir::Node& node) {
   static const std::set<std::string> kViews = {"Reshape", "Transpose", "Unsqueeze", "Squeeze",
                                                "Expand",  "Slice",     "Concat",    "Split",
@@ -29,7 +33,8 @@ class Planner {
     plan_.labels.assign(count, Label::kHome);
     plan_.strategies.resize(count);
     plan_.gathered.assign(count, false);
-    view_price_.assign(count, 0);
+    replication_price_.assign(count, 0);
+    find_data_only();
   }
 
   AxisPlan plan() {
@@ -165,18 +170,39 @@ class Planner {
     }
     if (auto riding = ride_partial(id, incoming)) return riding;
     if (label == Label::kHome || home.empty()) return replicated(id);
+    // A sum over the split dimension is worth its all-reduce: what leaves it is small.
+    const bool sums = std::ranges::any_of(
+        home, [](const Factor* factor) { return factor->role == Role::kReduction; });
+    if (problem_.nested && data_only_[id.index()] && !sums)
+      return replicated_at_price(id, kDataReplicationPrice);
     if (problem_.view_replication_price >= 0 && home.size() == 1 && is_view(node)) {
-      double bytes = 0;
-      for (ValueId output : node.outputs) {
-        if (output) bytes += static_cast<double>(graph_.type(output).num_bytes());
-      }
-      const double share =
-          static_cast<double>(problem_.ranks - 1) / static_cast<double>(problem_.ranks);
-      view_price_[id.index()] =
-          static_cast<int64_t>(kScale * problem_.view_replication_price * bytes * share) + 1;
-      return replicated(id);
+      return replicated_at_price(id, problem_.view_replication_price);
     }
     return std::nullopt;
+  }
+
+  // `price` is a fraction of the bytes that the node makes.
+  Strategy replicated_at_price(NodeId id, double price) {
+    double bytes = 0;
+    for (ValueId output : graph_.node(id).outputs) {
+      if (output) bytes += static_cast<double>(graph_.type(output).num_bytes());
+    }
+    const auto ranks = static_cast<double>(problem_.ranks);
+    replication_price_[id.index()] =
+        static_cast<int64_t>(kScale * price * bytes * (ranks - 1) / ranks) + 1;
+    return replicated(id);
+  }
+
+  void find_data_only() {
+    data_only_.assign(graph_.nodes().size(), false);
+    for (size_t n = 0; n < graph_.nodes().size(); ++n) {
+      data_only_[n] = std::ranges::all_of(graph_.nodes()[n].inputs, [&](ValueId input) {
+        if (!input) return true;
+        const ir::Value& value = graph_.value(input);
+        if (value.kind == ir::ValueKind::kResult) return bool{data_only_[value.producer.index()]};
+        return value.kind == ir::ValueKind::kConstant || !analysis_.is_fresh_per_use(input);
+      });
+    }
   }
 
   // What cannot be split either way runs whole; what may not take the alternative does not.
@@ -216,7 +242,7 @@ class Planner {
       if (!alternative)
         problem.add_edge(problem.source(), vertex[n], MinCut::kInfinite);
       else if (home)
-        problem.add_edge(problem.source(), vertex[n], view_price_[n]);
+        problem.add_edge(problem.source(), vertex[n], replication_price_[n]);
     }
     std::vector<std::array<Readers, 2>> readers(graph_.values().size());
     for (size_t n = 0; n < vertex.size(); ++n) {
@@ -248,7 +274,7 @@ class Planner {
       plan_.labels[n] = sink ? Label::kAlternative : Label::kHome;
       AUTOSP_CHECK(plan_.strategies[n][sink ? 1 : 0].has_value(), "{}",
                    graph_.describe(graph_.nodes()[n]));
-      if (sink && plan_.strategies[n][0]) plan_.penalty_bytes += view_price_[n] / kScale;
+      if (sink && plan_.strategies[n][0]) plan_.penalty_bytes += replication_price_[n] / kScale;
     }
   }
 
@@ -307,7 +333,8 @@ class Planner {
   const ir::Graph& graph_;
   const AxisProblem& problem_;
   AxisPlan plan_;
-  std::vector<int64_t> view_price_;  // by node, scaled
+  std::vector<int64_t> replication_price_;  // by node, scaled
+  std::vector<bool> data_only_;  // by node: computed from data inputs and constants alone
 };
 
 }  // namespace

@@ -43,7 +43,7 @@ struct AxisPlan {
   std::vector<std::array<std::optional<Strategy>, 2>> strategies;  // by node and label
   std::vector<bool> gathered;  // by node: neither label could split it, so it runs whole everywhere
   int64_t cut_bytes = 0;       // value of the cut: bytes moved + collective prices + penalties
-  int64_t penalty_bytes = 0;   // of which: prices of replicated views
+  int64_t penalty_bytes = 0;   // of which: prices of what is computed whole on every rank
   // Costs that the cut could only bound from above (no such case is known to matter).
   int64_t overestimate_bytes = 0;
 

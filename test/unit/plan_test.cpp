@@ -48,7 +48,7 @@ Traffic layer_traffic(const shard::Plan& plan, transforms::StepKind kind) {
     if (record.purpose != transforms::Purpose::kReshard || record.kind != kind) continue;
     // One number per token (losses of a shifted sequence at moved cut points) is no layer traffic.
     const ValueId value = *plan.graph().find(record.value);
-    if (plan.graph().type(value).num_elements() <= kBatch * kSequence) continue;
+    if (plan.graph().type(value).num_elements() < kBatch * kSequence * kHeadDim) continue;
     ++traffic.count;
     traffic.bytes += record.bytes_per_rank;
   }
