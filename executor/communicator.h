@@ -51,7 +51,7 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // y = sum of the members' x; equal shapes.
+  // y = sum of the members' x; equal shapes. y may be x.
   virtual void all_reduce(const Collective& collective, const ConstBuffer& x, const Buffer& y) = 0;
 
   // y is the members' x, concatenated along `axis`; member i has sizes[i] entries.

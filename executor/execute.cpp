@@ -64,7 +64,7 @@ class Execution {
         feeds_(feeds),
         communicator_(communicator),
         options_(options),
-        arena_(program.memory().arena),
+        arena_(std::make_shared<Arena>(program.memory().arena)),
         files_(options.data_folder) {}
 
   RankResult run() {
@@ -75,9 +75,9 @@ class Execution {
     locate_values();
     schedule_deaths();
     for (size_t step = 0; step < graph_.nodes().size(); ++step) run_step(step);
+    result_.arena_touched = arena_->touched_bytes();
     collect_outputs();
     result_.seconds = seconds_since(begin);
-    result_.arena_touched = arena_.touched_bytes();
     return std::move(result_);
   }
 
@@ -105,7 +105,7 @@ class Execution {
   }
 
   std::byte* arena_address(int buffer) const {
-    return arena_.at(program_.buffers()[static_cast<size_t>(buffer)].offset);
+    return arena_->at(program_.buffers()[static_cast<size_t>(buffer)].offset);
   }
 
   void schedule_deaths() {
@@ -163,14 +163,34 @@ class Execution {
     }
   }
 
-  // Copies, so that the arena can go.
+  // Outputs stay where they are: they keep the arena, which gives back the rest of its memory.
   void collect_outputs() {
+    std::vector<Arena::Stretch> kept;
     for (const ir::Output& output : graph_.outputs()) {
+      const Place& place = program_.place(output.value);
       const ir::Type& type = graph_.type(output.value);
-      const auto* bytes = static_cast<const std::byte*>(addresses_[output.value.index()]);
-      result_.outputs[output.name] =
-          ir::Tensor(type, {bytes, static_cast<size_t>(type.num_bytes())});
+      ir::Tensor& tensor = result_.outputs[output.name];
+      switch (place.storage) {
+        case Storage::kInput:
+          tensor = feeds_.at(graph_.name_of(place.root)).reshaped(type.shape);
+          break;
+        case Storage::kConstant:
+          tensor = graph_.constant(place.root).reshaped(type.shape);
+          break;
+        case Storage::kExternal:
+          tensor = ir::Tensor(
+              type, {files_.data(graph_.value(place.root)), static_cast<size_t>(type.num_bytes())});
+          break;
+        case Storage::kArena: {
+          const ArenaBuffer& buffer = program_.buffers()[static_cast<size_t>(place.buffer)];
+          kept.push_back({buffer.offset, buffer.size});
+          tensor =
+              ir::Tensor(type, std::shared_ptr<std::byte[]>(arena_, arena_->at(buffer.offset)));
+          break;
+        }
+      }
     }
+    arena_->keep_only(std::move(kept));
   }
 
   const Program& program_;
@@ -178,7 +198,7 @@ class Execution {
   const Arrays& feeds_;
   Communicator& communicator_;
   const ExecuteOptions& options_;
-  Arena arena_;
+  std::shared_ptr<Arena> arena_;
   MappedFiles files_;
   std::vector<const void*> addresses_;  // per value
   std::vector<int64_t> births_;         // bytes that become live at each step

@@ -33,6 +33,18 @@ int64_t Arena::touched_bytes() const {
   return static_cast<int64_t>(pages) * static_cast<int64_t>(page);
 }
 
+void Arena::keep_only(std::vector<Stretch> kept) {
+  const auto page = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+  std::ranges::sort(kept, {}, &Stretch::offset);
+  kept.push_back({(static_cast<int64_t>(size_) + page - 1) / page * page, 0});
+  int64_t begin = 0;  // of the pages to give back
+  for (const Stretch& stretch : kept) {
+    const int64_t end = stretch.offset / page * page;
+    if (end > begin) madvise(base_ + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
+    begin = std::max(begin, (stretch.offset + stretch.size + page - 1) / page * page);
+  }
+}
+
 MappedFiles::~MappedFiles() {
   for (const auto& [location, file] : files_) {
     munmap(const_cast<std::byte*>(file.base), file.size);  // NOLINT: mmap's own type

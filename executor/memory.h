@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <vector>
 
 #include "ir/graph.h"
 #include "ir/tensor.h"
@@ -22,6 +23,13 @@ class Arena {
 
   std::byte* at(int64_t offset) const { return base_ + offset; }
   int64_t touched_bytes() const;  // resident pages
+
+  // Gives back all pages but those of these stretches; the others read as zero afterwards.
+  struct Stretch {
+    int64_t offset = 0;
+    int64_t size = 0;
+  };
+  void keep_only(std::vector<Stretch> kept);
 
  private:
   std::byte* base_ = nullptr;

@@ -47,8 +47,10 @@ bool is_elementwise(const ir::Node& node) {
   return node.domain.empty() && kOps.contains(node.op);
 }
 
-// Operators that begin by copying operand 0 into the result, and then change some of it.
+// Operators whose result may lie over operand 0: they begin by copying it, or are done with an
+// element before they write it.
 bool updates_operand_zero(const ir::Node& node) {
+  if (node.domain == ir::kAutospDomain) return node.op == "AllReduce";
   return node.is("ScatterND") || node.is("ScatterElements");
 }
 

@@ -122,6 +122,19 @@ std::string sums_are_taken_in_group_order(Communicator& world) {
   });
 }
 
+std::string all_reduce_works_in_place(Communicator& world) {
+  return for_each_group(world, [&](const std::vector<int>& group, size_t) -> std::string {
+    Tensor x = fill(DataType::kFloat32, {3000}, [&](int64_t i) { return value(world.rank(), i); });
+    const Tensor expected = fill(DataType::kFloat32, {3000}, [&](int64_t i) {
+      double sum = 0;
+      for (int rank : group) sum += value(rank, i);
+      return sum;
+    });
+    world.all_reduce({"n", "AllReduce", group, DataType::kFloat32}, reading(x), writing(x));
+    return difference(x, expected, "AllReduce");
+  });
+}
+
 std::string bfloat16_sums_are_rounded_once(Communicator& world) {
   const std::vector<int> group = everyone(world);
   const Tensor x = Tensor::filled({DataType::kBFloat16, {3}}, world.rank() == 0 ? 256 : 1);
@@ -301,6 +314,7 @@ std::string many_rounds_without_pause(Communicator& world) {
 std::vector<TransportCase> transport_cases() {
   return {
       {"AllReduceSums", all_reduce_sums},
+      {"AllReduceWorksInPlace", all_reduce_works_in_place},
       {"SumsAreTakenInGroupOrder", sums_are_taken_in_group_order},
       {"BFloat16SumsAreRoundedOnce", bfloat16_sums_are_rounded_once},
       {"AllGatherConcatenates", all_gather_concatenates},

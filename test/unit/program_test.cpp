@@ -98,6 +98,20 @@ TEST(Program, ScatterAddsInPlaceUnlessItsUpdatesLieThere) {
   expect_same_results(graph, test::random_feeds(*graph));
 }
 
+// Small outputs among large results: they survive the run, whose memory does not.
+TEST(Program, OutputsOutliveTheRun) {
+  auto graph = std::make_shared<ir::Graph>();
+  ir::Builder build(*graph);
+  ValueId x = graph->add_input("x", floats({64, 1024}));
+  for (int k = 0; k < 4; ++k) {
+    graph->add_output(fmt::format("mean{}", k), build.reduce("ReduceMean", x, {0, 1}, false));
+    graph->add_output(fmt::format("part{}", k), build.slice(x, 1, 100 * k, 100 * k + 300));
+    x = build.matmul(build.transpose(x, {1, 0}), x);
+    x = build.slice(x, 0, 0, 64);
+  }
+  expect_same_results(graph, test::random_feeds(*graph));
+}
+
 TEST(Program, InputsAndConstantsCanBeOutputs) {
   auto graph = std::make_shared<ir::Graph>();
   ir::Builder build(*graph);

@@ -1,0 +1,125 @@
+// What surrounds a run: external data, time lines, notices.
+#include "executor/run.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "executor/trace.h"
+#include "ir/builder.h"
+
+namespace autosp::executor {
+namespace {
+
+using testing::HasSubstr;
+
+class RunFiles : public testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = std::filesystem::path(testing::TempDir()) / fmt::format("run_{}", ::getpid());
+    std::filesystem::create_directories(folder_);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  // y = weight + weight, with `weight` at `offset` of weights.bin.
+  static std::shared_ptr<const ir::Graph> graph_at(int64_t offset) {
+    auto graph = std::make_shared<ir::Graph>();
+    const ValueId weight =
+        graph->add_external("weight", {ir::DataType::kFloat32, {4}}, {"weights.bin", offset, 16});
+    graph->add_output("y", ir::Builder(*graph).binary("Add", weight, weight));
+    graph->add_output("weight", weight);
+    return graph;
+  }
+
+  void write_weights(const std::string& before, std::vector<float> values) const {
+    std::ofstream file(folder_ / "weights.bin", std::ios::binary);
+    file << before;
+    file.write(reinterpret_cast<const char*>(values.data()),
+               static_cast<std::streamsize>(values.size() * sizeof(float)));
+  }
+
+  RunResult run(const std::shared_ptr<const ir::Graph>& graph) const {
+    RunOptions options;
+    options.data_folder = folder_;
+    return run_in_threads({graph}, {{}}, options);
+  }
+
+  std::filesystem::path folder_;
+};
+
+TEST_F(RunFiles, ExternalDataIsMapped) {
+  write_weights("12345678", {1, 2, 3, 4});
+  const RunResult result = run(graph_at(8));
+  EXPECT_EQ(result.ranks[0].outputs.at("y").value_as_double(3), 8);
+  EXPECT_EQ(result.ranks[0].outputs.at("weight").value_as_double(2), 3);
+  EXPECT_EQ(result.ranks[0].planned.external, 16);
+  EXPECT_EQ(result.ranks[0].planned.arena, 64);
+}
+
+TEST_F(RunFiles, ExternalDataNeedNotBeAligned) {
+  write_weights("123", {1, 2, 3, 4});
+  EXPECT_EQ(run(graph_at(3)).ranks[0].outputs.at("y").value_as_double(3), 8);
+}
+
+TEST_F(RunFiles, ExternalDataThatIsMissingOrTruncatedIsNamed) {
+  const auto error_of = [&](int64_t offset) -> std::string {
+    try {
+      run(graph_at(offset));
+      return "no error";
+    } catch (const Error& error) {
+      return error.what();
+    }
+  };
+  EXPECT_THAT(error_of(0), testing::AllOf(HasSubstr("\"weight\""), HasSubstr("weights.bin")));
+  write_weights("", {1, 2, 3, 4});
+  EXPECT_THAT(error_of(4), testing::AllOf(HasSubstr("bytes 4 to 20"), HasSubstr("which has 16")));
+}
+
+TEST_F(RunFiles, ATraceIsJsonWithOneTrackPerRank) {
+  write_trace(folder_ / "trace.json", {{"layer0/\"q\"\n", "MatMul", 0, 0.5, 0.25, 0},
+                                       {"exchange", "AllToAll", 1, 1, 2, 96}});
+  std::ifstream file(folder_ / "trace.json");
+  const nlohmann::json trace = nlohmann::json::parse(file);
+  const auto& events = trace.at("traceEvents");
+  ASSERT_EQ(events.size(), 4U);  // two names of tracks
+  EXPECT_EQ(events[2].at("name"), "layer0/\"q\"\n");
+  EXPECT_EQ(events[2].at("ts"), 0.5e6);
+  EXPECT_EQ(events[3].at("tid"), 1);
+  EXPECT_EQ(events[3].at("args").at("bytes"), 96);
+}
+
+TEST_F(RunFiles, TracingRecordsEveryKernel) {
+  write_weights("", {1, 2, 3, 4});
+  RunOptions options;
+  options.data_folder = folder_;
+  options.trace = true;
+  const RunResult result = run_in_threads({graph_at(0)}, {{}}, options);
+  ASSERT_EQ(result.events.size(), 1U);
+  EXPECT_EQ(result.events[0].category, "Add");
+}
+
+TEST(OpenBlasNotice, IsGivenWhenTheEnvironmentForcesOldKernels) {
+  const char* before = std::getenv("OPENBLAS_CORETYPE");
+  const std::string saved = before == nullptr ? "" : before;
+  unsetenv("OPENBLAS_CORETYPE");
+  EXPECT_FALSE(openblas_notice().has_value());
+  setenv("OPENBLAS_CORETYPE", "SkylakeX", 1);
+  EXPECT_FALSE(openblas_notice().has_value());
+  setenv("OPENBLAS_CORETYPE", "Haswell", 1);
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx512f")) {
+    ASSERT_TRUE(openblas_notice().has_value());
+    EXPECT_THAT(*openblas_notice(), HasSubstr("OPENBLAS_CORETYPE=Haswell"));
+  }
+#endif
+  unsetenv("OPENBLAS_CORETYPE");
+  if (before != nullptr) setenv("OPENBLAS_CORETYPE", saved.c_str(), 1);
+}
+
+}  // namespace
+}  // namespace autosp::executor
