@@ -1,6 +1,7 @@
 #include "executor/execute.h"
 
 #include <algorithm>
+#include <map>
 
 #include "executor/memory.h"
 
@@ -64,7 +65,7 @@ class Execution {
         feeds_(feeds),
         communicator_(communicator),
         options_(options),
-        arena_(std::make_shared<Arena>(program.memory().arena)),
+        arena_(program.memory().arena),
         files_(options.data_folder) {}
 
   RankResult run() {
@@ -75,7 +76,7 @@ class Execution {
     locate_values();
     schedule_deaths();
     for (size_t step = 0; step < graph_.nodes().size(); ++step) run_step(step);
-    result_.arena_touched = arena_->touched_bytes();
+    result_.arena_touched = arena_.touched_bytes();
     collect_outputs();
     result_.seconds = seconds_since(begin);
     return std::move(result_);
@@ -105,7 +106,7 @@ class Execution {
   }
 
   std::byte* arena_address(int buffer) const {
-    return arena_->at(program_.buffers()[static_cast<size_t>(buffer)].offset);
+    return arena_.at(program_.buffers()[static_cast<size_t>(buffer)].offset);
   }
 
   void schedule_deaths() {
@@ -163,34 +164,46 @@ class Execution {
     }
   }
 
-  // Outputs stay where they are: they keep the arena, which gives back the rest of its memory.
+  // Copies the outputs, so that the arena can go. Its pages go one output after the other, so that
+  // both never exist as a whole.
   void collect_outputs() {
-    std::vector<Arena::Stretch> kept;
+    std::vector<Arena::Stretch> outputs;
+    for (const ir::Output& output : graph_.outputs()) {
+      const Place& place = program_.place(output.value);
+      if (place.storage == Storage::kArena) outputs.push_back(stretch(place.buffer));
+    }
+    arena_.keep_only(outputs);
+    std::map<int, ir::Tensor> copied;  // by buffer: several outputs may be one
     for (const ir::Output& output : graph_.outputs()) {
       const Place& place = program_.place(output.value);
       const ir::Type& type = graph_.type(output.value);
-      ir::Tensor& tensor = result_.outputs[output.name];
-      switch (place.storage) {
-        case Storage::kInput:
-          tensor = feeds_.at(graph_.name_of(place.root)).reshaped(type.shape);
-          break;
-        case Storage::kConstant:
-          tensor = graph_.constant(place.root).reshaped(type.shape);
-          break;
-        case Storage::kExternal:
-          tensor = ir::Tensor(
-              type, {files_.data(graph_.value(place.root)), static_cast<size_t>(type.num_bytes())});
-          break;
-        case Storage::kArena: {
-          const ArenaBuffer& buffer = program_.buffers()[static_cast<size_t>(place.buffer)];
-          kept.push_back({buffer.offset, buffer.size});
-          tensor =
-              ir::Tensor(type, std::shared_ptr<std::byte[]>(arena_, arena_->at(buffer.offset)));
-          break;
+      if (place.storage == Storage::kArena) {
+        ir::Tensor& tensor = copied[place.buffer];
+        if (tensor.dtype() == ir::DataType::kUndefined) {
+          tensor = copy(output.value);
+          arena_.release(stretch(place.buffer));
         }
+        result_.outputs[output.name] = tensor.reshaped(type.shape);
+      } else if (place.storage == Storage::kExternal) {
+        result_.outputs[output.name] = copy(output.value);
+      } else {
+        const ir::Tensor& source = place.storage == Storage::kInput
+                                       ? feeds_.at(graph_.name_of(place.root))
+                                       : graph_.constant(place.root);
+        result_.outputs[output.name] = source.reshaped(type.shape);
       }
     }
-    arena_->keep_only(std::move(kept));
+  }
+
+  ir::Tensor copy(ValueId id) const {
+    const ir::Type& type = graph_.type(id);
+    const auto* bytes = static_cast<const std::byte*>(addresses_[id.index()]);
+    return {type, {bytes, static_cast<size_t>(type.num_bytes())}};
+  }
+
+  Arena::Stretch stretch(int buffer) const {
+    const ArenaBuffer& b = program_.buffers()[static_cast<size_t>(buffer)];
+    return {b.offset, b.size};
   }
 
   const Program& program_;
@@ -198,7 +211,7 @@ class Execution {
   const Arrays& feeds_;
   Communicator& communicator_;
   const ExecuteOptions& options_;
-  std::shared_ptr<Arena> arena_;
+  Arena arena_;
   MappedFiles files_;
   std::vector<const void*> addresses_;  // per value
   std::vector<int64_t> births_;         // bytes that become live at each step

@@ -34,15 +34,20 @@ int64_t Arena::touched_bytes() const {
 }
 
 void Arena::keep_only(std::vector<Stretch> kept) {
-  const auto page = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
   std::ranges::sort(kept, {}, &Stretch::offset);
-  kept.push_back({(static_cast<int64_t>(size_) + page - 1) / page * page, 0});
-  int64_t begin = 0;  // of the pages to give back
+  kept.push_back({static_cast<int64_t>(size_), 0});
+  int64_t begin = 0;  // of what lies before the next stretch
   for (const Stretch& stretch : kept) {
-    const int64_t end = stretch.offset / page * page;
-    if (end > begin) madvise(base_ + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
-    begin = std::max(begin, (stretch.offset + stretch.size + page - 1) / page * page);
+    release({begin, stretch.offset - begin});
+    begin = std::max(begin, stretch.offset + stretch.size);
   }
+}
+
+void Arena::release(Stretch stretch) {
+  const auto page = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+  const int64_t begin = (stretch.offset + page - 1) / page * page;
+  const int64_t end = (stretch.offset + stretch.size) / page * page;
+  if (end > begin) madvise(base_ + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
 }
 
 MappedFiles::~MappedFiles() {

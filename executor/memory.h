@@ -30,6 +30,8 @@ class Arena {
     int64_t size = 0;
   };
   void keep_only(std::vector<Stretch> kept);
+  // Gives back the pages that lie in this stretch as a whole.
+  void release(Stretch stretch);
 
  private:
   std::byte* base_ = nullptr;

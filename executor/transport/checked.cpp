@@ -72,10 +72,17 @@ void check_boxes(const Collective& collective, const std::vector<Box>& boxes,
   }
 }
 
+// Checked before members meet: nothing may fail between them.
+void check_summable(const Collective& collective) {
+  if (ir::is_floating(collective.dtype) || ir::is_integer(collective.dtype)) return;
+  throw mismatch(collective, "only numbers can be summed");
+}
+
 }  // namespace
 
 void CheckedCommunicator::all_reduce(const Collective& collective, const ConstBuffer& x,
                                      const Buffer& y) {
+  check_summable(collective);
   if (x.shape != y.shape) {
     throw mismatch(collective,
                    fmt::format("{} into {}", ir::to_string(x.shape), ir::to_string(y.shape)));
@@ -95,6 +102,7 @@ void CheckedCommunicator::all_gather(const Collective& collective, const ConstBu
 void CheckedCommunicator::reduce_scatter(const Collective& collective, const ConstBuffer& x,
                                          const Buffer& y, size_t axis,
                                          const std::vector<int64_t>& sizes) {
+  check_summable(collective);
   check_parts(collective, x.shape, y.shape, axis, sizes, member(collective));
   reduce_boxes(collective, x, y, slabs(x.shape, axis, sizes));
 }

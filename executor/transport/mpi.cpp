@@ -37,15 +37,26 @@ uint64_t hash(std::string_view text) {  // FNV-1a
 class Messages {
  public:
   explicit Messages(MPI_Comm comm) : comm_(comm) {}
+  Messages(const Messages&) = delete;
+  Messages& operator=(const Messages&) = delete;
+
+  // After a failure: nothing may arrive any more in memory that is about to go.
+  ~Messages() {
+    for (size_t k = 0; k < requests_.size(); ++k) {
+      if (requests_[k] == MPI_REQUEST_NULL) continue;
+      if (outgoing_[k] == 0) MPI_Cancel(&requests_[k]);
+      MPI_Request_free(&requests_[k]);
+    }
+  }
 
   void send(int peer, int tag, const std::byte* data, int64_t bytes) {
     pieces(bytes, [&](int64_t begin, int count) {
-      MPI_Isend(data + begin, count, MPI_BYTE, peer, tag, comm_, add(peer));
+      MPI_Isend(data + begin, count, MPI_BYTE, peer, tag, comm_, add(peer, true));
     });
   }
   void receive(int peer, int tag, std::byte* data, int64_t bytes) {
     pieces(bytes, [&](int64_t begin, int count) {
-      MPI_Irecv(data + begin, count, MPI_BYTE, peer, tag, comm_, add(peer));
+      MPI_Irecv(data + begin, count, MPI_BYTE, peer, tag, comm_, add(peer, false));
     });
   }
 
@@ -75,8 +86,9 @@ class Messages {
     }
   }
 
-  MPI_Request* add(int peer) {
+  MPI_Request* add(int peer, bool outgoing) {
     peers_.push_back(peer);
+    outgoing_.push_back(outgoing ? 1 : 0);
     return &requests_.emplace_back(MPI_REQUEST_NULL);
   }
 
@@ -95,7 +107,8 @@ class Messages {
 
   MPI_Comm comm_;
   std::vector<MPI_Request> requests_;
-  std::vector<int> peers_;
+  std::vector<int> peers_;      // of each request
+  std::vector<char> outgoing_;  // whether it sends
 };
 
 class MpiCommunicator final : public CheckedCommunicator {

@@ -52,10 +52,6 @@ class Tensor {
   explicit Tensor(Type type);
   // Copies `bytes`, whose size must be type.num_bytes().
   Tensor(Type type, std::span<const std::byte> bytes);
-  // Over memory that something else allocated: type.num_bytes() bytes, aligned for the element type,
-  // kept alive and unchanged as long as the pointer is held.
-  Tensor(Type type, std::shared_ptr<std::byte[]> bytes)
-      : type_(std::move(type)), bytes_(std::move(bytes)) {}
 
   template <typename T>
   static Tensor from_values(Shape shape, std::span<const T> values) {

@@ -8,6 +8,10 @@ namespace autosp::reference {
 
 namespace {
 
+// Element types that large tensors have: loops over them are worth a vectorized form each.
+template <typename T>
+inline constexpr bool kIsCommon = std::is_same_v<T, float> || std::is_same_v<T, int64_t>;
+
 // z = fn(x, y) over the broadcast index space; z may be x or y where their shape is z's.
 template <typename X, typename Y, typename Z, typename F>
 void zip(const ir::Shape& z_shape, Z* z, const ir::Shape& x_shape, const X* x,
@@ -22,18 +26,23 @@ void zip(const ir::Shape& z_shape, Z* z, const ir::Shape& x_shape, const X* x,
     Z* out = z + at[0];
     const X* a = x + at[1];
     const Y* b = y + at[2];
-    // The three cases a compiler can vectorize, then the rest.
-    if (x_step == 1 && y_step == 1) {
-      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Z>(fn(a[i], b[i]));
-    } else if (x_step == 1 && y_step == 0) {
-      const Y second = *b;
-      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Z>(fn(a[i], second));
-    } else if (x_step == 0 && y_step == 1) {
-      const X first = *a;
-      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Z>(fn(first, b[i]));
-    } else {
-      for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Z>(fn(a[i * x_step], b[i * y_step]));
+    if constexpr (kIsCommon<X>) {
+      if (x_step == 1 && y_step == 1) {
+        for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Z>(fn(a[i], b[i]));
+        return;
+      }
+      if (x_step == 1 && y_step == 0) {
+        const Y second = *b;
+        for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Z>(fn(a[i], second));
+        return;
+      }
+      if (x_step == 0 && y_step == 1) {
+        const X first = *a;
+        for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Z>(fn(first, b[i]));
+        return;
+      }
     }
+    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Z>(fn(a[i * x_step], b[i * y_step]));
   });
 }
 
