@@ -83,9 +83,7 @@ class RankEmitter {
         y = slice(x, before, after, name);
         break;
       case StepKind::kKeepOnFirst:
-        y = holds_partial(program_.at(move.to).layout, mesh_, rank_)
-                ? x
-                : build_.zeros(out_.type(x), name);
+        y = is_first(move.axes, mesh_, rank_) ? x : build_.zeros(out_.type(x), name);
         break;
       case StepKind::kAllReduce:
         y = collective("AllReduce", x, extents(after), {}, move, name);

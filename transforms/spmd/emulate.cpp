@@ -137,8 +137,7 @@ class Emulator {
       }
       ValueId result = joined.valid() ? joined : parts[k];
       if (move.kind == StepKind::kKeepOnFirst) {
-        if (!holds_partial(program_.at(move.to).layout, mesh_, member))
-          result = build_.zeros(out_.type(result));
+        if (!is_first(move.axes, mesh_, member)) result = build_.zeros(out_.type(result));
       } else {
         result = slice(result, held, view.after(member), "");
       }

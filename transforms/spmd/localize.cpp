@@ -270,14 +270,19 @@ bool is_whole_everywhere(const SpmdProgram& program, const Compute& compute) {
          std::ranges::all_of(compute.results, whole);
 }
 
+std::vector<size_t> partial_axes(const shard::Layout& layout) {
+  std::vector<size_t> axes;
+  for (size_t k = 0; k < layout.size(); ++k) {
+    if (layout[k].is_partial()) axes.push_back(k);
+  }
+  return axes;
+}
+
 }  // namespace
 
-bool holds_partial(const shard::Layout& layout, const shard::Mesh& mesh, int64_t rank) {
+bool is_first(const std::vector<size_t>& axes, const shard::Mesh& mesh, int64_t rank) {
   const auto coordinates = mesh.coordinates(rank);
-  for (size_t k = 0; k < layout.size(); ++k) {
-    if (layout[k].is_partial() && coordinates[k] != 0) return false;
-  }
-  return true;
+  return std::ranges::all_of(axes, [&](size_t axis) { return coordinates[axis] == 0; });
 }
 
 ir::Tensor local_constant(const SpmdProgram& program, PlacedId id, int64_t rank) {
@@ -297,7 +302,7 @@ ir::Tensor local_constant(const SpmdProgram& program, PlacedId id, int64_t rank)
       shape.back() *= extent.back();
     }
   }
-  if (!holds_partial(placed.layout, program.plan->mesh, rank))
+  if (!is_first(partial_axes(placed.layout), program.plan->mesh, rank))
     return ir::Tensor(ir::Type{whole.dtype(), shape});
   if (shape == whole.shape()) return whole;
   return whole.reshaped(by_atom).block(begin, extent).reshaped(shape);

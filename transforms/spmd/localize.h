@@ -14,8 +14,9 @@ namespace autosp::transforms {
 // first).
 ir::Tensor local_constant(const SpmdProgram& program, PlacedId id, int64_t rank);
 
-// Whether the rank is the first along every axis over which the layout is partial.
-bool holds_partial(const shard::Layout& layout, const shard::Mesh& mesh, int64_t rank);
+// Whether the rank is the first along each of the axes: the one that keeps a replicated value when
+// it becomes partial over them. Axes over which the value was partial before have no say.
+bool is_first(const std::vector<size_t>& axes, const shard::Mesh& mesh, int64_t rank);
 
 // Emits the node as the rank executes it. `operands` are the local operands, invalid where the node
 // has none or they are not data. Returns its local results, named `name + suffix`.
