@@ -142,6 +142,23 @@ class PendingFolder {
   fs::path path_;
 };
 
+// Parameters that the model holds itself, for all ranks to share.
+onnx_io::DataFile own_parameters(const LoadedModel& model) {
+  constexpr int64_t kSharedBytes = 4096;  // smaller ones are not worth a page
+  std::string location = "parameters.bin";
+  const auto taken = [&](const ir::Value& value) {
+    return value.kind == ir::ValueKind::kExternal && value.external.location == location;
+  };
+  while (std::ranges::any_of(model.graph.values(), taken)) location = "own_" + location;
+  onnx_io::DataFile data(location);
+  for (size_t v = 0; v < model.graph.values().size(); ++v) {
+    const ir::Value& value = model.graph.values()[v];
+    if (value.kind != ir::ValueKind::kConstant || !model.roles.is_parameter[v]) continue;
+    if (value.type.num_bytes() >= kSharedBytes) data.add(value.name, value.constant);
+  }
+  return data;
+}
+
 // Makes the data files that a graph refers to available beside it.
 void link_external_data(const ir::Graph& graph, const fs::path& from, const fs::path& to) {
   std::set<std::string> locations;
@@ -201,13 +218,17 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
   check_replaceable(target);
   PendingFolder pending(target);
   link_external_data(model.graph, model.path.parent_path(), pending.path());
+  const onnx_io::DataFile data = own_parameters(model);
+  if (!data.empty()) data.write(pending.path());
+  const onnx_io::ExportOptions options{.data = &data};
   if (dialects.contains(Dialect::kAutosp)) {
     for (const onnx_io::ManifestRank& rank : manifest.ranks) {
-      onnx_io::export_model(transforms::emit_rank(program, rank.rank), pending.path() / rank.file);
+      onnx_io::export_model(transforms::emit_rank(program, rank.rank), pending.path() / rank.file,
+                            options);
     }
   }
   if (dialects.contains(Dialect::kStandard)) {
-    onnx_io::export_model(transforms::emulate(program), pending.path() / "emulated.onnx");
+    onnx_io::export_model(transforms::emulate(program), pending.path() / "emulated.onnx", options);
   }
   onnx_io::write_manifest(manifest, pending.path());
   pending.commit();

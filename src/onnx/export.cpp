@@ -81,7 +81,8 @@ void set_external(const ir::ExternalData& data, onnx::TensorProto* tensor) {
 
 class Exporter {
  public:
-  explicit Exporter(const ir::Graph& graph) : graph_(graph), names_(choose_names(graph)) {}
+  Exporter(const ir::Graph& graph, const DataFile* data)
+      : graph_(graph), names_(choose_names(graph)), data_(data) {}
 
   onnx::ModelProto run() {
     out_ = model_.mutable_graph();
@@ -131,15 +132,26 @@ class Exporter {
       const ir::Value& value = graph_.values()[v];
       if (!read[v]) continue;
       if (value.kind == ir::ValueKind::kConstant) {
-        *out_->add_initializer() = to_proto(value.constant, names_.of_value[v]);
+        const auto shared =
+            data_ == nullptr ? std::nullopt : data_->find(value.name, value.constant);
+        if (shared) {
+          add_external(names_.of_value[v], value.type, *shared);
+        } else {
+          *out_->add_initializer() = to_proto(value.constant, names_.of_value[v]);
+        }
       } else if (value.kind == ir::ValueKind::kExternal) {
-        auto* tensor = out_->add_initializer();
-        tensor->set_name(names_.of_value[v]);
-        tensor->set_data_type(static_cast<int32_t>(value.type.dtype));
-        for (int64_t extent : value.type.shape) tensor->add_dims(extent);
-        set_external(value.external, tensor);
+        add_external(names_.of_value[v], value.type, value.external);
       }
     }
+  }
+
+  void add_external(const std::string& tensor_name, const ir::Type& type,
+                    const ir::ExternalData& data) {
+    auto* tensor = out_->add_initializer();
+    tensor->set_name(tensor_name);
+    tensor->set_data_type(static_cast<int32_t>(type.dtype));
+    for (int64_t extent : type.shape) tensor->add_dims(extent);
+    set_external(data, tensor);
   }
 
   void add_node(const ir::Node& node) {
@@ -191,6 +203,7 @@ class Exporter {
 
   const ir::Graph& graph_;
   Names names_;
+  const DataFile* data_;
   onnx::ModelProto model_;
   onnx::GraphProto* out_ = nullptr;
   std::unordered_set<std::string> output_names_;
@@ -236,11 +249,13 @@ std::string serialize(const google::protobuf::Message& message) {
 
 }  // namespace
 
-onnx::ModelProto export_proto(const ir::Graph& graph) { return Exporter(graph).run(); }
+onnx::ModelProto export_proto(const ir::Graph& graph, const DataFile* data) {
+  return Exporter(graph, data).run();
+}
 
 void export_model(const ir::Graph& graph, const std::filesystem::path& path,
                   const ExportOptions& options) {
-  const onnx::ModelProto model = export_proto(graph);
+  const onnx::ModelProto model = export_proto(graph, options.data);
   const size_t size = model.ByteSizeLong();
   if (size > static_cast<size_t>(std::numeric_limits<int>::max())) {
     throw Error("'{}' would hold {}, more than the 2 GiB that an ONNX file can", path.string(),

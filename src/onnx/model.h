@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ir/graph.h"
+#include "onnx/data_file.h"
 
 namespace autosp::onnx_io {
 
@@ -37,6 +38,8 @@ std::vector<SymbolicDim> symbolic_dims(const std::filesystem::path& path);
 
 struct ExportOptions {
   bool check = true;  // run ONNX's checker and strict shape inference on the result
+  // Constants found here are written as references; the caller writes the data file itself.
+  const DataFile* data = nullptr;
 };
 
 // Writes a model; appears under its name by rename, complete or not at all. Deterministic: the same

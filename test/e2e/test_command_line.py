@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from training_graph import GRAPHS, TrainingGraph, assert_same_step
+from training_graph import GRAPHS, TrainingGraph, assert_same_step, run_in_onnxruntime
 
 LLAMA = GRAPHS / "llama_static.onnx"
 FEED = GRAPHS / "llama.npz"
@@ -150,8 +150,8 @@ def test_manifest_lists_slices_and_totals(autosp_onnx, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
-def with_external_weights(folder):
-    """The Llama graph with its parameters as initializers in a data file."""
+def with_weights(folder, **save_options):
+    """The Llama graph with its parameters as initializers."""
     model = onnx.load(LLAMA)
     arrays = read(FEED)
     inputs = list(model.graph.input)
@@ -162,12 +162,14 @@ def with_external_weights(folder):
         else:
             model.graph.initializer.append(onnx.numpy_helper.from_array(arrays[value.name], value.name))
     folder.mkdir()
-    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=300)
+    onnx.save(model, folder / "model.onnx", **save_options)
     return folder / "model.onnx"
 
 
 def test_external_weights_are_referenced_not_copied(autosp_onnx, tmp_path):
-    model = with_external_weights(tmp_path / "model")
+    model = with_weights(
+        tmp_path / "model", save_as_external_data=True, location="weights.bin", size_threshold=300
+    )
     out = shard(autosp_onnx, tmp_path / "out", "--sp", 2, model=model)
     assert os.path.samefile(out / "weights.bin", model.parent / "weights.bin")
     assert (out / "rank_0.onnx").stat().st_size < (out / "weights.bin").stat().st_size
@@ -179,6 +181,25 @@ def test_external_weights_are_referenced_not_copied(autosp_onnx, tmp_path):
     (model.parent / "weights.bin").unlink()
     missing = autosp_onnx("shard", model, "--sp", 2, "-o", tmp_path / "again")
     assert missing.returncode == 2 and "is missing" in missing.stderr
+
+
+def test_ranks_share_one_file_of_the_models_own_weights(autosp_onnx, tmp_path):
+    model = with_weights(tmp_path / "model")
+    out = shard(autosp_onnx, tmp_path / "out", "--sp", 4, "--dialect", "autosp,standard", model=model)
+    weights = (out / "parameters.bin").stat().st_size
+    assert weights > 600_000
+    for graph in ("rank_0.onnx", "emulated.onnx"):
+        names = {tensor.name for tensor in onnx.load(out / graph, load_external_data=False).graph.initializer
+                 if tensor.data_location == TensorProto.EXTERNAL}  # fmt: skip
+        assert {name for name, array in read(FEED).items() if array.nbytes >= 4096 and "weight" in name} <= names
+    onnx.checker.check_model(out / "emulated.onnx", full_check=True)
+    inputs = {name: read(FEED)[name] for name in ("input_ids", "labels")}
+    expected = TrainingGraph(LLAMA).step(read(FEED))
+    assert_same_step(run_in_onnxruntime(out / "emulated.onnx", inputs), expected)
+    run = autosp_onnx("run", out, "--feed", FEED, "--output", tmp_path / "o.npz")
+    assert run.returncode == 0, run.stderr
+    assert_file_holds_step(tmp_path / "o.npz", expected)
+    assert autosp_onnx("validate", model, out, "--feed", FEED).returncode == 0
 
 
 def tiny_model(nodes, outputs=("loss", "w.grad")):
