@@ -70,6 +70,49 @@ TEST(FoldConstants, ShapeArithmeticIsFoldedAndMasksAreNot) {
   EXPECT_EQ(count_nodes(after, "Not"), 1U);
 }
 
+// Positions expanded over the batch; documents start where they jump; the mask keeps pairs of one
+// document. All of it is known: there is one document.
+TEST(FoldConstants, RepeatedPositionsAreFoldedWithoutTheRepeats) {
+  Example e;
+  const ValueId positions = e.build.expand(e.build.unsqueeze(e.range(0, 6), {0}), {2, 6});
+  const ValueId first = e.build.slice(positions, 1, 0, 1);
+  const ValueId one = e.build.scalar(DataType::kInt64, 1);
+  const ValueId before = e.build.concat({e.build.binary("Sub", first, one), positions}, 1);
+  const ValueId step =
+      e.build.binary("Sub", e.build.slice(before, 1, 1, 7), e.build.slice(before, 1, 0, 6));
+  const ValueId jumps =
+      e.build.cast(e.build.unary("Not", e.build.binary("Equal", step, one)), DataType::kInt64);
+  const ValueId document = e.build.node("CumSum", {jumps, one}, {DataType::kInt64, {2, 6}});
+  const ValueId same =
+      e.build.binary("Equal", e.build.unsqueeze(document, {2}), e.build.unsqueeze(document, {1}));
+  const ValueId x = e.input("x", {2, 6, 6});
+  const ValueId causal = e.build.binary("LessOrEqual", e.build.unsqueeze(e.range(0, 6), {0}),
+                                        e.build.unsqueeze(e.range(0, 6), {1}));
+  e.output(e.build.where(e.build.binary("And", causal, same), x, e.build.scalar_like(x, 0)));
+  const Graph folded = apply(e.graph, fold_constants);
+  EXPECT_EQ(count_nodes(folded, "CumSum"), 0U);
+  EXPECT_EQ(count_nodes(folded, "Equal"), 1U);
+  for (const ir::Value& value : folded.values()) {
+    if (value.kind == ir::ValueKind::kConstant) EXPECT_LE(value.type.num_elements(), 6);
+  }
+  const Graph simple = apply(folded, simplify_views);
+  EXPECT_EQ(count_nodes(simple, "Equal"), 0U);
+  // The mask has lost its batch: what reads it broadcasts.
+  EXPECT_EQ(count_nodes(simple, "LessOrEqual"), 1U);
+}
+
+TEST(FoldConstants, RepeatsAreWrittenOutWhereTheyMeet) {
+  Example e;
+  const ValueId x = e.input("x", {3, 4});
+  const ValueId ones =
+      e.build.expand(e.build.constant(Tensor::filled({kFloat, {1, 4}}, 1)), {3, 4});
+  const ValueId axis = e.build.scalar(DataType::kInt64, 0);
+  const ValueId sum = e.build.node("CumSum", {ones, axis}, {kFloat, {3, 4}});
+  const ValueId wide = e.build.pad(e.build.slice(sum, 1, 1, 3), {0, 1}, {0, 1});
+  e.output(e.build.binary("Add", x, wide));
+  apply(e.graph, fold_constants);
+}
+
 TEST(FoldConstants, ParametersStay) {
   Example e;
   const ValueId x = e.input("x", {2, 3});

@@ -213,11 +213,11 @@ ValueId Simplifier::logic(const Node& node) {
     const auto known = affine_.find(node.input(k));
     if (!known || !known->uniform()) continue;
     const bool neutral = (known->offset != 0) == (node.op == "And");
-    if (neutral && keeps_type(node, 1 - k)) return operand(node, 1 - k);
-    if (!neutral) {
-      return build_.expand(build_.scalar(ir::DataType::kBool, static_cast<double>(known->offset)),
-                           result_type(node).shape, result_name(node));
+    if (neutral) {
+      return build_.expand(operand(node, 1 - k), result_type(node).shape, result_name(node));
     }
+    return build_.expand(build_.scalar(ir::DataType::kBool, static_cast<double>(known->offset)),
+                         result_type(node).shape, result_name(node));
   }
   return {};
 }
