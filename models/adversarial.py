@@ -69,9 +69,7 @@ class Case(nn.Module):
         return x + self.attend(self.norm(x), bias=bias)
 
     def token_loss(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(
-            self.head(x).reshape(-1, VOCAB), labels.reshape(-1), ignore_index=IGNORED_LABEL
-        )
+        return functional.cross_entropy(self.head(x).reshape(-1, VOCAB), labels.reshape(-1), ignore_index=IGNORED_LABEL)
 
 
 def causal_mask() -> torch.Tensor:
@@ -208,9 +206,7 @@ class CrossAttention(Case):
 
     extra_inputs = ("encoder_input_ids",)
 
-    def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, encoder_input_ids: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor, encoder_input_ids: torch.Tensor) -> torch.Tensor:
         memory = self.layer(self.embedding(encoder_input_ids))
         x = self.embedding(input_ids)
         return self.token_loss(x + self.attend(self.norm(x), memory), labels)
@@ -385,9 +381,7 @@ class ChunkedCrossEntropy(Case):
 
     def summed_loss(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = self.head(x).reshape(-1, VOCAB)
-        return functional.cross_entropy(
-            logits, labels.reshape(-1), ignore_index=IGNORED_LABEL, reduction="sum"
-        )
+        return functional.cross_entropy(logits, labels.reshape(-1), ignore_index=IGNORED_LABEL, reduction="sum")
 
 
 class UnevenlyChunkedCrossEntropy(ChunkedCrossEntropy):
@@ -429,9 +423,7 @@ class WeightedCrossEntropy(Case):
     def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = self.head(self.layer(self.embedding(input_ids))).view(-1, VOCAB)
         labels = torch.where(labels == IGNORED_LABEL, -1, labels).view(-1)
-        return functional.cross_entropy(
-            logits, labels, weight=self.class_weight, ignore_index=-1, label_smoothing=0.1
-        )
+        return functional.cross_entropy(logits, labels, weight=self.class_weight, ignore_index=-1, label_smoothing=0.1)
 
 
 class LoadBalancingLoss(Case):

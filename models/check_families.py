@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import pathlib
 import time
 
 import torch
 
 import families
+import graph_files
 from export_case import export_case, symbolic_axis_names
 from gradient_check import GradientMismatch
 from training_case import CannotConvert
 
 
-def check_families(only: list[str] | None) -> int:
-    """Returns how many families failed, at most 1: a process's exit status."""
+def check_families(only: list[str] | None, keep: pathlib.Path | None) -> int:
+    """Checks all families, or `only` these; writes the graphs that pass into the folder `keep`, if there is one.
+
+    Returns a process's exit status.
+    """
     names = only or [families.NANO, *(row.name for row in families.FAMILIES)]
     print(f"{'family':12} {'form':9} {'nodes':>5} {'outputs':>7} {'runs':>4} {'relative':>9}  {'worst output'}")
     failed = []
@@ -29,6 +34,9 @@ def check_families(only: list[str] | None) -> int:
             failed.append(name)
             print(f"{name:12} {form:9} failed: {error}", flush=True)
             continue
+        if keep is not None:
+            feeds = {**exported.parameters(), **exported.inputs()}
+            graph_files.write_graph(exported.model, keep / f"{name}.onnx", feeds, frozenset())
         worst = max((comparison.worst() for comparison in exported.comparisons), key=lambda error: error.relative)
         print(
             f"{name:12} {form:9} {len(exported.model.graph.node):5} {len(exported.signature.output_names()):7} "

@@ -80,9 +80,7 @@ def export(options: argparse.Namespace) -> None:
     plain = without_accumulators(untouched)
     for model in (untouched, plain):
         graph_files.strip_export_notes(model)
-        graph_files.set_metadata(
-            model, {"autosp.loss": "loss", "autosp.route": ROUTE, "autosp.model": case.name}
-        )
+        graph_files.set_metadata(model, {"autosp.loss": "loss", "autosp.route": ROUTE, "autosp.model": case.name})
     print(check(plain, case, inputs))
     graph_files.write_graph(untouched, _beside(options.output, "_model"), None, frozenset())
     written = graph_files.write_graph(plain, options.output, None, frozenset())

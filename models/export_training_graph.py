@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.check_families:
             from check_families import check_families
 
-            return check_families(options.only)
+            return check_families(options.only, options.output)
         if options.onnx:
             differentiate_file(options)
         else:
@@ -143,8 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--hf-config", metavar="PATH", help="any Hugging Face config.json (or its folder)")
     source.add_argument("--module", metavar="MOD:FACTORY", help="a function that returns a training_case.TrainingCase")
     source.add_argument("--onnx", metavar="PATH", help="a forward ONNX graph with a loss, to be differentiated")
-    source.add_argument("--check-families", action="store_true", help="export and check every known family; no files")
-    parser.add_argument("-o", "--output", type=pathlib.Path, help="the .onnx file to write")
+    source.add_argument("--check-families", action="store_true", help="export and check every known family")
+    output_help = "the .onnx file to write; with --check-families, a folder for the graphs that pass (optional)"
+    parser.add_argument("-o", "--output", type=pathlib.Path, help=output_help)
     parser.add_argument("--only", nargs="*", metavar="FAMILY", help="with --check-families: just these")
     parser.add_argument("--task", choices=list(families.MODEL_CLASSES), help="for --hf-config, when it is ambiguous")
     sizes = parser.add_argument_group("sizes (of --hf models; batch, seq and target also of --hf-config)")

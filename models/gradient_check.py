@@ -16,8 +16,8 @@ A bfloat16 graph is run twice: in float32, where only its constants were rounded
 where PyTorch's own rounding is allowed for on top."""
 
 NOISE = {"float32": 2e-7, "rounded constants": 1e-5, "bfloat16": 1e-2}
-"""Differences below this fraction of the largest gradient anywhere are measured against that one: some gradients are truly zero
-(an attention key's bias shifts all scores of a row alike), and a relative error against zero means nothing."""
+"""Differences below this fraction of the largest gradient anywhere are measured against that one: some gradients are
+truly zero (an attention key's bias shifts all scores of a row alike), and an error relative to zero means nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,8 @@ def compare_outputs(
     for name, reference in expected.items():
         value = np.asarray(got[name])
         if value.shape != reference.shape or not np.isfinite(value).all():
-            errors.append(OutputError(f"{name} {list(value.shape)}, not {list(reference.shape)}", np.inf, np.inf, False))
+            label = f"{name} {list(value.shape)}, finite and {list(reference.shape)} expected"
+            errors.append(OutputError(label, np.inf, np.inf, within=False))
             continue
         absolute = float(np.abs(value.astype(np.float64) - reference.astype(np.float64)).max(initial=0.0))
         own_scale = float(np.abs(reference).max(initial=0.0))

@@ -15,15 +15,13 @@ from onnx.external_data_helper import set_external_data
 
 def strip_export_notes(model: onnx.ModelProto) -> None:
     """Drops stack traces and exporter notes: three quarters of a small graph's bytes, different on every machine."""
-    for graph in [model.graph, *model.functions]:
-        for node in graph.node:
-            del node.metadata_props[:]
-            node.doc_string = ""
-        for value in graph.value_info:
-            del value.metadata_props[:]
-    for value in [*model.graph.input, *model.graph.output, *model.graph.initializer]:
-        del value.metadata_props[:]
-    model.graph.doc_string = ""
+    graph = model.graph
+    noted = [model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer]
+    for item in noted:
+        del item.metadata_props[:]
+    for node in graph.node:
+        node.doc_string = ""
+    graph.doc_string = ""
 
 
 def set_metadata(model: onnx.ModelProto, entries: Mapping[str, str]) -> None:
@@ -56,9 +54,8 @@ def write_graph(
     path.parent.mkdir(parents=True, exist_ok=True)
     written = []
     if inputs is not None:
-        with _replacing(path.with_suffix(".npz")) as temporary:
-            with open(temporary, "wb") as file:
-                np.savez(file, **inputs)
+        with _replacing(path.with_suffix(".npz")) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **inputs)
         written.append(path.with_suffix(".npz"))
     if external:
         data_path = path.with_name(path.name + ".data")
@@ -83,9 +80,7 @@ def _replacing(path: pathlib.Path) -> Iterator[str]:
             os.unlink(temporary)
 
 
-def _move_to_external_file(
-    model: onnx.ModelProto, names: frozenset[str], file: pathlib.Path, location: str
-) -> None:
+def _move_to_external_file(model: onnx.ModelProto, names: frozenset[str], file: pathlib.Path, location: str) -> None:
     with open(file, "wb") as stream:
         for tensor in model.graph.initializer:
             if tensor.name not in names:

@@ -150,7 +150,7 @@ class _FlatArguments(nn.Module):
         super().__init__()
         self.step = step
         self.parameter_count = len(signature.parameters)
-        self.constant_names = [f"constant_{index}" for index in range(len(signature.constants))]
+        self.constant_names = [f"constant_{name.replace('.', '_')}" for name in signature.constants]
         for name, value in zip(self.constant_names, signature.constants.values(), strict=True):
             self.register_buffer(name, value)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Exports the cases of adversarial.py, each checked against PyTorch.
 
-    python models/make_adversarial_graphs.py models/graphs/adversarial [token_shift ...]
+python models/make_adversarial_graphs.py models/graphs/adversarial [token_shift ...]
 """
 
 from __future__ import annotations

@@ -16,9 +16,11 @@ import onnx
 import onnx_ad
 import onnxscript.optimizer
 from onnx import TensorProto, helper, numpy_helper
+from onnx_ad.expand import expand_functions
 from onnx_ad.rules import REVERSE
 
-from gradient_check import Comparison, OutputError, OnnxRuntimeGraph
+from gradient_check import Comparison, OnnxRuntimeGraph, OutputError
+from open_lengths import split_open_slices
 from training_case import CannotConvert
 
 FLOATING = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -37,9 +39,7 @@ def choose_parameters(forward: onnx.ModelProto, patterns: list[str]) -> list[str
     inputs = [name for name in inputs if name not in initializers]
     if patterns:
         chosen = [
-            name
-            for name in [*inputs, *initializers]
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+            name for name in [*inputs, *initializers] if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
         ]
     else:
         chosen = inputs or [name for name, tensor in initializers.items() if len(tensor.dims) > 0]
@@ -68,6 +68,8 @@ def differentiate(forward: onnx.ModelProto, loss: str, parameters: list[str]) ->
         known = ", ".join(value.name for value in forward.graph.output)
         raise CannotConvert(f"the graph has no output '{loss}'; its outputs: {known}")
     try:
+        forward = onnx.shape_inference.infer_shapes(expand_functions(forward), data_prop=True)
+        split_open_slices(forward)
         adjoint = onnx_ad.reverse(
             forward, inputs=parameters, outputs=[loss], prefix=ADJOINT, dim=SEED_AXIS, layout="onnx"
         )
@@ -132,7 +134,7 @@ def _operators_without_rule(forward: onnx.ModelProto) -> set[str]:
     """Operators that onnx-ad neither differentiates nor expands by the definition ONNX gives."""
     missing = set()
     for node in forward.graph.node:
-        if node.op_type in REVERSE:
+        if node.op_type in REVERSE or node.op_type == "Constant":
             continue
         if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type):
             missing.add(f"{node.domain}::{node.op_type}")
@@ -168,8 +170,6 @@ def _name_outputs(adjoint: onnx.ModelProto, loss: str, parameters: list[str]) ->
             helper.make_node("Squeeze", [value.name, axes], [f"{name}.grad"], name=f"squeeze_{name}.grad")
         )
         shape = [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim][:rank]
-        new_outputs.append(
-            helper.make_tensor_value_info(f"{name}.grad", value.type.tensor_type.elem_type, shape)
-        )
+        new_outputs.append(helper.make_tensor_value_info(f"{name}.grad", value.type.tensor_type.elem_type, shape))
     del adjoint.graph.output[:]
     adjoint.graph.output.extend(new_outputs)

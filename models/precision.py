@@ -34,8 +34,7 @@ class ReferenceGraph:
     def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Feeds are rounded to the types that the graph declares."""
         declared = {
-            name: value.astype(helper.tensor_dtype_to_np_dtype(self.input_types[name]))
-            for name, value in feeds.items()
+            name: value.astype(helper.tensor_dtype_to_np_dtype(self.input_types[name])) for name, value in feeds.items()
         }
         return dict(zip(self.output_names, self.evaluator.run(None, declared), strict=True))
 

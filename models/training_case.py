@@ -41,8 +41,7 @@ class TrainingCase:
     def parameters(self) -> dict[str, torch.Tensor]:
         """Name in the graph -> value; a tied weight appears once."""
         return {
-            name.removeprefix(self.parameter_prefix): value.detach()
-            for name, value in self.module.named_parameters()
+            name.removeprefix(self.parameter_prefix): value.detach() for name, value in self.module.named_parameters()
         }
 
     def loss(self, parameters: Mapping[str, torch.Tensor], inputs: list[torch.Tensor]) -> torch.Tensor:

@@ -1,0 +1,167 @@
+"""Tests of the exporter's parts; whole exports check themselves (`export_training_graph.py --check-families`)."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+import decompositions
+import graph_files
+from export_case import export_case
+from families import FAMILIES, Dimensions, _NeverReached
+from gradient_check import GradientMismatch, OnnxRuntimeGraph, compare_outputs, require_match
+from onnx_ad_route import choose_parameters, differentiate
+from training_case import CannotConvert, TrainingCase, jitter_parameters
+
+
+class SquaredError(nn.Module):
+    """A linear layer's mean squared output: the smallest training step there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).square().mean()
+
+
+def squared_error_case() -> TrainingCase:
+    module = SquaredError()
+    jitter_parameters(module)
+
+    def make_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"x": torch.randn(sizes["batch"], sizes["seq"], 5, generator=generator)}
+
+    return TrainingCase("squared_error", module, make_inputs, {"batch": 2, "seq": 6})
+
+
+def forward_graph() -> onnx.ModelProto:
+    """loss = sum(x @ w), with w an initializer."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("ReduceSum", ["y"], ["loss"], keepdims=0)],
+        "forward",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 4])],
+        [helper.make_tensor_value_info("loss", TensorProto.FLOAT, [])],
+        [onnx.numpy_helper.from_array(np.ones((4, 2), np.float32), "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "dilation", "groups"),
+    [([1], [0], [1], 1), ([2], [3], [1], 1), ([1], [2], [2], 4), ([4], [0], [1], 2), ([3], [1], [1], 4)],
+)
+def test_convolution_backward_is_pytorchs(
+    stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 17, generator=generator)
+    weight = torch.randn(8, 4 // groups, 4, generator=generator)
+    y = torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, False, [0], groups)
+    gradient = torch.randn(y.shape, generator=generator)
+    arguments = (gradient, x, weight, [8], stride, padding, dilation, False, [0], groups, [True, True, True])
+    expected = torch.ops.aten.convolution_backward(*arguments)
+    for got, reference in zip(decompositions._convolution_backward(*arguments), expected, strict=True):
+        torch.testing.assert_close(got, reference)
+
+
+def test_patches_backward_is_pytorchs_in_two_dimensions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 13, 8, generator=generator)
+    weight = torch.randn(6, 3, 4, 2, generator=generator)
+    y = torch.nn.functional.conv2d(x, weight, stride=(4, 2))
+    gradient = torch.randn(y.shape, generator=generator)
+    arguments = (gradient, x, weight, [6], [4, 2], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True])
+    expected = torch.ops.aten.convolution_backward(*arguments)
+    for got, reference in zip(decompositions._convolution_backward(*arguments), expected, strict=True):
+        torch.testing.assert_close(got, reference)
+
+
+def test_symbolic_axes_are_found_by_growing_them() -> None:
+    assert squared_error_case().symbolic_axes(["batch", "seq"]) == {"x": {0: "batch", 1: "seq"}}
+
+
+def test_an_axis_of_another_length_cannot_be_symbolic() -> None:
+    case = TrainingCase("odd", SquaredError(), lambda sizes, _: {"x": torch.zeros(sizes["seq"] + 1, 5)}, {"seq": 6})
+    with pytest.raises(CannotConvert, match="has length 7 where 'seq' is 6"):
+        case.symbolic_axes(["seq"])
+
+
+def test_a_symbolic_graph_is_checked_at_other_lengths() -> None:
+    exported = export_case(squared_error_case(), ["seq"])
+    assert [value.name for value in exported.model.graph.output] == ["loss", "linear.weight.grad", "linear.bias.grad"]
+    assert exported.model.graph.input[-1].type.tensor_type.shape.dim[1].dim_param == "seq"
+    assert len(exported.comparisons) == 4
+
+
+def test_a_loss_that_is_no_number_is_refused() -> None:
+    case = TrainingCase("vector", nn.Linear(5, 7), lambda sizes, _: {"x": torch.ones(sizes["batch"], 5)}, {"batch": 2})
+    with pytest.raises(CannotConvert, match="must return a scalar loss"):
+        export_case(case, [])
+
+
+def test_a_wrong_gradient_is_named() -> None:
+    expected = {"loss": np.float32(5.0), "w.grad": np.ones(3, np.float32), "b.grad": np.ones(2, np.float32)}
+    got = expected | {"w.grad": np.array([1, 1, 1.001], np.float32)}
+    with pytest.raises(GradientMismatch, match=r"w\.grad: absolute 1\.00e-03"):
+        require_match(compare_outputs("test", got, expected))
+
+
+def test_noise_in_a_zero_gradient_is_no_error() -> None:
+    expected = {"loss": np.float32(5.0), "w.grad": np.ones(3, np.float32), "key.bias.grad": np.zeros(2, np.float32)}
+    got = expected | {"key.bias.grad": np.full(2, 1e-8, np.float32)}
+    assert not compare_outputs("test", got, expected).failures
+
+
+def test_a_shape_that_differs_is_an_error() -> None:
+    expected = {"w.grad": np.ones((3, 1), np.float32)}
+    assert compare_outputs("test", {"w.grad": np.ones(3, np.float32)}, expected).failures
+
+
+def test_nothing_is_left_of_a_write_that_fails(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(graph_files.np, "savez", fail)
+    with pytest.raises(OSError, match="disk full"):
+        graph_files.write_graph(forward_graph(), tmp_path / "g.onnx", {"x": np.zeros(1)}, frozenset())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_external_parameters_load_and_run(tmp_path: pathlib.Path) -> None:
+    model = forward_graph()
+    graph_files.write_graph(model, tmp_path / "g.onnx", None, frozenset({"w"}))
+    assert (tmp_path / "g.onnx.data").stat().st_size >= 32
+    loaded = onnx.load(str(tmp_path / "g.onnx"))
+    assert OnnxRuntimeGraph(loaded)({"x": np.ones((3, 4), np.float32)})["loss"] == 24
+
+
+def test_onnx_ad_differentiates_an_initializer_by_its_pattern() -> None:
+    forward = forward_graph()
+    assert choose_parameters(forward, ["w*"]) == ["w"]
+    model = differentiate(forward, "loss", ["w"])
+    assert [value.name for value in model.graph.output] == ["loss", "w.grad"]
+    feeds = {"x": np.arange(12, dtype=np.float32).reshape(3, 4), "w": np.ones((4, 2), np.float32)}
+    np.testing.assert_array_equal(
+        OnnxRuntimeGraph(model)(feeds)["w.grad"], np.repeat(feeds["x"].sum(0), 2).reshape(4, 2)
+    )
+
+
+def test_onnx_ad_names_the_outputs_there_are() -> None:
+    with pytest.raises(CannotConvert, match="no output 'lost'; its outputs: loss"):
+        differentiate(forward_graph(), "lost", ["w"])
+
+
+def test_no_random_number_is_below_the_layer_drop_threshold() -> None:
+    assert not torch.rand([]) < _NeverReached()
+
+
+@pytest.mark.parametrize("row", FAMILIES, ids=lambda row: row.name)
+def test_every_family_has_a_configuration(row: object) -> None:
+    assert row.config(Dimensions()).model_type
