@@ -18,6 +18,8 @@ constexpr Pass kCanonicalPasses[] = {
     {"simplify_views", "drop what changes nothing, merge chains of views", simplify_views},
     {"decompose_losses", "losses become sums of numerators over counts", decompose_losses},
     {"decompose_means", "means and norms become sums and elementwise operators", decompose_means},
+    {"decompose_dropout", "dropout becomes a draw, a comparison and a selection",
+     decompose_dropout},
     {"eliminate_common_subexpressions", "compute equal things once",
      eliminate_common_subexpressions},
     // Index arithmetic is simple now.

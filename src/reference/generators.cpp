@@ -84,7 +84,7 @@ class RandomStream {
       key_ = 0xcbf29ce484222325U;  // FNV-1a
       for (char c : node.name) key_ = (key_ ^ static_cast<uint8_t>(c)) * 0x100000001b3U;
     } else if (node.op == "Dropout") {  // the one operator whose seed is an integer
-      key_ = static_cast<uint64_t>(node.attributes.get_int("seed", 0));
+      key_ = std::bit_cast<uint32_t>(static_cast<float>(node.attributes.get_int("seed", 0)));
     } else {
       key_ = std::bit_cast<uint32_t>(node.attributes.get_float("seed", 0));
     }

@@ -301,6 +301,31 @@ TEST(DecomposeLossesOn, ARowWithoutValidLabelAddsZeroEvenWhenItsScoresAreInfinit
   EXPECT_NEAR(got.at("out0").value_as_double(0), 0.40760596, 1e-6);
 }
 
+TEST(DecomposeDropout, DropsWhatTheOperatorDrops) {
+  for (const bool seeded : {false, true}) {
+    Example e;
+    const ValueId x = e.input("x", {5, 40});
+    ir::Attributes attributes;
+    if (seeded) attributes.set("seed", int64_t{7});
+    const auto results = e.build.node(
+        "Dropout", {x, e.build.scalar(kFloat, 0.25), e.build.scalar(DataType::kBool, 1)},
+        {{kFloat, {5, 40}}, {DataType::kBool, {5, 40}}}, attributes);
+    e.output(results[0]);
+    e.output(results[1]);
+    const Graph after = apply(e.graph, decompose_dropout);
+    EXPECT_EQ(count_nodes(after, "Dropout"), 0U);
+    EXPECT_EQ(count_nodes(after, "RandomUniform"), 1U);
+  }
+}
+
+TEST(DecomposeDropout, DropoutThatMayNotTrainStays) {
+  Example e;
+  const ValueId training = e.input("training", {}, DataType::kBool);
+  e.output(e.build.node("Dropout", {e.input("x", {5}), e.build.scalar(kFloat, 0.25), training},
+                        {kFloat, {5}}));
+  EXPECT_EQ(count_nodes(apply(e.graph, decompose_dropout), "Dropout"), 1U);
+}
+
 TEST(RaiseScatterToPad, TheTransposedIdiomOfASlicesGradient) {
   Example e;
   const ValueId x = e.input("x", {2, 5, 3});

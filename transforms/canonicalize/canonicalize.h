@@ -21,6 +21,9 @@ ir::Graph decompose_losses(const ir::Graph& graph);
 // ReduceMean, Mean and the composite reductions become ReduceSum and elementwise operators.
 ir::Graph decompose_means(const ir::Graph& graph);
 
+// Dropout in training becomes a draw, a comparison and a selection.
+ir::Graph decompose_dropout(const ir::Graph& graph);
+
 // Nodes with constant operands are evaluated, unless the result has more elements than its operands
 // together and a rank above 1: a mask built from two position vectors is never written out.
 ir::Graph fold_constants(const ir::Graph& graph);
