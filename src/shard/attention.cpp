@@ -64,13 +64,21 @@ std::vector<const Factor*> alternatives_of(const FactorAnalysis& analysis, NodeI
   return found;
 }
 
-bool is_made_by_expand(const FactorAnalysis& analysis, const ClassSet& classes) {
+// K and V are repeated by an Expand of what has the sequence; filling a tensor with a scalar is no
+// repetition.
+bool is_made_by_expand(const FactorAnalysis& analysis, const ClassSet& classes,
+                       const HomeClasses& home) {
   const ir::Graph& graph = analysis.graph();
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     if (!graph.nodes()[n].is("Expand") && !graph.nodes()[n].is("Tile")) continue;
+    bool repeats = false;
+    bool has_sequence = false;
     for (const Factor& factor : analysis.node(NodeId(n)).factors) {
-      if (!factor.operands[0] && classes.contains(analysis.class_of(factor.atom))) return true;
+      const ClassId c = analysis.class_of(factor.atom);
+      repeats = repeats || (!factor.operands[0] && classes.contains(c));
+      has_sequence = has_sequence || (factor.operands[0] && home.sequence.contains(c));
     }
+    if (repeats && has_sequence) return true;
   }
   return false;
 }
@@ -138,7 +146,7 @@ AttentionSites find_attention(const FactorAnalysis& analysis, const HomeClasses&
       alternative.classes.insert(analysis.class_of(list[k]->atom));
       alternative.size = std::min(alternative.size, analysis.atoms().size(list[k]->atom));
     }
-    alternative.made_by_expand = is_made_by_expand(analysis, alternative.classes);
+    alternative.made_by_expand = is_made_by_expand(analysis, alternative.classes, home);
     sites.alternatives.push_back(std::move(alternative));
   }
   if (!sites.alternatives.empty()) {
