@@ -1,13 +1,16 @@
 #include "sharded_folder.h"
 
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <numeric>
 
 #include "base/error.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/emulate.h"
+#include "transforms/spmd/geometry.h"
 
 namespace autosp::cli {
 
@@ -17,33 +20,13 @@ namespace fs = std::filesystem;
 using onnx_io::Manifest;
 using transforms::SpmdProgram;
 
-// The range of a dimension that its atoms' ranges make up. Data inputs are split along the major
-// atom of a dimension, so it is one.
-shard::Interval dimension_range(const std::vector<shard::Interval>& ranges,
-                                const std::vector<int64_t>& extents) {
-  shard::Interval range{0, 1};
-  bool divided = false;
-  for (size_t k = 0; k < ranges.size(); ++k) {
-    const bool whole = ranges[k].extent() == extents[k];
-    AUTOSP_CHECK(!divided || whole, "an input's slice is not a box");
-    AUTOSP_CHECK(whole || range.extent() == 1, "an input's slice is not a box");
-    range = {range.begin * extents[k] + ranges[k].begin,
-             (range.end - 1) * extents[k] + ranges[k].end};
-    divided = divided || !whole;
-  }
-  return range;
-}
-
 std::vector<onnx_io::ManifestSlice> slices_of(const SpmdProgram& program, size_t input) {
   const transforms::Placed& placed = program.at(program.inputs[input]);
-  const shard::Mesh& mesh = program.plan->mesh;
   std::vector<onnx_io::ManifestSlice> slices;
   bool whole = true;
-  for (int64_t rank = 0; rank < mesh.size(); ++rank) {
-    const auto ranges = transforms::local_ranges(placed, mesh, rank);
+  for (int64_t rank = 0; rank < program.plan->mesh.size(); ++rank) {
     onnx_io::ManifestSlice slice;
-    for (size_t dim = 0; dim < ranges.size(); ++dim) {
-      const shard::Interval range = dimension_range(ranges[dim], placed.atoms[dim]);
+    for (const shard::Interval& range : transforms::input_slice(program, placed, rank)) {
       slice.begin.push_back(range.begin);
       slice.extent.push_back(range.extent());
     }
@@ -159,8 +142,22 @@ onnx_io::DataFile own_parameters(const LoadedModel& model) {
   return data;
 }
 
-// Makes the data files that a graph refers to available beside it.
-void link_external_data(const ir::Graph& graph, const fs::path& from, const fs::path& to) {
+// A copy that shares its blocks with the original, where the file system can (btrfs, XFS).
+bool clone_file(const fs::path& from, const fs::path& to) {
+  const int source = ::open(from.c_str(), O_RDONLY | O_CLOEXEC);
+  if (source < 0) return false;
+  const int target = ::open(to.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+  const bool cloned = target >= 0 && ::ioctl(target, FICLONE, source) == 0;
+  if (target >= 0) ::close(target);
+  ::close(source);
+  std::error_code ignored;
+  if (!cloned) fs::remove(to, ignored);
+  return cloned;
+}
+
+// Makes the data files that a graph refers to available beside it. ONNX's checker and runtimes
+// refuse data that is a link of any kind, or outside the graph's folder.
+void place_external_data(const ir::Graph& graph, const fs::path& from, const fs::path& to) {
   std::set<std::string> locations;
   for (const ir::Value& value : graph.values()) {
     if (value.kind == ir::ValueKind::kExternal) locations.insert(value.external.location);
@@ -169,10 +166,14 @@ void link_external_data(const ir::Graph& graph, const fs::path& from, const fs::
     const fs::path target = to / location;
     fs::create_directories(target.parent_path());
     const fs::path source = fs::canonical(from / location);
-    std::error_code failure;
-    fs::create_hard_link(source, target, failure);
-    if (failure) fs::copy_file(source, target);  // another file system
+    if (!clone_file(source, target)) fs::copy_file(source, target);
   }
+}
+
+// A rank's or the emulated graph as it is written: what was copied for each reader, to be planned
+// for it alone, is computed once again where the copies turned out alike.
+ir::Graph finished(const ir::Graph& graph) {
+  return transforms::run_passes(graph, {.passes = {"eliminate_common_subexpressions"}});
 }
 
 }  // namespace
@@ -217,18 +218,19 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
   const fs::path target = (folder.has_filename() ? folder : folder.parent_path());
   check_replaceable(target);
   PendingFolder pending(target);
-  link_external_data(model.graph, model.path.parent_path(), pending.path());
+  place_external_data(model.graph, model.path.parent_path(), pending.path());
   const onnx_io::DataFile data = own_parameters(model);
   if (!data.empty()) data.write(pending.path());
   const onnx_io::ExportOptions options{.data = &data};
   if (dialects.contains(Dialect::kAutosp)) {
     for (const onnx_io::ManifestRank& rank : manifest.ranks) {
-      onnx_io::export_model(transforms::emit_rank(program, rank.rank), pending.path() / rank.file,
-                            options);
+      onnx_io::export_model(finished(transforms::emit_rank(program, rank.rank)),
+                            pending.path() / rank.file, options);
     }
   }
   if (dialects.contains(Dialect::kStandard)) {
-    onnx_io::export_model(transforms::emulate(program), pending.path() / "emulated.onnx", options);
+    onnx_io::export_model(finished(transforms::emulate(program)), pending.path() / "emulated.onnx",
+                          options);
   }
   onnx_io::write_manifest(manifest, pending.path());
   pending.commit();

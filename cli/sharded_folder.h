@@ -21,7 +21,8 @@ onnx_io::Manifest make_manifest(const LoadedModel& model, const transforms::Spmd
 
 // Writes manifest.json and the graphs of the dialects into `folder`, which appears (or is replaced)
 // in one step when all is done. Weights kept outside the model are linked, not copied, where the
-// file system can; large ones kept inside it go to one file that all ranks share. Throws Error when `folder` holds anything else than an earlier sharded model.
+// file system can; large ones kept inside it go to one file that all ranks share. Throws Error when
+// `folder` holds anything else than an earlier sharded model.
 void write_folder(const LoadedModel& model, const transforms::SpmdProgram& program,
                   const onnx_io::Manifest& manifest, const std::set<Dialect>& dialects,
                   const std::filesystem::path& folder);

@@ -21,9 +21,10 @@ namespace {
 constexpr int64_t kNewestOpset = 26;
 constexpr int64_t kOldestOpset = 7;
 
-// Integers and flags up to this size are read even from external data: they are shapes and axes,
-// without which nothing can be inferred. Parameters never are.
-constexpr int64_t kReadBytes = 4096;
+// Exporters put whatever is large into external data. Parameters there are never read; shapes,
+// axes, index grids, masks and zeros to scatter into are, since what can be split depends on them.
+constexpr int64_t kReadIntegerBytes = int64_t{64} << 20;
+constexpr int64_t kReadFloatBytes = int64_t{1} << 20;
 
 // Operators that ONNX defines by a function but that stay as they are: the planner and the
 // executor know them, or a later pass decomposes them with care for their numerics.
@@ -93,7 +94,7 @@ class Importer {
                                                  const Operation& operation) const;
   void inline_function(Scope& scope, const onnx::NodeProto& node, const Operation& operation,
                        const onnx::FunctionProto& function);
-  bool reads_external_data(const ir::Type& type) const;
+  bool reads_external_data(const std::string& name, const ir::Type& type) const;
 
   onnx::ModelProto model_;
   std::filesystem::path folder_;
@@ -146,8 +147,13 @@ void Importer::add_inputs(Scope& scope) {
   }
 }
 
-bool Importer::reads_external_data(const ir::Type& type) const {
-  return !ir::is_floating(type.dtype) && type.num_bytes() <= kReadBytes;
+bool Importer::reads_external_data(const std::string& name, const ir::Type& type) const {
+  if (!ir::is_floating(type.dtype)) return type.num_bytes() <= kReadIntegerBytes;
+  // An output named after it is its gradient, so it is a parameter.
+  const bool has_gradient = std::ranges::any_of(model_.graph().output(), [&](const auto& output) {
+    return output.name().find(name) != std::string::npos;
+  });
+  return !has_gradient && type.num_bytes() <= kReadFloatBytes;
 }
 
 void Importer::add_initializer(Scope& scope, onnx::TensorProto& tensor) {
@@ -160,7 +166,7 @@ void Importer::add_initializer(Scope& scope, onnx::TensorProto& tensor) {
   ValueId& value = scope.values[tensor.name()];
   if (tensor.data_location() == onnx::TensorProto::EXTERNAL) {
     const ir::ExternalData data = external_data(tensor, type, folder_);
-    if (reads_external_data(type)) {
+    if (reads_external_data(tensor.name(), type)) {
       value = graph_.add_named_constant(name, read_external(data, type, folder_));
     } else {
       value = graph_.add_external(name, type, data);
