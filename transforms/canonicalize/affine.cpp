@@ -40,8 +40,8 @@ MaybeAffine affine_of_entries(const Shape& shape, const std::vector<int64_t>& en
   return result;
 }
 
-MaybeAffine expand(const Affine& x, const Shape& shape) {
-  if (shape.size() < x.shape.size()) return std::nullopt;
+// `shape` is one that x broadcasts to.
+Affine expand(const Affine& x, const Shape& shape) {
   Affine result{shape, x.offset, std::vector<int64_t>(shape.size(), 0)};
   const size_t added = shape.size() - x.shape.size();
   std::ranges::copy(x.strides, result.strides.begin() + static_cast<int64_t>(added));
@@ -87,20 +87,20 @@ MaybeAffine reshape(const Affine& x, const Shape& shape) {
 }
 
 // a + scale * b, broadcast.
-MaybeAffine combine(const Affine& a, const Affine& b, int64_t scale) {
+Affine combine(const Affine& a, const Affine& b, int64_t scale) {
   const Shape shape = ir::broadcast(a.shape, b.shape);
-  MaybeAffine result = expand(a, shape);
-  const MaybeAffine other = expand(b, shape);
-  result->offset += scale * other->offset;
-  for (size_t k = 0; k < shape.size(); ++k) result->strides[k] += scale * other->strides[k];
+  Affine result = expand(a, shape);
+  const Affine other = expand(b, shape);
+  result.offset += scale * other.offset;
+  for (size_t k = 0; k < shape.size(); ++k) result.strides[k] += scale * other.strides[k];
   return result;
 }
 
 MaybeAffine multiply(const Affine& a, const Affine& b) {
   if (!b.uniform()) return a.uniform() ? multiply(b, a) : std::nullopt;
-  MaybeAffine result = expand(a, ir::broadcast(a.shape, b.shape));
-  result->offset *= b.offset;
-  for (int64_t& stride : result->strides) stride *= b.offset;
+  Affine result = expand(a, ir::broadcast(a.shape, b.shape));
+  result.offset *= b.offset;
+  for (int64_t& stride : result.strides) stride *= b.offset;
   return result;
 }
 
@@ -218,7 +218,8 @@ MaybeAffine AffineAnalysis::where(const Node& node, const Shape& shape) {
   const MaybeAffine condition = find(node.input(0));
   if (!condition || !condition->uniform()) return std::nullopt;
   const MaybeAffine chosen = find(node.input(condition->offset != 0 ? 1 : 2));
-  return chosen ? expand(*chosen, shape) : std::nullopt;
+  if (!chosen) return std::nullopt;
+  return expand(*chosen, shape);
 }
 
 MaybeAffine AffineAnalysis::compute_elementwise(const Node& node) {
@@ -235,7 +236,7 @@ MaybeAffine AffineAnalysis::compute_elementwise(const Node& node) {
   if (op == "Add") return combine(*a, *b, 1);
   if (op == "Sub") return combine(*a, *b, -1);
   if (op == "Mul") return multiply(*a, *b);
-  const std::optional<bool> less = is_negative(*combine(*a, *b, -1));
+  const std::optional<bool> less = is_negative(combine(*a, *b, -1));
   if (!less) return std::nullopt;
   return expand(*less == (op == "Min") ? *a : *b, ir::broadcast(a->shape, b->shape));
 }
@@ -251,15 +252,15 @@ MaybeAffine AffineAnalysis::compute_comparison(const Node& node) {
   const bool both_uniform = a->uniform() && b->uniform();
   std::optional<bool> result;
   if (op == "Less") {
-    result = is_negative(*combine(*a, *b, -1));
+    result = is_negative(combine(*a, *b, -1));
   } else if (op == "Greater") {
-    result = is_negative(*combine(*b, *a, -1));
+    result = is_negative(combine(*b, *a, -1));
   } else if (op == "LessOrEqual") {
-    result = negated(is_negative(*combine(*b, *a, -1)));
+    result = negated(is_negative(combine(*b, *a, -1)));
   } else if (op == "GreaterOrEqual") {
-    result = negated(is_negative(*combine(*a, *b, -1)));
+    result = negated(is_negative(combine(*a, *b, -1)));
   } else if (op == "Equal") {
-    const Affine difference = *combine(*a, *b, -1);
+    const Affine difference = combine(*a, *b, -1);
     if (difference.uniform()) result = difference.offset == 0;
     if (difference.least() > 0 || difference.greatest() < 0) result = false;
   } else if (op == "And" && both_uniform) {
@@ -273,7 +274,7 @@ MaybeAffine AffineAnalysis::compute_comparison(const Node& node) {
 
 MaybeAffine AffineAnalysis::compute_view(const Node& node, const Shape& shape) {
   const std::string& op = node.op;
-  const MaybeAffine x = find(node.input(0));
+  MaybeAffine x = find(node.input(0));
   if (!x) return std::nullopt;
   if (op == "Cast" && graph_->type(node.output(0)).dtype == ir::DataType::kBool) {
     return x->uniform() ? uniform_of(shape, x->offset != 0 ? 1 : 0) : std::nullopt;
@@ -332,7 +333,8 @@ std::optional<std::vector<Affine>> AffineAnalysis::find_columns(ValueId value) {
     const auto found = find_columns(node->input(0));
     if (!found) return std::nullopt;
     for (const Affine& column : *found) {
-      const MaybeAffine viewed = expands ? expand(column, rows) : reshape(column, rows);
+      const MaybeAffine viewed =
+          expands ? MaybeAffine(expand(column, rows)) : reshape(column, rows);
       if (!viewed) return std::nullopt;
       columns.push_back(*viewed);
     }
