@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "onnx/model.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/emulate.h"
 #include "transforms/spmd/geometry.h"
@@ -81,13 +82,74 @@ void add_collectives(const SpmdProgram& program, Manifest& manifest) {
   }
 }
 
-// An earlier result may be replaced; anything else is not ours to remove.
-void check_replaceable(const fs::path& folder) {
-  if (!fs::exists(folder) || fs::exists(folder / onnx_io::kManifestFile)) return;
-  if (!fs::is_directory(folder)) throw Error("'{}' is a file", folder.string());
-  if (fs::is_empty(folder)) return;
-  throw Error("'{}' exists and is not a sharded model", folder.string())
+constexpr const char* kEmulatedFile = "emulated.onnx";
+
+Error not_ours(const fs::path& folder) {
+  return Error("'{}' exists and is not a sharded model", folder.string())
       .help("give another folder with -o, or empty this one");
+}
+
+// The files in `folder`, relative to it. Links are files, wherever they lead.
+std::set<fs::path> files_in(const fs::path& folder) {
+  std::set<fs::path> files;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    if (entry.is_symlink() || !entry.is_directory()) {
+      files.insert(entry.path().lexically_relative(folder));
+    }
+  }
+  return files;
+}
+
+// An earlier result may be replaced: a folder in which every file is one that `shard` writes.
+// Anything else is not ours to remove.
+void check_replaceable(const fs::path& folder) {
+  if (!fs::exists(fs::symlink_status(folder))) return;
+  if (!fs::is_directory(folder)) {
+    throw Error("'{}' is a file", folder.string()).help("give the name of a folder with -o");
+  }
+  std::set<fs::path> files = files_in(folder);
+  if (files.empty()) return;
+  if (!files.contains(onnx_io::kManifestFile)) throw not_ours(folder);
+  std::set<fs::path> graphs = {kEmulatedFile};
+  try {
+    for (const auto& rank : onnx_io::read_manifest(folder).ranks) graphs.insert(rank.file);
+  } catch (const Error& error) {
+    throw not_ours(folder).note(error.message());
+  }
+  files.erase(onnx_io::kManifestFile);
+  std::set<fs::path> present;
+  for (const fs::path& graph : graphs) {
+    if (files.erase(graph) > 0) present.insert(graph);
+  }
+  // What is left must be data of these graphs, which takes reading them.
+  for (auto graph = present.begin(); graph != present.end() && !files.empty(); ++graph) {
+    for (const std::string& location : onnx_io::data_locations(folder / *graph)) {
+      files.erase(fs::path(location).lexically_normal());
+    }
+  }
+  if (!files.empty()) {
+    throw not_ours(folder).note(
+        fmt::format("'{}' is no file of a sharded model", files.begin()->string()));
+  }
+}
+
+// A model whose files lie in `folder` would be removed with what the folder held before.
+void check_outside(const fs::path& model, const fs::path& folder) {
+  const fs::path base = fs::weakly_canonical(folder);
+  std::vector<fs::path> files = {model};
+  for (const std::string& location : onnx_io::data_locations(model)) {
+    files.push_back(model.parent_path() / location);
+  }
+  for (const fs::path& file : files) {
+    // A link that lies in the folder is lost with it, and so is a file that a link leads to there.
+    for (const fs::path& at : {fs::absolute(file).lexically_normal(), fs::weakly_canonical(file)}) {
+      const fs::path relative = at.lexically_relative(base);
+      if (relative.empty() || *relative.begin() == "..") continue;
+      throw Error("'{}', which the model is read from, lies in '{}', which is to be written",
+                  file.string(), folder.string())
+          .help("give another folder with -o");
+    }
+  }
 }
 
 // A folder beside the final one, removed again unless it takes its place.
@@ -116,7 +178,14 @@ class PendingFolder {
     const fs::path old = path_.string() + ".old";
     const bool replaces = fs::exists(target_);
     if (replaces) fs::rename(target_, old);
-    fs::rename(path_, target_);
+    std::error_code code;
+    fs::rename(path_, target_, code);
+    if (code) {
+      std::error_code ignored;
+      if (replaces) fs::rename(old, target_, ignored);
+      throw Error("'{}' cannot be put in place: {}", target_.string(), code.message())
+          .help("check that the folder around it is writable");
+    }
     if (replaces) fs::remove_all(old);
   }
 
@@ -215,7 +284,8 @@ Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
 
 void write_folder(const LoadedModel& model, const SpmdProgram& program, const Manifest& manifest,
                   const std::set<Dialect>& dialects, const fs::path& folder) {
-  const fs::path target = (folder.has_filename() ? folder : folder.parent_path());
+  const fs::path target = (folder / "").lexically_normal().parent_path();
+  check_outside(model.path, target);
   check_replaceable(target);
   PendingFolder pending(target);
   place_external_data(model.graph, model.path.parent_path(), pending.path());
@@ -229,7 +299,7 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
     }
   }
   if (dialects.contains(Dialect::kStandard)) {
-    onnx_io::export_model(finished(transforms::emulate(program)), pending.path() / "emulated.onnx",
+    onnx_io::export_model(finished(transforms::emulate(program)), pending.path() / kEmulatedFile,
                           options);
   }
   onnx_io::write_manifest(manifest, pending.path());

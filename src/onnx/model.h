@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,10 @@ struct SymbolicDim {
   std::vector<std::string> uses;
 };
 std::vector<SymbolicDim> symbolic_dims(const std::filesystem::path& path);
+
+// The data files that a model's initializers lie in, as the model names them. Throws Error for what
+// is not an ONNX file.
+std::set<std::string> data_locations(const std::filesystem::path& path);
 
 struct ExportOptions {
   bool check = true;  // run ONNX's checker and strict shape inference on the result

@@ -166,12 +166,12 @@ def with_weights(folder, **save_options):
     return folder / "model.onnx"
 
 
-def test_external_weights_are_referenced_not_copied(autosp_onnx, tmp_path):
+def test_external_weights_stay_outside_the_graphs(autosp_onnx, tmp_path):
     model = with_weights(
         tmp_path / "model", save_as_external_data=True, location="weights.bin", size_threshold=300
     )
     out = shard(autosp_onnx, tmp_path / "out", "--sp", 2, model=model)
-    assert os.path.samefile(out / "weights.bin", model.parent / "weights.bin")
+    assert (out / "weights.bin").read_bytes() == (model.parent / "weights.bin").read_bytes()
     assert (out / "rank_0.onnx").stat().st_size < (out / "weights.bin").stat().st_size
     validated = autosp_onnx("validate", model, out, "--feed", FEED)
     assert validated.returncode == 0, validated.stdout + validated.stderr
@@ -200,6 +200,49 @@ def test_ranks_share_one_file_of_the_models_own_weights(autosp_onnx, tmp_path):
     assert run.returncode == 0, run.stderr
     assert_file_holds_step(tmp_path / "o.npz", expected)
     assert autosp_onnx("validate", model, out, "--feed", FEED).returncode == 0
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_left_alone(autosp_onnx, folder, model, message):
+    before = contents(folder)
+    result = autosp_onnx("shard", model, "--sp", 2, "-o", folder)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr and "\nhelp: " in result.stderr
+    assert contents(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize("manifest", ["{}", '{"name": "a web page"}', None], ids=["empty", "foreign", "ours"])
+def test_shard_removes_nothing_but_its_own_files(autosp_onnx, tmp_path, manifest):
+    folder = tmp_path / "out"
+    if manifest is None:
+        shard(autosp_onnx, folder, "--sp", 2)
+    else:
+        folder.mkdir()
+        (folder / "manifest.json").write_text(manifest)
+    (folder / "notes").mkdir()
+    (folder / "notes" / "thesis.txt").write_text("years of work")
+    assert_left_alone(autosp_onnx, folder, LLAMA, "is not a sharded model")
+
+
+def test_shard_does_not_write_over_its_model(autosp_onnx, tmp_path):
+    out = tmp_path / "out"
+    model = with_weights(out, save_as_external_data=True, location="weights.bin", size_threshold=300)
+    assert_left_alone(autosp_onnx, out, model, "is read from")
+    shard(autosp_onnx, tmp_path / "ours", "--sp", 2)
+    (tmp_path / "ours").rename(out / "ours")
+    assert_left_alone(autosp_onnx, out, out / "ours" / "rank_0.onnx", "is read from")
+
+
+@pytest.mark.parametrize("options", [{}, {"save_as_external_data": True, "location": "w.bin"}], ids=["own", "apart"])
+def test_shard_replaces_an_earlier_result_with_data(autosp_onnx, tmp_path, options):
+    model = with_weights(tmp_path / "model", **options)
+    out = shard(autosp_onnx, tmp_path / "out", "--sp", 3, "--dialect", "autosp,standard", model=model)
+    shard(autosp_onnx, str(out) + "/", "--sp", 2, model=model)
+    assert not (out / "rank_2.onnx").exists() and (out / "rank_1.onnx").exists()
 
 
 def tiny_model(nodes, outputs=("loss", "w.grad")):
@@ -259,7 +302,7 @@ BAD_CALLS = {
     "unknown command": (["shart", LLAMA], "did you mean 'shard'?"),
     "unknown value": (["explain", LLAMA, "nothing_like_it"], "has no value 'nothing_like_it'"),
     "no manifest": (["run", GRAPHS, "--feed", FEED], "there is no manifest.json"),
-    "foreign folder": (["shard", LLAMA, "-o", GRAPHS], "is not a sharded model"),
+    "foreign folder": (["shard", LLAMA, "-o", pathlib.Path(__file__).parent], "is not a sharded model"),
 }
 
 
