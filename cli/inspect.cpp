@@ -1,4 +1,6 @@
 // autosp-onnx inspect MODEL: what the model is and how far it can be split.
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <map>
@@ -120,10 +122,11 @@ std::string limit_text(const Findings& findings) {
   if (findings.head_limit() == 0) {
     return fmt::format("sp up to {} (the sequence); no attention was found", findings.sequence);
   }
-  const int64_t limit = std::min(findings.sequence, findings.head_limit());
-  return fmt::format("sp up to {}: {} query heads ({} KV heads x {} groups), {} positions", limit,
-                     findings.head_limit(), findings.kv_heads, findings.head_groups,
-                     findings.sequence);
+  std::vector<int64_t> sizes = shard::usable_sp(findings.kv_heads, findings.head_groups);
+  std::erase_if(sizes, [&](int64_t sp) { return sp > findings.sequence; });
+  return fmt::format("sp {}: {} query heads ({} KV heads x {} groups), {} positions",
+                     fmt::join(sizes, ", "), findings.head_limit(), findings.kv_heads,
+                     findings.head_groups, findings.sequence);
 }
 
 void print_report(const LoadedModel& model, const Findings& findings) {

@@ -14,6 +14,9 @@ namespace {
 // Capacities are in 1/64 bytes, so that fractional prices stay integers.
 constexpr int64_t kScale = 64;
 
+// No real price comes near: 2^55 scaled bytes are 512 TiB. What costs more is ruled out.
+constexpr int64_t kForbidden = int64_t{1} << 55;
+
 // What depends on data and constants alone (masks, positions, counts) every rank may compute whole
 // instead of gathering it; the price, a fraction of its bytes, makes that the second choice.
 constexpr double kDataReplicationPrice = 0.01;
@@ -226,7 +229,8 @@ class Planner {
 
   int64_t price(const AxisLayout& from, const AxisLayout& to, int64_t bytes) const {
     const int64_t moved = reshard_bytes(from, to, bytes, problem_.ranks);
-    return moved == 0 ? 0 : (moved + problem_.collective_price) * kScale;
+    if (moved == 0) return 0;
+    return moved >= kForbidden / kScale ? kForbidden : (moved + problem_.collective_price) * kScale;
   }
 
   // The readers of one value that need one layout of it, on one side of the cut.

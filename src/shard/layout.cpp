@@ -23,12 +23,6 @@ std::vector<int64_t> Mesh::coordinates(int64_t rank) const {
   return result;
 }
 
-int64_t Mesh::rank_of(const std::vector<int64_t>& coordinates) const {
-  int64_t rank = 0;
-  for (size_t k = 0; k < axes_.size(); ++k) rank = rank * axes_[k].size + coordinates[k];
-  return rank;
-}
-
 std::string Mesh::to_string() const {
   std::vector<std::string> words;
   for (const MeshAxis& axis : axes_) words.push_back(fmt::format("{} {}", axis.name, axis.size));
@@ -67,16 +61,20 @@ std::string to_string(const Layout& layout, const Mesh& mesh) {
 
 int64_t reshard_bytes(const AxisLayout& from, const AxisLayout& to, int64_t bytes, int64_t ranks) {
   if (from == to || from.is_replicated()) return 0;
-  const int64_t others = ranks - 1;
+  // Products of bytes and extents exceed 64 bits at a million tokens.
+  using Wide = __int128;
+  const Wide total = bytes;
+  const Wide others = ranks - 1;
+  auto narrow = [](Wide value) { return static_cast<int64_t>(value); };
   if (from.is_partial()) {
-    return to.is_replicated() ? 2 * bytes * others / ranks : bytes * others / ranks;
+    return narrow((to.is_replicated() ? 2 : 1) * total * others / ranks);
   }
   if (to.is_partial()) return kImpossible;
-  if (to.is_replicated()) return bytes * others / ranks;
+  if (to.is_replicated()) return narrow(total * others / ranks);
   if (from.position != to.position || from.cuts.size() != to.cuts.size()) {
-    return bytes * others / (ranks * ranks);
+    return narrow(total * others / (Wide{ranks} * ranks));
   }
-  int64_t moved = 0;
+  Wide moved = 0;
   for (size_t k = 0; k + 1 < to.cuts.size(); ++k) {
     const int64_t wanted = to.cuts[k + 1] - to.cuts[k];
     const int64_t kept =
@@ -84,9 +82,8 @@ int64_t reshard_bytes(const AxisLayout& from, const AxisLayout& to, int64_t byte
     moved += wanted - std::max<int64_t>(kept, 0);
   }
   // Per rank, rounded up so that moving anything is never free.
-  return bytes * moved / std::max<int64_t>(from.cuts.back(), 1) /
-             static_cast<int64_t>(to.cuts.size() - 1) +
-         1;
+  const Wide extent = std::max<int64_t>(from.cuts.back(), 1);
+  return narrow(total * moved / extent / static_cast<int64_t>(to.cuts.size() - 1) + 1);
 }
 
 std::vector<size_t> sequence_axes(const Mesh& mesh) {
@@ -133,21 +130,6 @@ Interval local_range(const Layout& layout, const Mesh& mesh,
   }
   AUTOSP_CHECK(first + count < cuts->size());
   return {(*cuts)[first], (*cuts)[first + count]};
-}
-
-ir::Shape local_shape(const Layout& layout, const Mesh& mesh,
-                      const std::vector<int64_t>& coordinates, const DimAtoms& dims,
-                      const Atoms& atoms, const ir::Shape& global) {
-  ir::Shape shape = global;
-  for (size_t d = 0; d < dims.size(); ++d) {
-    if (dims[d].empty()) continue;
-    shape[d] = 1;
-    for (size_t a = 0; a < dims[d].size(); ++a) {
-      const AtomPosition position{static_cast<int>(d), static_cast<int>(a)};
-      shape[d] *= local_range(layout, mesh, coordinates, position, atoms.size(dims[d][a])).extent();
-    }
-  }
-  return shape;
 }
 
 }  // namespace autosp::shard

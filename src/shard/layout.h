@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -34,7 +35,6 @@ class Mesh {
   int64_t size() const;  // number of ranks
   // Coordinates of a rank, one per axis; the last axis varies fastest.
   std::vector<int64_t> coordinates(int64_t rank) const;
-  int64_t rank_of(const std::vector<int64_t>& coordinates) const;
   std::string to_string() const;  // "dp 2 x g 2 x u 4"
 
  private:
@@ -77,7 +77,7 @@ std::string to_string(const Layout& layout, const Mesh& mesh);
 // Bytes a rank sends to bring a value of `bytes` bytes from one layout to another over one axis of
 // `ranks` ranks, when shards are even (the formulas of the design document). kImpossible for
 // split -> partial. A re-cut (same atom, other cut points) costs what actually moves.
-inline constexpr int64_t kImpossible = int64_t{1} << 46;
+inline constexpr int64_t kImpossible = std::numeric_limits<int64_t>::max();
 int64_t reshard_bytes(const AxisLayout& from, const AxisLayout& to, int64_t bytes, int64_t ranks);
 
 struct Interval {
@@ -94,10 +94,5 @@ std::vector<size_t> sequence_axes(const Mesh& mesh);
 Interval local_range(const Layout& layout, const Mesh& mesh,
                      const std::vector<int64_t>& coordinates, AtomPosition position,
                      int64_t extent);
-
-// The shape of a value on a rank.
-ir::Shape local_shape(const Layout& layout, const Mesh& mesh,
-                      const std::vector<int64_t>& coordinates, const DimAtoms& dims,
-                      const Atoms& atoms, const ir::Shape& global);
 
 }  // namespace autosp::shard

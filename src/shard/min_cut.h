@@ -8,7 +8,7 @@ namespace autosp::shard {
 
 class MinCut {
  public:
-  static constexpr int64_t kInfinite = int64_t{1} << 54;
+  static constexpr int64_t kInfinite = int64_t{1} << 60;
 
   // Vertices are numbered from 0; source and sink are given at construction.
   MinCut();

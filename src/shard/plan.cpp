@@ -47,26 +47,24 @@ class PlanMaker {
     for (AtomId atom : sequence_atoms()) {
       plan_.sequence_extent = std::max(plan_.sequence_extent, plan_.analysis->atoms().size(atom));
     }
+    // The first that K and V have before they are repeated are the KV heads; the first other one
+    // are the query-head groups.
     for (const Alternative& alternative : plan_.attention.alternatives) {
-      if (!alternative.made_by_expand && plan_.kv_heads == 0)
-        plan_.kv_heads = alternative.size;
-      else if (plan_.head_groups == 0)
-        plan_.head_groups = alternative.size;
+      if (!alternative.made_by_expand && kv_heads_ == nullptr) {
+        kv_heads_ = &alternative;
+      } else if (head_groups_ == nullptr) {
+        head_groups_ = &alternative;
+      }
     }
-    if (plan_.head_groups > 0 && plan_.kv_heads == 0) plan_.kv_heads = 1;
-    if (plan_.kv_heads > 0 && plan_.head_groups == 0) plan_.head_groups = 1;
+    if (plan_.attention.alternatives.empty()) return;
+    plan_.kv_heads = kv_heads_ != nullptr ? kv_heads_->size : 1;
+    plan_.head_groups = head_groups_ != nullptr ? head_groups_->size : 1;
   }
 
   // The alternative an axis takes inside attention; empty when the model has none for it.
-  const ClassSet& alternative_of(const std::string& axis) const {
-    static const ClassSet kNone;
-    for (const Alternative& alternative : plan_.attention.alternatives) {
-      const bool is_kv =
-          &alternative == &plan_.attention.alternatives[0] && !alternative.made_by_expand;
-      if (axis == "u" && is_kv) return alternative.classes;
-      if (axis == "g" && !is_kv) return alternative.classes;
-    }
-    return kNone;
+  ClassSet alternative_of(const std::string& axis) const {
+    const Alternative* found = axis == "u" ? kv_heads_ : axis == "g" ? head_groups_ : nullptr;
+    return found != nullptr ? found->classes : ClassSet{};
   }
 
   std::vector<AtomId> sequence_atoms() const {
@@ -144,6 +142,16 @@ class PlanMaker {
             .help(
                 "use fewer ranks, or a longer sequence (--dim NAME=VALUE binds a symbolic "
                 "dimension)");
+      }
+    }
+    // What the model divides further (blocks of the sequence) is split by whole blocks.
+    for (AtomId atom : sequence_atoms()) {
+      const int64_t extent = plan_.analysis->atoms().size(atom);
+      if (options_.sp > extent) {
+        throw Error(
+            "--sp {} is more ranks than the sequence has blocks: the model works on {} blocks",
+            options_.sp, extent)
+            .help("use fewer ranks, or a longer sequence");
       }
     }
     if (options_.dp == 1) return;
@@ -239,7 +247,9 @@ class PlanMaker {
                 first.axis, first.reason)
         .note(fmt::format("{} per rank; {} operators in all",
                           format_bytes(static_cast<double>(first.bytes)), plan_.gathered.size()))
-        .help("without --strict it is gathered, computed whole on every rank and sliced again");
+        .help("without --strict it is gathered, computed whole on every rank and sliced again")
+        .help(fmt::format("the heads divide without gathering for --sp {}",
+                          fmt::join(usable_sp(plan_.kv_heads, plan_.head_groups), ", ")));
   }
 
   // Masks, counts and positions: gathering them costs next to nothing and is how attention works.
@@ -272,6 +282,8 @@ class PlanMaker {
   const ir::Graph& graph_;
   const PlanOptions& options_;
   Plan plan_;
+  const Alternative* kv_heads_ = nullptr;     // in plan_.attention
+  const Alternative* head_groups_ = nullptr;  // likewise
 };
 
 }  // namespace
@@ -281,6 +293,14 @@ std::optional<SpDivision> divide_sp(int64_t sp, int64_t kv_heads, int64_t head_g
     if (sp % u == 0 && sp / u <= head_groups) return SpDivision{u, sp / u};
   }
   return std::nullopt;
+}
+
+std::vector<int64_t> usable_sp(int64_t kv_heads, int64_t head_groups) {
+  std::vector<int64_t> sizes;
+  for (int64_t sp = 1; sp <= kv_heads * head_groups; ++sp) {
+    if (divide_sp(sp, kv_heads, head_groups)) sizes.push_back(sp);
+  }
+  return sizes;
 }
 
 Plan make_plan(const ir::Graph& graph, Roles roles, const PlanOptions& options) {

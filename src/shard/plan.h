@@ -63,6 +63,9 @@ struct SpDivision {
 };
 std::optional<SpDivision> divide_sp(int64_t sp, int64_t kv_heads, int64_t head_groups);
 
+// Every sp that can be divided so, in ascending order.
+std::vector<int64_t> usable_sp(int64_t kv_heads, int64_t head_groups);
+
 // Plans a canonical graph. The graph must outlive the plan.
 //
 // Throws Error when there is no sequence to split, when a size exceeds what it splits (more ranks

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <charconv>
 
 #include "base/error.h"
 
@@ -30,9 +31,15 @@ bool names_batch(const std::string& dim) {
   return contains_any(lower(dim), {"batch"}) || lower(dim) == "b" || lower(dim) == "n";
 }
 bool names_token_input(const std::string& input) {
-  return contains_any(lower(input),
-                      {"input_ids", "labels", "token", "position_ids", "attention_mask", "targets",
-                       "inputs_embeds", "segment_ids", "ids"});
+  return contains_any(lower(input), {"input_ids", "labels", "token", "position_ids",
+                                     "attention_mask", "targets", "segment_ids", "ids"});
+}
+// Of floating-point inputs only a few names are data: most are parameters, frozen ones included.
+bool names_floating_data(const std::string& input) {
+  const std::string name = lower(input);
+  if (name.ends_with("weight") || name.ends_with("bias")) return false;
+  return contains_any(name, {"inputs_embeds", "input_features", "pixel", "image", "audio", "mask",
+                             "hidden_states", "targets", "labels"});
 }
 
 // The parameter a gradient output belongs to, by the exporters' conventions.
@@ -65,9 +72,9 @@ DimTag parse_tag(const ir::Graph& graph, const std::string& text) {
     throw error;
   }
   int axis = 0;
-  try {
-    axis = std::stoi(text.substr(colon + 1));
-  } catch (const std::exception&) {
+  const char* end = text.data() + text.size();
+  const auto [stop, status] = std::from_chars(text.data() + colon + 1, end, axis);
+  if (status != std::errc() || stop != end) {
     throw Error("'{}' is not an axis of '{}'", text.substr(colon + 1), name)
         .help("write VALUE:AXIS, for example --seq input_ids:1");
   }
@@ -163,6 +170,7 @@ class Detector {
   void find_loss() {
     if (options_.loss) {
       roles_.loss = required_output(*options_.loss, "--loss");
+      because("loss: output '{}', as given by --loss", *options_.loss);
       return;
     }
     auto is_scalar = [&](size_t k) {
@@ -198,14 +206,11 @@ class Detector {
       const ir::Value& value = graph_.value(input);
       const bool symbolic = std::ranges::any_of(
           options_.named_dims, [&](const NamedDim& dim) { return dim.input == value.name; });
-      const bool data_name =
-          names_token_input(value.name) ||
-          contains_any(lower(value.name), {"pixel", "mask", "input", "feature", "image", "audio",
-                                           "label", "target", "position", "weight_of", "hidden"});
       const bool tagged = std::ranges::any_of(options_.sequence, [&](const std::string& tag) {
         return tag.starts_with(value.name + ":");
       });
-      if (ir::is_floating(value.type.dtype) && !symbolic && !data_name && !tagged) {
+      if (ir::is_floating(value.type.dtype) && !symbolic && !tagged &&
+          !names_floating_data(value.name)) {
         roles_.is_parameter[input.index()] = true;
       }
     }
@@ -230,7 +235,9 @@ class Detector {
     if (!roles_.sequence.empty()) return;
     for (ValueId input : graph_.inputs()) {
       const ir::Value& value = graph_.value(input);
-      if (!is_data_input(input) || !names_token_input(value.name)) continue;
+      const bool named = ir::is_floating(value.type.dtype) ? names_floating_data(value.name)
+                                                           : names_token_input(value.name);
+      if (!is_data_input(input) || !named) continue;
       const size_t rank = value.type.rank();
       if (rank != 2 && rank != 3) continue;
       roles_.sequence.push_back({input, 1});
@@ -250,6 +257,7 @@ class Detector {
     if (!options_.batch.empty()) {
       for (const std::string& text : options_.batch)
         roles_.batch.push_back(parse_tag(graph_, text));
+      because("batch: as given by --batch");
       return;
     }
     for (const NamedDim& dim : options_.named_dims) {
@@ -270,6 +278,9 @@ class Detector {
     std::ranges::sort(roles_.batch);
     const auto repeated = std::ranges::unique(roles_.batch);
     roles_.batch.erase(repeated.begin(), repeated.end());
+    for (const DimTag& tag : roles_.batch) {
+      because("batch: axis {} of '{}'", tag.dim, graph_.name_of(tag.value));
+    }
   }
 
   const ir::Graph& graph_;

@@ -18,13 +18,20 @@ LinearSets all_operands(const ir::Graph&, const ir::Node& node) {
   return {all};
 }
 
-// Partial sums survive a cast that loses nothing a later sum would keep.
+// Integer division truncates: the terms of a sum may not be divided one by one.
+LinearSets floating_dividend(const ir::Graph& graph, const ir::Node& node) {
+  return ir::is_floating(graph.type(node.outputs[0]).dtype) ? LinearSets{{0}} : LinearSets{};
+}
+
+// Partial sums survive a cast that loses nothing a later sum would keep: counts to float32 and
+// wider, floats to float32 and wider. A count rounded to 16 bits on every rank would not add up.
 LinearSets widening_cast(const ir::Graph& graph, const ir::Node& node) {
   const ir::DataType from = graph.type(node.inputs[0]).dtype;
   const ir::DataType to = graph.type(node.outputs[0]).dtype;
-  const bool widens = ir::is_floating(to) &&
-                      (ir::is_integer(from) ||
-                       (ir::is_floating(from) && ir::element_size(to) >= ir::element_size(from)));
+  const bool wide = to == ir::DataType::kFloat32 || to == ir::DataType::kFloat64;
+  const bool widens =
+      wide && (ir::is_integer(from) ||
+               (ir::is_floating(from) && ir::element_size(to) >= ir::element_size(from)));
   return widens ? LinearSets{{0}} : LinearSets{};
 }
 
@@ -55,9 +62,11 @@ RuleRow row(const std::string& op, LinearIn linear) {
 
 std::vector<RuleRow> elementwise_rules() {
   std::vector<RuleRow> rows = {
-      row("Add", all_operands),       row("Sub", all_operands),   row("Sum", all_operands),
-      row("Mul", either_operand),     row("Div", first_operand),  row("Neg", first_operand),
-      row("Identity", first_operand), row("Cast", widening_cast), row("Where", branches_of_where),
+      row("Add", all_operands),        row("Sub", all_operands),
+      row("Sum", all_operands),        row("Mul", either_operand),
+      row("Div", floating_dividend),   row("Neg", first_operand),
+      row("Identity", first_operand),  row("Cast", widening_cast),
+      row("Where", branches_of_where),
   };
   for (const char* op : {"Pow",         "Mod",
                          "Min",         "Max",

@@ -2,12 +2,14 @@
 // on the reference kernels; and every rank calls the same collectives in the same order.
 #include <gtest/gtest.h>
 
+#include "executor/run.h"
 #include "shard/plan.h"
 #include "support/committed_models.h"
 #include "support/run_graph.h"
 #include "transforms/pipeline.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/emulate.h"
+#include "transforms/spmd/geometry.h"
 #include "transforms/spmd/program.h"
 
 namespace autosp::transforms {
@@ -42,6 +44,50 @@ TEST_P(CommittedGraphs, ShardedEqualsWholeAndRanksAgreeOnCollectives) {
     const auto first = collectives_of(emit_rank(program, 0));
     for (int64_t rank = 1; rank < ranks; ++rank) {
       EXPECT_EQ(collectives_of(emit_rank(program, rank)), first) << "rank " << rank;
+    }
+  }
+}
+
+// What a rank is fed: its slice of every input.
+executor::Arrays rank_feeds(const SpmdProgram& program, const test::Tensors& feeds, int64_t rank) {
+  executor::Arrays result;
+  const Graph& graph = program.graph();
+  for (size_t k = 0; k < graph.inputs().size(); ++k) {
+    std::vector<int64_t> begin;
+    ir::Shape extent;
+    for (const auto& range : input_slice(program, program.at(program.inputs[k]), rank)) {
+      begin.push_back(range.begin);
+      extent.push_back(range.extent());
+    }
+    const std::string& name = graph.name_of(graph.inputs()[k]);
+    result[name] = feeds.at(name).block(begin, extent);
+  }
+  return result;
+}
+
+// The real collectives, on every kind of mesh: all ranks must hold every result.
+TEST_P(CommittedGraphs, EveryRankThatRunsHoldsTheWholeResults) {
+  const Graph graph = run_passes(import_committed(GetParam()));
+  const shard::Roles roles = shard::detect_roles(graph);
+  const test::Tensors feeds = test::random_feeds(graph);
+  const test::Tensors whole = run_graph(graph, feeds);
+  for (const shard::PlanOptions& options :
+       {shard::PlanOptions{.sp = 3, .dp = 2}, shard::PlanOptions{.sp = 4, .dp = 2},
+        shard::PlanOptions{.sp = 8}}) {
+    SCOPED_TRACE(fmt::format("sp {}, dp {}", options.sp, options.dp));
+    const shard::Plan plan = shard::make_plan(graph, roles, options);
+    const SpmdProgram program = build_program(plan);
+    std::vector<std::shared_ptr<const Graph>> graphs;
+    std::vector<executor::Arrays> fed;
+    for (int64_t rank = 0; rank < plan.mesh.size(); ++rank) {
+      graphs.push_back(std::make_shared<Graph>(emit_rank(program, rank)));
+      fed.push_back(rank_feeds(program, feeds, rank));
+    }
+    const executor::RunResult run = executor::run_in_threads(graphs, fed, {.threads_per_rank = 1});
+    ASSERT_EQ(run.ranks.size(), graphs.size());
+    for (const executor::RankResult& rank : run.ranks) {
+      SCOPED_TRACE(fmt::format("rank {}", rank.rank));
+      test::expect_close(rank.outputs, whole, 1e-4);
     }
   }
 }

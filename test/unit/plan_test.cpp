@@ -7,6 +7,8 @@
 #include <map>
 
 #include "base/error.h"
+#include "ir/builder.h"
+#include "llama_step.h"
 #include "onnx/model.h"
 #include "transforms/pipeline.h"
 #include "transforms/spmd/emit_ranks.h"
@@ -82,6 +84,8 @@ TEST_P(LayerTraffic, IsThatOfUlyssesWithKeysExchangedBeforeTheyAreRepeated) {
     EXPECT_EQ(traffic.count, kLayers * GetParam().exchanges_per_layer) << "sp " << sp;
     EXPECT_EQ(traffic.bytes, ulysses_bytes(sp, 8, GetParam().kv_heads)) << "sp " << sp;
     EXPECT_EQ(layer_traffic(planned->plan, transforms::StepKind::kAllReduce).count, 0)
+        << "sp " << sp;
+    EXPECT_EQ(layer_traffic(planned->plan, transforms::StepKind::kAllGather).count, 0)
         << "sp " << sp;
     EXPECT_EQ(layer_traffic(planned->plan, transforms::StepKind::kReduceScatter).count, 0)
         << "sp " << sp;
@@ -188,6 +192,61 @@ TEST(Plan, StrictRefusesWhatMustBeGathered) {
       message_of([] { plan("gpt2_static.onnx", {.sp = 16, .strict = true}); });
   EXPECT_NE(message.find("would be gathered"), std::string::npos) << message;
   EXPECT_FALSE(plan("gpt2_static.onnx", {.sp = 16})->plan.gathered.empty());
+}
+
+TEST(Plan, AMillionTokensStayWithinTheArithmetic) {
+  const bench::LlamaSizes sizes{.layers = 1, .batch = 2, .sequence = 1 << 20};
+  const ir::Graph graph = transforms::run_passes(bench::llama_step(sizes));
+  const shard::Plan made = shard::make_plan(graph, shard::detect_roles(graph), {.sp = 8});
+  int64_t exchanges = 0;
+  int64_t bytes = 0;
+  for (const auto& record : transforms::list_collectives(transforms::build_program(made))) {
+    if (record.kind == transforms::StepKind::kAllToAll) ++exchanges;
+    if (record.kind == transforms::StepKind::kAllToAll) bytes += record.bytes_per_rank;
+    EXPECT_GT(record.bytes_per_rank, 0) << record.value;
+  }
+  EXPECT_EQ(exchanges, 8);
+  const int64_t tokens = sizes.batch * sizes.sequence / 8;
+  EXPECT_EQ(bytes, 2 * tokens * 128 * 4 * (2 * 32 + 2 * 8) * 7 / 8);
+  for (const shard::AxisPlan& axis : made.axes) EXPECT_GT(axis.cut_bytes, bytes);
+}
+
+TEST(Plan, ListsTheSizesThatDivideTheHeads) {
+  EXPECT_EQ(shard::usable_sp(4, 2), (std::vector<int64_t>{1, 2, 3, 4, 6, 8}));
+  EXPECT_EQ(shard::usable_sp(8, 1), (std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7, 8}));
+}
+
+// x [4] -> sum over x of an integer, halved: the halves of the parts are not the half of the sum.
+TEST(Rules, IntegerDivisionAndRoundedCountsAreNotLinear) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const ValueId count = graph.add_input("count", {ir::DataType::kInt64, {}});
+  const ValueId real = graph.add_input("real", {ir::DataType::kFloat32, {}});
+  build.binary("Div", count, build.scalar(ir::DataType::kInt64, 2));
+  build.binary("Div", real, build.scalar(ir::DataType::kFloat32, 2));
+  build.cast(count, ir::DataType::kBFloat16);
+  build.cast(real, ir::DataType::kFloat16);
+  build.cast(count, ir::DataType::kFloat32);
+  std::vector<bool> linear;
+  for (const ir::Node& node : graph.nodes())
+    linear.push_back(!shard::rule_of(graph, node)->linear.empty());
+  EXPECT_EQ(linear, (std::vector<bool>{false, true, false, false, true}));
+}
+
+// A frozen embedding has "token" in its name and no gradient; its hidden dimension is no sequence.
+TEST(Roles, FrozenWeightsAreNoData) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const ValueId ids = graph.add_input("input_ids", {ir::DataType::kInt64, {2, 8}});
+  const ValueId frozen = graph.add_input("embed_tokens.weight", {ir::DataType::kFloat32, {8, 16}});
+  const ValueId trained = graph.add_input("w", {ir::DataType::kFloat32, {16}});
+  const ValueId x = build.gather(frozen, ids, 0);
+  graph.add_output("loss", build.reduce_sum(build.binary("Mul", x, trained), {0, 1, 2}, false));
+  graph.add_output("w.grad", build.reduce_sum(x, {0, 1}, false));
+  const shard::Roles roles = shard::detect_roles(graph);
+  EXPECT_TRUE(roles.is_parameter[frozen.index()]);
+  EXPECT_EQ(roles.sequence, (std::vector<shard::DimTag>{{ids, 1}}));
+  EXPECT_EQ(roles.batch, (std::vector<shard::DimTag>{{ids, 0}}));
 }
 
 TEST(Roles, AnUnknownSequenceInputGetsASuggestion) {
