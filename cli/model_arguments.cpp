@@ -4,6 +4,7 @@
 #include <charconv>
 #include <chrono>
 #include <cstdio>
+#include <limits>
 
 #include "base/error.h"
 
@@ -92,7 +93,13 @@ int64_t parse_count(const std::string& text, const std::string& option) {
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < 1) {
-    throw Error("{} takes a whole number of 1 or more, not '{}'", option, text);
+    throw Error("{} takes a whole number of 1 or more, not '{}'", option, text)
+        .help("for example: --dim seq=4096, --sp 4");
+  }
+  // Products of a few such numbers must stay within 64 bits.
+  if (value > std::numeric_limits<int32_t>::max()) {
+    throw Error("{}: {} is too large; at most {} is supported", option, value,
+                std::numeric_limits<int32_t>::max());
   }
   return value;
 }

@@ -95,6 +95,13 @@ Json rank_report(const executor::RankResult& rank, const onnx_io::Manifest& mani
   return report;
 }
 
+// JSON has no NaN and no infinity: they arrive as null.
+std::string loss_text(const Json& rank) {
+  if (!rank.contains("loss")) return "";
+  return rank["loss"].is_number() ? fmt::format("{:.7g}", rank["loss"].get<double>())
+                                  : "not finite";
+}
+
 void print_report(const Json& ranks, const Arguments& arguments, const std::string& transport) {
   if (arguments.json) {
     Json report{{"folder", arguments.folder.string()}, {"transport", transport}, {"ranks", ranks}};
@@ -107,8 +114,7 @@ void print_report(const Json& ranks, const Arguments& arguments, const std::stri
              "collectives", "sent", "planned", "peak");
   for (const Json& rank : ranks) {
     fmt::print("{:>4} {:>14} {:>9.3f} {:>12} {:>12} {:>12} {:>12}\n", rank["rank"].get<int>(),
-               rank.contains("loss") ? fmt::format("{:.7g}", rank["loss"].get<double>()) : "",
-               rank["seconds"].get<double>(), rank["collectives"].get<int64_t>(),
+               loss_text(rank), rank["seconds"].get<double>(), rank["collectives"].get<int64_t>(),
                format_bytes(rank["bytes_sent"].get<double>()),
                format_bytes(rank["planned_peak_bytes"].get<double>()),
                format_bytes(rank["measured_peak_bytes"].get<double>()));

@@ -52,8 +52,16 @@ bool is_floating(DataType type) { return row(type).floating; }
 bool is_integer(DataType type) { return row(type).integer; }
 
 int64_t num_elements(const Shape& shape) {
+  // Leaves room for bytes, and for the scaled prices of the planner.
+  constexpr int64_t kMost = int64_t{1} << 52;
   int64_t count = 1;
-  for (int64_t extent : shape) count *= extent;
+  for (int64_t extent : shape) {
+    if (__builtin_mul_overflow(count, extent, &count) || count > kMost) {
+      throw Error("a tensor of shape {} is too large", to_string(shape))
+          .note("more than 2^52 elements are not supported")
+          .help("check the sizes given with --dim");
+    }
+  }
   return count;
 }
 

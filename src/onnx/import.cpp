@@ -17,8 +17,10 @@ namespace autosp::onnx_io {
 
 namespace {
 
-// Beyond this version operators may mean something this project does not know.
+// What is written: newer operator sets are refused by today's runtimes. A model at a newer one, up
+// to what libonnx knows, is read if none of its operators has changed since.
 constexpr int64_t kNewestOpset = 26;
+constexpr int64_t kNewestReadOpset = 28;
 constexpr int64_t kOldestOpset = 7;
 
 // Exporters put whatever is large into external data. Parameters there are never read; shapes,
@@ -124,6 +126,20 @@ void Importer::check_opset() {
     throw Error("the model uses operator set {}; the oldest supported one is {}", version,
                 kOldestOpset)
         .help("export the model again with operator set 13 or later");
+  }
+  if (version > kNewestReadOpset) {
+    throw Error("the model uses operator set {}; the newest supported one is {}", version,
+                kNewestReadOpset)
+        .help("export the model again with an older operator set");
+  }
+  for (const auto& node : model_.graph().node()) {
+    if (version <= kNewestOpset || !node.domain().empty()) continue;
+    const auto* schema =
+        onnx::OpSchemaRegistry::Schema(node.op_type(), static_cast<int>(version), "");
+    if (schema == nullptr || schema->SinceVersion() <= kNewestOpset) continue;
+    throw Error("node '{}': {} was redefined in operator set {}; known is that of {}", node.name(),
+                node.op_type(), schema->SinceVersion(), kNewestOpset)
+        .help("export the model again with operator set 26 or older");
   }
   graph_.opset = std::clamp(version, ir::kOpset, kNewestOpset);
 }

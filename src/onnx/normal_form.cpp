@@ -1,4 +1,4 @@
-// Brings operators of versions 7 to 28 to the one form that ir/graph.h describes.
+// Brings operators of versions 7 to 26 to the one form that ir/graph.h describes.
 //
 // A rule rewrites the operation in place (and returns nothing), or emits what replaces it (and
 // returns the values of its results).

@@ -39,6 +39,7 @@ TEST(DataFile, ModelsReferToItAndReadBackTheirOwnCopiesOfTheRest) {
   const ValueId shared = graph.add_named_constant("shared", numbers({2000}, 0));
   const ValueId own = graph.add_named_constant("own", numbers({2000}, 5));
   graph.add_output("y", build.binary("Add", build.binary("Mul", x, shared), own));
+  graph.add_output("shared.grad", x);  // a parameter: its data is not read
   DataFile data("weights.bin");
   data.add("shared", numbers({2000}, 0));
   data.add("own", numbers({2000}, 6));  // another tensor of that name

@@ -114,6 +114,10 @@ TEST_F(Export, ExternalDataIsReferencedAndValidated) {
   const ValueId x = graph.add_input("x", kMatrix);
   const ValueId w = graph.add_external("w", kMatrix, {"weights.bin", 64, 24});
   graph.add_output("y", build.binary("Add", x, w));
+  // Without a gradient it is a constant, and a small one is read.
+  const Graph constant = round_trip(graph);
+  EXPECT_EQ(constant.value(*constant.find("w")).kind, ir::ValueKind::kConstant);
+  graph.add_output("w.grad", build.identity(x));
   const Graph read = round_trip(graph);
   const ir::Value& value = read.value(*read.find("w"));
   EXPECT_EQ(value.kind, ir::ValueKind::kExternal);

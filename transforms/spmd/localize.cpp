@@ -233,12 +233,18 @@ LocalForm local_pad(LocalNode& local) {
   return {"Pad", std::move(operands), node.attributes};
 }
 
-// The whole range, of which the rank keeps its part: a range is cheap, its scalars may be computed.
+// The whole range, of which the rank keeps its part: a range is cheap. A dimension of several atoms
+// is split at its major one only.
 LocalForm local_range_op(LocalNode& local) {
   const ir::Node& node = local.node();
   const ValueId whole =
       local.build().node("Range", local.default_operands(), local.graph().type(node.outputs[0]));
-  const Interval part = local.result_range(0);
+  Interval part{0, 1};
+  const auto atoms = local.result_atoms(0);
+  for (size_t a = atoms.size(); a-- > 0;) {
+    AUTOSP_CHECK(a == 0 || atoms[a].begin == 0, "{}", local.graph().describe(node));
+    part = {atoms[a].begin * part.extent(), atoms[a].end * part.extent()};
+  }
   return {"Slice",
           {whole, local.shape_operand({part.begin}), local.shape_operand({part.end}),
            local.shape_operand({0})},
