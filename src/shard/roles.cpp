@@ -232,8 +232,13 @@ class Detector {
       because("sequence: axis {} of '{}', from its symbolic dimension '{}'", dim.axis, dim.input,
               dim.name);
     }
-    if (!roles_.sequence.empty()) return;
+    // A second sequence (a decoder's) may have a dimension of another name.
+    const auto is_tagged = [&](ValueId input) {
+      return std::ranges::any_of(roles_.sequence,
+                                 [&](const DimTag& tag) { return tag.value == input; });
+    };
     for (ValueId input : graph_.inputs()) {
+      if (is_tagged(input)) continue;
       const ir::Value& value = graph_.value(input);
       const bool named = ir::is_floating(value.type.dtype) ? names_floating_data(value.name)
                                                            : names_token_input(value.name);

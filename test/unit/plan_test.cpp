@@ -249,6 +249,23 @@ TEST(Roles, FrozenWeightsAreNoData) {
   EXPECT_EQ(roles.batch, (std::vector<shard::DimTag>{{ids, 0}}));
 }
 
+// Symbolic dimensions name the encoder's sequence; the decoder's inputs are known by their names.
+TEST(Roles, ADecodersSequenceIsFoundToo) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const ValueId ids = graph.add_input("input_ids", {ir::DataType::kInt64, {2, 8}});
+  const ValueId decoder = graph.add_input("decoder_input_ids", {ir::DataType::kInt64, {2, 6}});
+  const ValueId w = graph.add_input("w", {ir::DataType::kFloat32, {16, 4}});
+  const auto embedded = [&](ValueId tokens) {
+    return build.reduce_sum(build.gather(w, tokens, 0), {0, 1, 2}, false);
+  };
+  graph.add_output("loss", build.binary("Add", embedded(ids), embedded(decoder)));
+  graph.add_output("w.grad", build.identity(w));
+  const shard::Roles roles = shard::detect_roles(
+      graph, {.named_dims = {{"seq", "input_ids", 1}, {"target", "decoder_input_ids", 1}}});
+  EXPECT_EQ(roles.sequence, (std::vector<shard::DimTag>{{ids, 1}, {decoder, 1}}));
+}
+
 TEST(Roles, AnUnknownSequenceInputGetsASuggestion) {
   shard::RoleOptions roles;
   roles.sequence = {"input_id:1"};
