@@ -6,9 +6,10 @@
 // the counts must be added up before the division, and written this way the planner sees two plain
 // reductions. Invalid tokens are selected away, not multiplied by zero, so that a rank without a
 // valid token adds 0 instead of NaN. The count is summed in integers, which are exact in every
-// float type's stead, and converted once.
+// float type's stead, and converted once. Losses of 16-bit scores are summed in float32.
 #include "ir/rewriter.h"
 #include "transforms/canonicalize/canonicalize.h"
+#include "transforms/canonicalize/sixteen_bit.h"
 
 namespace autosp::transforms {
 
@@ -29,7 +30,9 @@ std::vector<int64_t> all_axes(const Builder& build, ValueId x) {
 // scores: log probabilities [N, C, D...]; labels: [N, D...]; weights: [C] or absent.
 ValueId negative_log_likelihood(Builder& build, const Node& node, ValueId scores, ValueId labels,
                                 ValueId weights, const std::string& name) {
-  const ValueId zero = build.scalar_like(scores, 0);
+  const DataType narrow = build.dtype(scores);
+  const DataType wide = wide_type(narrow);
+  const ValueId zero = build.scalar(wide, 0);
   const bool ignores = node.attributes.has("ignore_index");
   ValueId valid;
   ValueId safe = labels;
@@ -44,29 +47,32 @@ ValueId negative_log_likelihood(Builder& build, const Node& node, ValueId scores
 
   const ValueId picked =
       build.squeeze(build.gather_elements(scores, build.unsqueeze(safe, {1}), 1), {1});
-  ValueId losses = build.unary("Neg", picked);
+  ValueId losses = build.unary("Neg", build.cast(picked, wide));
   ValueId token_weights;
   if (weights) {
-    token_weights = selected(build.gather(weights, safe, 0));
+    token_weights = selected(build.cast(build.gather(weights, safe, 0), wide));
     losses = build.binary("Mul", losses, token_weights);
   }
   losses = selected(losses);
 
   const std::string reduction = node.attributes.get_string("reduction", "mean");
-  if (reduction == "none") return build.identity(losses, name);
+  const auto rounded = [&](ValueId x) { return build.cast(x, narrow, name); };
+  const std::string wide_name = name_before_rounding(narrow, name);
+  if (reduction == "none") {
+    return wide == narrow ? build.identity(losses, name) : rounded(losses);
+  }
   const std::vector<int64_t> axes = all_axes(build, losses);
-  if (reduction == "sum") return build.reduce_sum(losses, axes, false, name);
+  if (reduction == "sum") return rounded(build.reduce_sum(losses, axes, false, wide_name));
   const ValueId numerator = build.reduce_sum(losses, axes, false);
   ValueId count;
   if (weights) {
     count = build.reduce_sum(token_weights, axes, false);
   } else if (ignores) {
-    count = build.cast(build.reduce_sum(build.cast(valid, DataType::kInt64), axes, false),
-                       build.dtype(scores));
+    count = build.cast(build.reduce_sum(build.cast(valid, DataType::kInt64), axes, false), wide);
   } else {
-    count = build.scalar_like(scores, static_cast<double>(ir::num_elements(build.shape(losses))));
+    count = build.scalar(wide, static_cast<double>(ir::num_elements(build.shape(losses))));
   }
-  return build.binary("Div", numerator, count, name);
+  return rounded(build.binary("Div", numerator, count, wide_name));
 }
 
 }  // namespace

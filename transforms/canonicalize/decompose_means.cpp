@@ -2,11 +2,12 @@
 //
 // A mean divides by the extent it sees; on a shard that is the wrong number. As ReduceSum(x) / n
 // with n a constant, the sum may be partial on each rank and the division rides on it. The same
-// goes for the norms, which hide a sum under a square root.
+// goes for the norms, which hide a sum under a square root. 16-bit tensors are reduced in float32.
 #include <algorithm>
 
 #include "ir/rewriter.h"
 #include "transforms/canonicalize/canonicalize.h"
+#include "transforms/canonicalize/sixteen_bit.h"
 
 namespace autosp::transforms {
 
@@ -56,9 +57,11 @@ bool decompose_reduction(Rewriter& rewriter, const Node& node) {
   const auto axes = reduced_axes(graph, node);
   if (!axes || !is_floating(graph.type(node.input(0)).dtype)) return false;
   Builder& build = rewriter.build();
-  const ValueId x = rewriter.mapped(node.input(0));
+  const ir::DataType dtype = graph.type(node.input(0)).dtype;
+  const ValueId x = widen(build, rewriter.mapped(node.input(0)));
   const bool keepdims = node.attributes.get_int("keepdims", 1) != 0;
-  const std::string& name = graph.name_of(node.output(0));
+  const std::string& result_name = graph.name_of(node.output(0));
+  const std::string name = name_before_rounding(dtype, result_name);
   const auto sum = [&](ValueId of, const std::string& named = "") {
     return build.reduce_sum(of, *axes, keepdims, named);
   };
@@ -78,7 +81,7 @@ bool decompose_reduction(Rewriter& rewriter, const Node& node) {
   } else {
     result = log_sum_exp(build, x, *axes, keepdims, name);
   }
-  rewriter.map(node.output(0), result);
+  rewriter.map(node.output(0), build.cast(result, dtype, result_name));
   return true;
 }
 
@@ -89,10 +92,14 @@ Graph decompose_means(const Graph& graph) {
     if (!node.domain.empty()) return false;
     if (node.op != "Mean") return decompose_reduction(rewriter, node);
     Builder& build = rewriter.build();
-    const ValueId sum = build.sum(rewriter.mapped(node.inputs));
+    const std::string& name = rewriter.from().name_of(node.output(0));
+    const ir::DataType dtype = rewriter.from().type(node.output(0)).dtype;
+    std::vector<ValueId> terms;
+    for (ValueId input : node.inputs) terms.push_back(widen(build, rewriter.mapped(input)));
+    const ValueId sum = build.sum(std::move(terms));
     const ValueId count = build.scalar_like(sum, static_cast<double>(node.inputs.size()));
-    rewriter.map(node.output(0),
-                 build.binary("Div", sum, count, rewriter.from().name_of(node.output(0))));
+    const ValueId mean = build.binary("Div", sum, count, name_before_rounding(dtype, name));
+    rewriter.map(node.output(0), build.cast(mean, dtype, name));
     return true;
   });
 }

@@ -1,5 +1,6 @@
 // Cross-entropy with its gradient.
 #include "transforms/canonicalize/microsoft/lowering.h"
+#include "transforms/canonicalize/sixteen_bit.h"
 
 namespace autosp::transforms::microsoft {
 
@@ -34,10 +35,12 @@ void lower_loss(const Lowering& lowering) {
 }
 
 // dY w[label] (p - onehot(label)) / sum(w[label]), zero where the label is ignored.
-// Operands: dY, log p [N, C, D…], labels [N, D…], weights [C], ignored label, bias.
+// Operands: dY, log p [N, C, D…], labels [N, D…], weights [C], ignored label, bias. 16-bit operands
+// are widened: a count of tokens does not fit, nor does one token's share of the mean.
 void lower_loss_grad(const Lowering& lowering) {
   Builder& build = lowering.build();
-  const ValueId log_probabilities = lowering.operand(1);
+  const ValueId log_probabilities = widen(build, lowering.operand(1));
+  const ir::DataType wide = build.dtype(log_probabilities);
   const ValueId labels = lowering.operand(2);
   const ValueId zero = build.scalar_like(log_probabilities, 0);
   std::vector<int64_t> all;
@@ -53,16 +56,17 @@ void lower_loss_grad(const Lowering& lowering) {
   }
   const auto selected = [&](ValueId x) { return valid ? build.where(valid, x, zero) : x; };
 
-  ValueId scale = build.cast(lowering.operand(0), build.dtype(log_probabilities));
+  ValueId scale = build.cast(lowering.operand(0), wide);
   const ValueId weights =
-      lowering.has(3) ? selected(build.gather(lowering.operand(3), safe, 0)) : ValueId();
+      lowering.has(3) ? selected(build.cast(build.gather(lowering.operand(3), safe, 0), wide))
+                      : ValueId();
   if (lowering.node.attributes.get_string("reduction", "mean") == "mean") {
     ValueId count;
     if (weights) {
       count = build.reduce_sum(weights, all, false);
     } else if (valid) {
-      count = build.cast(build.reduce_sum(build.cast(valid, ir::DataType::kInt64), all, false),
-                         build.dtype(zero));
+      count =
+          build.cast(build.reduce_sum(build.cast(valid, ir::DataType::kInt64), all, false), wide);
     } else {
       count = build.scalar_like(zero, static_cast<double>(ir::num_elements(build.shape(labels))));
     }
@@ -84,10 +88,11 @@ void lower_loss_grad(const Lowering& lowering) {
   }
   const ValueId hit =
       build.binary("Equal", build.unsqueeze(safe, {1}), build.constant(std::move(classes)));
-  const ValueId error = build.binary("Sub", build.unary("Exp", log_probabilities),
-                                     build.cast(hit, build.dtype(log_probabilities)));
+  const ValueId error =
+      build.binary("Sub", build.unary("Exp", log_probabilities), build.cast(hit, wide));
   ValueId gradient = build.binary("Mul", error, scale);
-  if (lowering.has(5)) gradient = build.binary("Add", gradient, lowering.operand(5));
+  if (lowering.has(5))
+    gradient = build.binary("Add", gradient, build.cast(lowering.operand(5), wide));
   lowering.result(0, build.cast(gradient, lowering.result_type(0).dtype));
 }
 

@@ -4,6 +4,7 @@
 // over those axes:  dX = (g - overline(g) - x̂ overline(g x̂)) / σ,  dScale = sum(dY x̂) and
 // dBias = sum(dY) over the other axes. Without a mean (RMS normalization) the terms with it go.
 #include "transforms/canonicalize/microsoft/lowering.h"
+#include "transforms/canonicalize/sixteen_bit.h"
 
 namespace autosp::transforms::microsoft {
 
@@ -31,25 +32,26 @@ Axes axes_of(const Lowering& lowering, const ir::Shape& shape) {
   return axes;
 }
 
+// x is never of a 16-bit type: its squares and their sum would not fit.
 ValueId mean(Builder& build, ValueId x, const Axes& axes) {
   return build.binary("Div", build.reduce_sum(x, axes.normalized, true),
                       build.scalar_like(x, static_cast<double>(axes.count)));
 }
 
-// x · inverse · scale, with inverse = 1 / sqrt(mean(x²) + epsilon), in `stash_type`.
+// x · inverse · scale, with inverse = 1 / sqrt(mean(x²) + epsilon), which is saved in `stash_type`.
 void lower_rms_norm_of(const Lowering& lowering, ValueId input, ValueId scale, size_t inverse_at) {
   Builder& build = lowering.build();
   const Axes axes = axes_of(lowering, build.shape(input));
   const auto stash = static_cast<ir::DataType>(lowering.node.attributes.get_int("stash_type", 1));
-  const ValueId x = build.cast(input, stash);
+  const ValueId x = build.cast(input, wide_type(stash));
   const ValueId square = mean(build, build.binary("Mul", x, x), axes);
   const ValueId epsilon =
       build.scalar_like(x, lowering.node.attributes.get_float("epsilon", 1e-5F));
   const bool saved = lowering.wants(inverse_at);
   const ValueId root = build.unary("Sqrt", build.binary("Add", square, epsilon));
-  const ValueId inverse =
-      build.unary("Reciprocal", root, saved ? lowering.name(inverse_at) : std::string());
-  if (saved) lowering.result(inverse_at, inverse);
+  const std::string saved_name = saved ? lowering.name(inverse_at) : std::string();
+  const ValueId inverse = build.unary("Reciprocal", root, name_before_rounding(stash, saved_name));
+  if (saved) lowering.result(inverse_at, build.cast(inverse, stash, saved_name));
   const ValueId normalized = build.cast(build.binary("Mul", x, inverse), build.dtype(scale));
   lowering.result(0, build.binary("Mul", normalized, scale, lowering.name(0)));
 }
@@ -63,7 +65,7 @@ void lower_norm_grad(const Lowering& lowering, bool centered) {
   Builder& build = lowering.build();
   const Axes axes = axes_of(lowering, build.shape(lowering.operand(1)));
   const auto statistic = [&](size_t k) {
-    return build.reshape(lowering.operand(k), axes.statistics);
+    return widen(build, build.reshape(lowering.operand(k), axes.statistics));
   };
   const ValueId inverse = statistic(centered ? 4 : 3);
   const ir::DataType wide = build.dtype(inverse);
