@@ -162,8 +162,10 @@ void dropout(const Call& call) {
   const RandomStream stream(call.node);
   visit(FloatTypes{}, x.dtype, [&]<typename T>(std::type_identity<T>) {
     const double scale = 1 / (1 - ratio);
+    const auto threshold = static_cast<float>(ratio);
     for (int64_t i = 0; i < count; ++i) {
-      const bool kept = ratio == 0 || stream.uniform(i) >= ratio;
+      // The draw is a float32, so that comparing what RandomUniform drew gives the same mask.
+      const bool kept = ratio == 0 || static_cast<float>(stream.uniform(i)) >= threshold;
       if (has_result(call, 1)) data<bool>(call.results[1])[i] = kept;
       const double value = static_cast<Compute<T>>(data<T>(x)[i]);
       data<T>(call.results[0])[i] = convert<T>(kept ? value * scale : 0.0);

@@ -330,6 +330,30 @@ TEST(DecomposeDropout, DropsWhatTheOperatorDrops) {
   }
 }
 
+// A ratio between a draw and the float32 next to it: the whole operator and its parts must agree.
+TEST(DecomposeDropout, DrawsAreComparedAsFloat32) {
+  Example draws;
+  draws.output(draws.build.node("RandomUniform", {}, {DataType::kFloat64, {64}},
+                                {{"shape", std::vector<int64_t>{64}},
+                                 {"dtype", static_cast<int64_t>(DataType::kFloat64)},
+                                 {"seed", 7.0F}}));
+  const Tensor drawn = run_graph(draws.graph, {}).at("out0");
+  int64_t k = 0;  // the first draw that float32 rounds up
+  while (static_cast<float>(drawn.value_as_double(k)) <= drawn.value_as_double(k)) ++k;
+  const auto ratio = static_cast<float>(drawn.value_as_double(k));
+  Example e;
+  const auto results =
+      e.build.node("Dropout",
+                   {e.input("x", {64}), e.build.scalar(kFloat, static_cast<double>(ratio)),
+                    e.build.scalar(DataType::kBool, 1)},
+                   {{kFloat, {64}}, {DataType::kBool, {64}}}, {{"seed", int64_t{7}}});
+  e.output(results[0]);
+  e.output(results[1]);
+  const test::Tensors feeds = random_feeds(e.graph);
+  EXPECT_TRUE(run_graph(e.graph, feeds).at("out1").values<bool>()[static_cast<size_t>(k)]);
+  apply(e.graph, decompose_dropout);
+}
+
 TEST(DecomposeDropout, DropoutThatMayNotTrainStays) {
   Example e;
   const ValueId training = e.input("training", {}, DataType::kBool);

@@ -458,6 +458,27 @@ TEST(LowerMicrosoftOperators, DropoutGradientDividesByWhatIsKept) {
   EXPECT_THAT(got.at("dx").values<double>(), testing::ElementsAre(0, 8, 0, 0));
 }
 
+// The forward operator drops nothing then, and its gradient is the gradient.
+TEST(LowerMicrosoftOperators, DropoutGradientOutsideTrainingIsTheGradient) {
+  for (const bool constant : {true, false}) {
+    for (const bool training : {false, true}) {
+      Example e;
+      const ValueId dy = e.input("dy", {2});
+      const ValueId mask = e.input("mask", {2}, DataType::kBool);
+      const ValueId mode = constant ? e.build.scalar(DataType::kBool, training ? 1 : 0)
+                                    : e.input("mode", {}, DataType::kBool);
+      e.output("dx", e.microsoft("DropoutGrad",
+                                 {dy, mask, e.build.scalar(DataType::kFloat32, 0.75), mode},
+                                 {{kDouble, {2}}})[0]);
+      const Tensors got =
+          run_graph(lower(e.graph), {{"dy", Tensor::filled({kDouble, {2}}, 2)},
+                                     {"mask", Tensor::filled({DataType::kBool, {2}}, 1)},
+                                     {"mode", Tensor::scalar(DataType::kBool, training ? 1 : 0)}});
+      EXPECT_EQ(got.at("dx").value_as_double(1), training ? 8 : 2);
+    }
+  }
+}
+
 TEST(LowerMicrosoftOperators, ScaleAndReduceSumTraining) {
   Example e;
   const ValueId x = e.input("x", {2, 3});

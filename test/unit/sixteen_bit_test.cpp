@@ -140,5 +140,32 @@ TEST(SixteenBit, NormGradientsOfScaledLosses) {
   EXPECT_EQ(got.value_as_double(7), 0);
 }
 
+// 1 - 0.1 is 0.8984375 in bfloat16, and 1.5 / 0.8984375 rounds up where 1.5 / 0.9 rounds down.
+TEST(SixteenBit, DropoutDividesByTheShareItKeeps) {
+  constexpr double kValue = 1.5;
+  const double want = Tensor::scalar(kBrain, kValue / 0.9).value_as_double(0);
+  ASSERT_NE(want, Tensor::scalar(kBrain, kValue / 0.8984375).value_as_double(0));
+  const Type type{kBrain, {8}};
+  const Tensors feeds = {{"x", Tensor::filled(type, kValue)},
+                         {"mask", Tensor::filled({DataType::kBool, {8}}, 1)}};
+  Example forward;
+  const ValueId x = forward.graph.add_input("x", type);
+  const ValueId ratio = forward.build.scalar(kFloat, 0.1);
+  const ValueId yes = forward.build.scalar(DataType::kBool, 1);
+  const Tensor y =
+      forward.run(forward.build.node("Dropout", {x, ratio, yes}, type), decompose_dropout, feeds);
+  EXPECT_THAT((std::vector{y.value_as_double(0), y.value_as_double(1), y.value_as_double(2)}),
+              testing::Contains(want));
+
+  Example backward;
+  const ValueId dy = backward.graph.add_input("x", type);
+  const ValueId mask = backward.graph.add_input("mask", {DataType::kBool, {8}});
+  const ValueId dx = backward.microsoft(
+      "DropoutGrad",
+      {dy, mask, backward.build.scalar(kFloat, 0.1), backward.build.scalar(DataType::kBool, 1)},
+      type);
+  EXPECT_EQ(backward.run(dx, lower_microsoft_operators, feeds).value_as_double(0), want);
+}
+
 }  // namespace
 }  // namespace autosp::transforms

@@ -4,9 +4,11 @@
 //
 // The draw alone is random, and it does not read x. Every rank draws the whole of it, so that what
 // is dropped does not depend on the number of ranks, and keeps its part; the rest is elementwise.
-// The stream stays the original node's: its seed, or else its name.
+// The stream stays the original node's: its seed, or else its name. Draw and ratio are compared as
+// float32, as the operator's kernel compares them; 1 - ratio is never rounded to 16 bits.
 #include "ir/rewriter.h"
 #include "transforms/canonicalize/canonicalize.h"
+#include "transforms/canonicalize/sixteen_bit.h"
 
 namespace autosp::transforms {
 
@@ -38,16 +40,17 @@ bool decompose(Rewriter& rewriter, const Node& node) {
   if (!node.is("Dropout") || !training || (*training)[0] == 0) return false;
   Builder& build = rewriter.build();
   const ValueId x = rewriter.mapped(node.input(0));
-  const ValueId ratio = node.input(1)
-                            ? build.cast(rewriter.mapped(node.input(1)), DataType::kFloat32)
-                            : build.scalar(DataType::kFloat32, 0.5);
+  const ValueId ratio =
+      node.input(1) ? rewriter.mapped(node.input(1)) : build.scalar(DataType::kFloat32, 0.5);
   const ValueId mask = build.binary("GreaterOrEqual", draw_uniform(rewriter, node, build.shape(x)),
-                                    ratio, node.output(1) ? graph.name_of(node.output(1)) : "");
+                                    build.cast(ratio, DataType::kFloat32),
+                                    node.output(1) ? graph.name_of(node.output(1)) : "");
   rewriter.map(node.output(1), mask);
-  const ValueId kept =
-      build.cast(build.binary("Sub", build.scalar(DataType::kFloat32, 1), ratio), build.dtype(x));
-  rewriter.map(node.output(0), build.where(mask, build.binary("Div", x, kept),
-                                           build.scalar_like(x, 0), graph.name_of(node.output(0))));
+  const DataType wide = wide_type(build.dtype(x));
+  const ValueId kept = build.binary("Sub", build.scalar(wide, 1), build.cast(ratio, wide));
+  const ValueId scaled = build.cast(build.binary("Div", build.cast(x, wide), kept), build.dtype(x));
+  rewriter.map(node.output(0),
+               build.where(mask, scaled, build.scalar_like(x, 0), graph.name_of(node.output(0))));
   return true;
 }
 
