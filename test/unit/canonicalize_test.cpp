@@ -542,6 +542,22 @@ TEST(SelectToMaskedSum, OnePositionOfAnActivation) {
   }
 }
 
+// ReduceSum is not defined for them.
+TEST(SelectToMaskedSum, BoolsAndSmallIntegersStay) {
+  for (const DataType dtype : {DataType::kBool, DataType::kInt8, DataType::kInt32}) {
+    Example e;
+    const ValueId h = e.build.unary("Tanh", e.input("h", {2, 5}));
+    const ValueId positive = e.build.binary("Greater", h, e.build.scalar_like(h, 0));
+    const ValueId x = dtype == DataType::kBool ? positive
+                                               : e.build.where(positive, e.build.scalar(dtype, 1),
+                                                               e.build.scalar(dtype, 2));
+    e.output(e.build.gather(x, e.build.scalar(DataType::kInt64, 3), 1));
+    e.output(e.build.slice(x, 1, 3, 4));
+    const Graph after = apply(e.graph, select_to_masked_sum);
+    EXPECT_EQ(count_nodes(after, "ReduceSum"), dtype == DataType::kInt32 ? 2U : 0U);
+  }
+}
+
 TEST(SelectToMaskedSum, OneRowOfAWeightStays) {
   Example e;
   const ValueId w = e.input("w", {4, 3});

@@ -41,10 +41,17 @@ bool is_activation(const Graph& graph, ValueId value) {
   return is_activation(graph, node->input(0));
 }
 
+// Whether ReduceSum is defined for the type: it is not for bool and the small integers.
+bool has_sum(ir::DataType dtype) {
+  return is_floating(dtype) || dtype == ir::DataType::kInt32 || dtype == ir::DataType::kInt64;
+}
+
 bool sum_selected(Rewriter& rewriter, const Node& node, size_t axis, int64_t position,
                   bool keepdims) {
   const Graph& graph = rewriter.from();
-  if (!is_activation(graph, node.input(0))) return false;
+  if (!is_activation(graph, node.input(0)) || !has_sum(graph.type(node.input(0)).dtype)) {
+    return false;
+  }
   Builder& build = rewriter.build();
   const ValueId x = rewriter.mapped(node.input(0));
   const ValueId mask = position_mask(build, build.rank(x), axis, build.shape(x)[axis], position);
