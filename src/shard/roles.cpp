@@ -7,6 +7,7 @@
 #include <charconv>
 
 #include "base/error.h"
+#include "ir/gradient_names.h"
 
 namespace autosp::shard {
 
@@ -40,19 +41,6 @@ bool names_floating_data(const std::string& input) {
   if (name.ends_with("weight") || name.ends_with("bias")) return false;
   return contains_any(name, {"inputs_embeds", "input_features", "pixel", "image", "audio", "mask",
                              "hidden_states", "targets", "labels"});
-}
-
-// The parameter a gradient output belongs to, by the exporters' conventions.
-std::vector<std::string> parameter_candidates(const std::string& output) {
-  std::vector<std::string> names;
-  for (const char* suffix : {".grad", "_grad", ".gradient", "_gradient", "/grad", "@grad"}) {
-    if (output.ends_with(suffix))
-      names.push_back(output.substr(0, output.size() - std::string(suffix).size()));
-  }
-  for (const char* prefix : {"grad_", "adj_", "d_", "grad.", "gradient_"}) {
-    if (output.starts_with(prefix)) names.push_back(output.substr(std::string(prefix).size()));
-  }
-  return names;
 }
 
 DimTag parse_tag(const ir::Graph& graph, const std::string& text) {
@@ -140,11 +128,8 @@ class Detector {
     }
     for (size_t k = 0; k < graph_.outputs().size(); ++k) {
       if (taken[k]) continue;
-      for (const std::string& name : parameter_candidates(graph_.outputs()[k].name)) {
-        if (!is_leaf(name)) continue;
-        roles_.gradients.push_back({k, name});
-        break;
-      }
+      const auto parameter = ir::parameter_of_gradient(graph_, graph_.outputs()[k].name);
+      if (parameter) roles_.gradients.push_back({k, graph_.name_of(*parameter)});
     }
     if (roles_.gradients.empty()) {
       throw Error("the graph has no gradient outputs, so it is no training graph")

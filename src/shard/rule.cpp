@@ -178,21 +178,6 @@ Rule parse_rule(const std::string& row, const ir::Graph& graph, const ir::Node& 
   return rule;
 }
 
-bool is_zero(const ir::Graph& graph, ValueId value) {
-  if (!value) return false;
-  if (graph.is_constant(value)) return graph.constant(value).all_zero();
-  const ir::Node* node = graph.producer(value);
-  if (node == nullptr) return false;
-  if (node->is("ConstantOfShape")) {
-    const ir::Tensor* fill = node->attributes.get_tensor("value");
-    return fill == nullptr || fill->all_zero();
-  }
-  static const std::vector<std::string> kKeepZero = {"Expand",    "Reshape", "Squeeze", "Unsqueeze",
-                                                     "Transpose", "Cast",    "Identity"};
-  return node->domain.empty() && std::ranges::find(kKeepZero, node->op) != kKeepZero.end() &&
-         is_zero(graph, node->input(0));
-}
-
 std::optional<Rule> rule_of(const ir::Graph& graph, const ir::Node& node) {
   for (const RuleRow& row : rule_table()) {
     if (row.domain == node.domain && row.op == node.op) return row.make(graph, node);

@@ -66,7 +66,4 @@ std::vector<std::string> operators_with_rules();
 // Parses the one-line form; throws InternalError on a malformed row.
 Rule parse_rule(const std::string& row, const ir::Graph& graph, const ir::Node& node);
 
-// Whether a value is known to be all zero: a constant, ConstantOfShape, or a broadcast of one.
-bool is_zero(const ir::Graph& graph, ValueId value);
-
 }  // namespace autosp::shard

@@ -1,6 +1,7 @@
 // Operators that move elements without computing: views, transposes, windows, joins, fills.
 #include <algorithm>
 
+#include "ir/known_values.h"
 #include "shard/rule_table.h"
 
 namespace autosp::shard {

@@ -1,4 +1,5 @@
 // Elementwise operators: every result dimension is parallel; operands broadcast.
+#include "ir/known_values.h"
 #include "shard/rule_table.h"
 
 namespace autosp::shard {

@@ -2,6 +2,7 @@
 // or, where updates are added into zeros, reductions (scatter).
 #include <algorithm>
 
+#include "ir/known_values.h"
 #include "shard/rule_table.h"
 
 namespace autosp::shard {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <unordered_set>
 
+#include "ir/gradient_names.h"
+
 namespace autosp::transforms {
 
 using ir::Graph;
@@ -17,14 +19,11 @@ bool is_random(const Node& node) {
 }
 
 std::vector<bool> find_parameter_constants(const Graph& graph) {
-  std::unordered_set<std::string> outputs;
-  for (const ir::Output& output : graph.outputs()) outputs.insert(output.name);
   std::vector<bool> result(graph.values().size(), false);
-  for (size_t v = 0; v < result.size(); ++v) {
-    const ir::Value& value = graph.values()[v];
-    if (value.kind != ValueKind::kConstant || !is_floating(value.type.dtype)) continue;
-    result[v] = outputs.contains(value.name + ".grad") || outputs.contains(value.name + "_grad") ||
-                outputs.contains("adj_" + value.name);
+  for (const ir::Output& output : graph.outputs()) {
+    const auto parameter = ir::parameter_of_gradient(graph, output.name);
+    if (!parameter || !graph.is_constant(*parameter)) continue;
+    result[parameter->index()] = is_floating(graph.type(*parameter).dtype);
   }
   return result;
 }
@@ -46,23 +45,6 @@ std::vector<bool> find_input_independent(const Graph& graph) {
     }
   }
   return result;
-}
-
-bool is_zero(const Graph& graph, ValueId value) {
-  static const std::unordered_set<std::string> kKeepsZero = {
-      "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose",
-      "Expand",   "Slice",   "Cast",    "Neg",       "Gather"};
-  while (true) {
-    if (graph.is_constant(value)) return graph.constant(value).all_zero();
-    const Node* node = graph.producer(value);
-    if (node == nullptr || !node->domain.empty()) return false;
-    if (node->op == "ConstantOfShape") {
-      const ir::Tensor* fill = node->attributes.get_tensor("value");
-      return fill == nullptr || fill->all_zero();
-    }
-    if (!kKeepsZero.contains(node->op)) return false;
-    value = node->input(0);
-  }
 }
 
 std::optional<double> uniform_constant(const Graph& graph, ValueId value) {

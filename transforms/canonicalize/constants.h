@@ -11,15 +11,11 @@ namespace autosp::transforms {
 bool is_random(const ir::Node& node);
 
 // Per value: an initializer that is trained, which shows in an output that carries its name as a
-// gradient ("<name>.grad", "<name>_grad", "adj_<name>"). A parameter is data, not a constant.
+// gradient (ir/gradient_names.h). A parameter is data, not a constant.
 std::vector<bool> find_parameter_constants(const ir::Graph& graph);
 
 // Per value: computable without inputs and parameters (constants themselves included).
 std::vector<bool> find_input_independent(const ir::Graph& graph);
-
-// Whether every element is known to be zero: a constant of zeros, ConstantOfShape, and views,
-// expansions and casts of such.
-bool is_zero(const ir::Graph& graph, ValueId value);
 
 // The one value of a floating constant whose elements are all equal; nullopt otherwise.
 std::optional<double> uniform_constant(const ir::Graph& graph, ValueId value);

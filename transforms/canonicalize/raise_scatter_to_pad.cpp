@@ -11,9 +11,9 @@
 // built from ranges. Position-embedding gradients take this form too.
 #include <algorithm>
 
+#include "ir/known_values.h"
 #include "ir/rewriter.h"
 #include "transforms/canonicalize/canonicalize.h"
-#include "transforms/canonicalize/constants.h"
 #include "transforms/canonicalize/index_grid.h"
 
 namespace autosp::transforms {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "ir/known_values.h"
 #include "ir/rewriter.h"
 #include "transforms/canonicalize/affine.h"
 #include "transforms/canonicalize/canonicalize.h"
