@@ -37,8 +37,9 @@ std::optional<Rule> gemm(const ir::Graph& graph, const ir::Node& node) {
   return rule;
 }
 
-// Positions meet their neighbours; channels contract. Grouped channels do not split.
-std::optional<Rule> conv(const ir::Graph& graph, const ir::Node& node) {
+// Positions meet their neighbours; channels contract, those of a group among themselves, so grouped
+// channels do not split. Conv's weights are [out, in, window], ConvTranspose's [in, out, window].
+std::optional<Rule> convolution(const ir::Graph& graph, const ir::Node& node, bool transposed) {
   const size_t spatial = graph.shape(node.inputs[0]).size() - 2;
   const bool grouped = node.attributes.get_int("group", 1) != 1;
   std::string in;
@@ -49,42 +50,26 @@ std::optional<Rule> conv(const ir::Graph& graph, const ir::Node& node) {
     window += fmt::format(" w{}!", k);
     out += fmt::format(" y{}!", k);
   }
-  const std::string row = grouped ? fmt::format("n i!{}, o! c!{}, o! -> n o!{}", in, window, out)
-                                  : fmt::format("n i{}, o i{}, o -> n o{}", in, window, out);
+  const char* weights = grouped ? (transposed ? "i! c!" : "o! c!") : (transposed ? "i o" : "o i");
+  const char* coupled = grouped ? "!" : "";
+  const std::string row = fmt::format("n i{}{}, {}{}, o{} -> n o{}{}", coupled, in, weights, window,
+                                      coupled, coupled, out);
   Rule rule = parse_rule(row, graph, node);
-  if (node.input(2))
-    rule.coupled.emplace_back("i");
-  else
-    rule.linear = {{0}, {1}};
-  return rule;
-}
-
-// The gradient of a convolution: weights are [in, out, window].
-std::optional<Rule> conv_transpose(const ir::Graph& graph, const ir::Node& node) {
-  const size_t spatial = graph.shape(node.inputs[0]).size() - 2;
-  const bool grouped = node.attributes.get_int("group", 1) != 1;
-  std::string in;
-  std::string window;
-  std::string out;
-  for (size_t k = 0; k < spatial; ++k) {
-    in += fmt::format(" x{}!", k);
-    window += fmt::format(" w{}!", k);
-    out += fmt::format(" y{}!", k);
-  }
-  const std::string row = grouped ? fmt::format("n i!{}, i! c!{}, o! -> n o!{}", in, window, out)
-                                  : fmt::format("n i{}, i o{}, o -> n o{}", in, window, out);
-  Rule rule = parse_rule(row, graph, node);
-  if (node.input(2))
-    rule.coupled.emplace_back("i");
-  else
-    rule.linear = {{0}, {1}};
+  // A bias would be added once per rank.
+  if (node.input(2)) rule.coupled.emplace_back("i");
+  if (!node.input(2)) rule.linear = {{0}, {1}};
   return rule;
 }
 
 }  // namespace
 
 std::vector<RuleRow> contraction_rules() {
-  return {{"MatMul", matmul}, {"Gemm", gemm}, {"Conv", conv}, {"ConvTranspose", conv_transpose}};
+  return {
+      {"MatMul", matmul},
+      {"Gemm", gemm},
+      {"Conv", [](const auto& graph, const auto& node) { return convolution(graph, node, false); }},
+      {"ConvTranspose",
+       [](const auto& graph, const auto& node) { return convolution(graph, node, true); }}};
 }
 
 }  // namespace autosp::shard

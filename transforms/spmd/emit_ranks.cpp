@@ -80,7 +80,7 @@ class RankEmitter {
     ValueId y;
     switch (move.kind) {
       case StepKind::kSlice:
-        y = slice(x, before, after, name);
+        y = emit_slice(build_, x, before, after, name);
         break;
       case StepKind::kKeepOnFirst:
         y = is_first(move.axes, mesh_, rank_) ? x : build_.zeros(out_.type(x), name);
@@ -99,17 +99,6 @@ class RankEmitter {
         break;
     }
     local_[move.to.index()] = build_.reshape(y, local_shape(program_.at(move.to), mesh_, rank_));
-  }
-
-  ValueId slice(ValueId x, const MoveView::Box& before, const MoveView::Box& after,
-                const std::string& name) {
-    std::vector<int64_t> begins;
-    std::vector<int64_t> ends;
-    for (size_t k = 0; k < before.size(); ++k) {
-      begins.push_back(after[k].begin - before[k].begin);
-      ends.push_back(after[k].end - before[k].begin);
-    }
-    return build_.slice_all(x, begins, ends, name);
   }
 
   ValueId collective(const std::string& op, ValueId x, ir::Shape shape, ir::Attributes attributes,

@@ -35,8 +35,8 @@ class Emulator {
       const Placed& placed = program_.at(program_.inputs[k]);
       for (size_t rank = 0; rank < ranks_; ++rank) {
         local_[program_.inputs[k].index()][rank] =
-            slice(whole, whole_box(value.type.shape),
-                  input_slice(program_, placed, static_cast<int64_t>(rank)), "");
+            emit_slice(build_, whole, whole_box(value.type.shape),
+                       input_slice(program_, placed, static_cast<int64_t>(rank)), "");
       }
     }
     for (const Instruction& instruction : program_.instructions) {
@@ -139,7 +139,7 @@ class Emulator {
       if (move.kind == StepKind::kKeepOnFirst) {
         if (!is_first(move.axes, mesh_, member)) result = build_.zeros(out_.type(result));
       } else {
-        result = slice(result, held, view.after(member), "");
+        result = emit_slice(build_, result, held, view.after(member), "");
       }
       local_[move.to.index()][static_cast<size_t>(member)] =
           build_.reshape(result, local_shape(program_.at(move.to), mesh_, member));
@@ -171,17 +171,6 @@ class Emulator {
       parts = std::move(next);
     }
     return parts[0];
-  }
-
-  ValueId slice(ValueId x, const MoveView::Box& held, const MoveView::Box& wanted,
-                const std::string& name) {
-    std::vector<int64_t> begins;
-    std::vector<int64_t> ends;
-    for (size_t k = 0; k < held.size(); ++k) {
-      begins.push_back(wanted[k].begin - held[k].begin);
-      ends.push_back(wanted[k].end - held[k].begin);
-    }
-    return build_.slice_all(x, begins, ends, name);
   }
 
   const SpmdProgram& program_;

@@ -339,4 +339,15 @@ std::vector<ValueId> emit_local_node(const SpmdProgram& program, const Compute& 
   return build.graph().node(id).outputs;
 }
 
+ValueId emit_slice(ir::Builder& build, ValueId x, const std::vector<Interval>& held,
+                   const std::vector<Interval>& wanted, const std::string& name) {
+  std::vector<int64_t> begins;
+  std::vector<int64_t> ends;
+  for (size_t k = 0; k < held.size(); ++k) {
+    begins.push_back(wanted[k].begin - held[k].begin);
+    ends.push_back(wanted[k].end - held[k].begin);
+  }
+  return build.slice_all(x, begins, ends, name);
+}
+
 }  // namespace autosp::transforms

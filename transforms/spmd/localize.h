@@ -24,4 +24,8 @@ std::vector<ValueId> emit_local_node(const SpmdProgram& program, const Compute& 
                                      int64_t rank, const std::vector<ValueId>& operands,
                                      const std::string& suffix, ir::Builder& build);
 
+// The part `wanted` of a value of which the box `held` is at hand, both in global indices.
+ValueId emit_slice(ir::Builder& build, ValueId x, const std::vector<shard::Interval>& held,
+                   const std::vector<shard::Interval>& wanted, const std::string& name);
+
 }  // namespace autosp::transforms
