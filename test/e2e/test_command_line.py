@@ -346,7 +346,7 @@ def test_inspect_reports_roles_and_limits(autosp_onnx):
     assert report["loss"] == "loss" and len(report["gradients"]) == 21
     assert report["sequence_extent"] == 64
     text = autosp_onnx("inspect", GRAPHS / "llama.onnx", "--dim", "seq=64").stdout
-    assert "sp up to 8: 8 query heads (4 KV heads x 2 groups), 64 positions" in text
+    assert "sp 1, 2, 3, 4, 6, 8: 8 query heads (4 KV heads x 2 groups), 64 positions" in text
     assert "seq              input_ids:1, labels:1" in autosp_onnx("inspect", GRAPHS / "llama.onnx", "--dims").stdout
 
 
