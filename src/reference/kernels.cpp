@@ -16,8 +16,9 @@ const Table& standard_table() {
     Table result;
     for (const auto rows :
          {unary_kernels(), binary_kernels(), select_kernels(), reduce_kernels(), ordering_kernels(),
-          matmul_kernels(), convolution_kernels(), transposed_convolution_kernels(), movement_kernels(), indexing_kernels(),
-          normalization_kernels(), generator_kernels(), loss_kernels()}) {
+          matmul_kernels(), convolution_kernels(), transposed_convolution_kernels(),
+          movement_kernels(), indexing_kernels(), normalization_kernels(), generator_kernels(),
+          loss_kernels()}) {
       for (const KernelRow& row : rows) {
         AUTOSP_CHECK(result.emplace(row.op, row.kernel).second, "two kernels for {}", row.op);
       }
