@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <string>
 
 namespace autosp::cli {
 
@@ -10,6 +11,14 @@ namespace autosp::cli {
 inline constexpr int kMismatch = 1;   // validate: results differ
 inline constexpr int kUserError = 2;  // a message says what to change
 inline constexpr int kBug = 70;       // of this program
+
+// What an exception means to the user.
+struct Failure {
+  std::string text;  // all lines, without a trailing newline
+  int code = kBug;
+};
+// Of the exception that is being handled; to be called in a catch clause.
+Failure current_failure();
 
 // What the parsed command line asks for; returns the exit code.
 using Action = std::function<int()>;

@@ -1,8 +1,6 @@
 #include <fmt/ranges.h>
 
 #include <cstdio>
-#include <filesystem>
-#include <new>
 
 #include "base/error.h"
 #include "command.h"
@@ -56,12 +54,6 @@ int parse(CLI::App& app, int argc, char** argv, const cli::Action& action) {
   return action();
 }
 
-int bug(const char* what) {
-  fmt::print(stderr, "internal error: {}\nnote: this is a bug in autosp-onnx, not in your model\n",
-             what);
-  return cli::kBug;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -77,16 +69,9 @@ int main(int argc, char** argv) {
   cli::add_explain(app, action);
   try {
     return parse(app, argc, argv, action);
-  } catch (const Error& error) {
-    fmt::print(stderr, "{}\n", error.what());
-    return cli::kUserError;
-  } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "error: out of memory\n");
-    return cli::kUserError;
-  } catch (const std::filesystem::filesystem_error& error) {
-    fmt::print(stderr, "error: {}\n", error.what());
-    return cli::kUserError;
-  } catch (const std::exception& error) {
-    return bug(error.what());
+  } catch (...) {
+    const cli::Failure failure = cli::current_failure();
+    fmt::print(stderr, "{}\n", failure.text);
+    return failure.code;
   }
 }

@@ -22,6 +22,18 @@ CLI::Validator at_least_one() {
           ""};
 }
 
+CLI::Validator seconds() {
+  return {[](const std::string& text) -> std::string {
+            double value = 0;
+            const auto [end, error] =
+                std::from_chars(text.data(), text.data() + text.size(), value);
+            const bool number = error == std::errc() && end == text.data() + text.size();
+            if (number && value > 0 && value <= 1e6) return {};
+            return fmt::format("takes seconds, more than 0 and at most 1000000, not '{}'", text);
+          },
+          ""};
+}
+
 void add_model_options(CLI::App& command, ModelArguments& arguments) {
   command.add_option("model", arguments.model, "The training graph (.onnx)")
       ->required()
@@ -84,7 +96,8 @@ std::pair<std::string, std::string> split_assignment(const std::string& text,
                                                      const std::string& option) {
   const size_t equals = text.rfind('=');
   if (equals == std::string::npos || equals == 0 || equals + 1 == text.size()) {
-    throw Error("{} takes NAME=VALUE, not '{}'", option, text);
+    throw Error("{} takes NAME=VALUE, not '{}'", option, text)
+        .help(fmt::format("put a name, '=' and a value after {}", option));
   }
   return {text.substr(0, equals), text.substr(equals + 1)};
 }
@@ -99,7 +112,8 @@ int64_t parse_count(const std::string& text, const std::string& option) {
   // Products of a few such numbers must stay within 64 bits.
   if (value > std::numeric_limits<int32_t>::max()) {
     throw Error("{}: {} is too large; at most {} is supported", option, value,
-                std::numeric_limits<int32_t>::max());
+                std::numeric_limits<int32_t>::max())
+        .help("give a smaller number");
   }
   return value;
 }
@@ -110,7 +124,7 @@ std::map<std::string, int64_t> parse_counts(const std::vector<std::string>& assi
   for (const std::string& text : assignments) {
     const auto [name, value] = split_assignment(text, option);
     if (!result.emplace(name, parse_count(value, option)).second) {
-      throw Error("{} gives '{}' twice", option, name);
+      throw Error("{} gives '{}' twice", option, name).help("give each name once");
     }
   }
   return result;

@@ -55,6 +55,8 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
 shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments);
 
 CLI::Validator at_least_one();
+// More than 0, at most a million.
+CLI::Validator seconds();
 
 // Splits "NAME=VALUE"; `option` is named in the error.
 std::pair<std::string, std::string> split_assignment(const std::string& text,

@@ -1,5 +1,7 @@
 #include "ranks.h"
 
+#include <cstdio>
+
 #include "base/error.h"
 #include "feeds.h"
 #include "onnx/model.h"
@@ -38,6 +40,10 @@ executor::RunResult run_ranks(const std::filesystem::path& folder,
     slices.push_back(rank_feeds(manifest, feeds, rank.rank));
   }
   return executor::run_in_threads(graphs, slices, options);
+}
+
+void print_notices() {
+  if (const auto notice = executor::openblas_notice()) fmt::print(stderr, "note: {}\n", *notice);
 }
 
 }  // namespace autosp::cli

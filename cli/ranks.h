@@ -18,4 +18,7 @@ executor::RunResult run_ranks(const std::filesystem::path& folder,
                               const onnx_io::Manifest& manifest, const executor::Arrays& feeds,
                               const executor::RunOptions& options);
 
+// Prints to stderr what of the environment makes runs slow.
+void print_notices();
+
 }  // namespace autosp::cli

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <thread>
 
 #include "base/error.h"
@@ -24,7 +25,9 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kFooter = R"(
 inputs.npz holds every graph input, whole: each rank takes its slice, as manifest.json says. Results
-are the loss and the gradients, complete on every rank; --output writes rank 0's.
+are the loss and the gradients, complete on every rank; --output writes rank 0's. Of the memory for
+intermediate values, 'planned' is what was set aside, 'measured' what came into use, with the buffers
+of messages; 'resident' is the most that the rank's whole process took, which threads share.
 
 Examples:
   autosp-onnx run out --feed inputs.npz --output results.npz
@@ -71,7 +74,9 @@ executor::RunOptions run_options(const Arguments& arguments) {
   return options;
 }
 
-Json rank_report(const executor::RankResult& rank, const onnx_io::Manifest& manifest) {
+// `resident_peak` is of the rank's process, which threads share.
+Json rank_report(const executor::RankResult& rank, int64_t resident_peak,
+                 const onnx_io::Manifest& manifest) {
   int64_t bytes = 0;
   double waiting = 0;
   for (const executor::CollectiveRecord& record : rank.collectives) {
@@ -84,7 +89,8 @@ Json rank_report(const executor::RankResult& rank, const onnx_io::Manifest& mani
               {"collective_seconds", waiting},
               {"bytes_sent", bytes},
               {"planned_peak_bytes", rank.planned.arena},
-              {"measured_peak_bytes", rank.measured_peak}};
+              {"measured_peak_bytes", rank.measured_peak},
+              {"resident_peak_bytes", resident_peak}};
   for (const onnx_io::ManifestOutput& output : manifest.outputs) {
     const auto found = rank.outputs.find(output.name);
     if (output.role == onnx_io::OutputRole::kLoss && found != rank.outputs.end() &&
@@ -110,20 +116,17 @@ void print_report(const Json& ranks, const Arguments& arguments, const std::stri
     return;
   }
   fmt::print("{} ranks ({})\n", ranks.size(), transport);
-  fmt::print("{:>4} {:>14} {:>9} {:>12} {:>12} {:>12} {:>12}\n", "rank", "loss", "seconds",
-             "collectives", "sent", "planned", "peak");
+  fmt::print("{:>4} {:>14} {:>9} {:>12} {:>12} {:>12} {:>12} {:>12}\n", "rank", "loss", "seconds",
+             "collectives", "sent", "planned", "measured", "resident");
   for (const Json& rank : ranks) {
-    fmt::print("{:>4} {:>14} {:>9.3f} {:>12} {:>12} {:>12} {:>12}\n", rank["rank"].get<int>(),
-               loss_text(rank), rank["seconds"].get<double>(), rank["collectives"].get<int64_t>(),
-               format_bytes(rank["bytes_sent"].get<double>()),
+    fmt::print("{:>4} {:>14} {:>9.3f} {:>12} {:>12} {:>12} {:>12} {:>12}\n",
+               rank["rank"].get<int>(), loss_text(rank), rank["seconds"].get<double>(),
+               rank["collectives"].get<int64_t>(), format_bytes(rank["bytes_sent"].get<double>()),
                format_bytes(rank["planned_peak_bytes"].get<double>()),
-               format_bytes(rank["measured_peak_bytes"].get<double>()));
+               format_bytes(rank["measured_peak_bytes"].get<double>()),
+               format_bytes(rank["resident_peak_bytes"].get<double>()));
   }
   if (!arguments.output.empty()) fmt::print("wrote {}\n", arguments.output.string());
-}
-
-void print_notices() {
-  if (const auto notice = executor::openblas_notice()) fmt::print(stderr, "note: {}\n", *notice);
 }
 
 int run_threads(const Arguments& arguments) {
@@ -136,7 +139,7 @@ int run_threads(const Arguments& arguments) {
   if (!arguments.trace.empty()) executor::write_trace(arguments.trace, result.events);
   Json ranks = Json::array();
   for (const executor::RankResult& rank : result.ranks) {
-    ranks.push_back(rank_report(rank, prepared.manifest));
+    ranks.push_back(rank_report(rank, result.resident_peak, prepared.manifest));
   }
   print_notices();
   print_report(ranks, arguments, "threads");
@@ -158,33 +161,40 @@ executor::TraceEvent to_event(const Json& json) {
           .bytes = json[5]};
 }
 
-// What every rank finds wrong is said once, by rank 0, before any collective runs.
-void agree_to_start(const executor::MpiSession& session, const std::string& problem) {
-  for (const std::string& text : session.gather(problem)) {
-    if (!text.empty()) session.abort(text, kUserError);
+// What ranks find wrong is said once, by rank 0, before any collective runs.
+void agree_to_start(const executor::MpiSession& session, const std::optional<Failure>& problem) {
+  const auto texts = session.gather(problem ? problem->text : "");
+  const auto codes = session.gather(std::to_string(problem ? problem->code : 0));
+  for (size_t k = 0; k < texts.size(); ++k) {
+    if (codes[k] != "0") session.abort(texts[k], std::stoi(codes[k]));
   }
-  if (problem.empty()) return;
+  if (!problem) return;
   std::this_thread::sleep_for(std::chrono::seconds(30));  // rank 0 ends this process
-  std::_Exit(kUserError);
+  std::_Exit(problem->code);
 }
 
-int run_mpi(const Arguments& arguments) {
-  executor::MpiSession session;
+int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   Prepared prepared;
   std::shared_ptr<const ir::Graph> graph;
-  std::string problem;
+  std::optional<Failure> problem;
   try {
+    if (arguments.transport == "threads") {
+      throw Error("mpirun has started {} processes, of which each would run all ranks as threads",
+                  session.size())
+          .help("leave --transport out, or run it without mpirun");
+    }
     prepared = prepare(arguments, session.size());
     graph = load_rank(arguments.folder, prepared.manifest, session.rank());
-  } catch (const Error& error) {
-    problem = error.what();
+  } catch (...) {
+    problem = current_failure();
   }
   agree_to_start(session, problem);
   const executor::RunResult result = executor::run_mpi_rank(
       session, graph, rank_feeds(prepared.manifest, prepared.feeds, session.rank()),
       run_options(arguments));
   const executor::RankResult& own = result.ranks.front();
-  Json message{{"report", rank_report(own, prepared.manifest)}, {"events", Json::array()}};
+  Json message{{"report", rank_report(own, result.resident_peak, prepared.manifest)},
+               {"events", Json::array()}};
   for (const executor::TraceEvent& event : result.events)
     message["events"].push_back(to_json(event));
   const auto messages = session.gather(message.dump());
@@ -201,6 +211,17 @@ int run_mpi(const Arguments& arguments) {
   print_notices();
   print_report(ranks, arguments, "mpi");
   return 0;
+}
+
+// A rank that fails must end the others, which would wait for it.
+int run_mpi(const Arguments& arguments) {
+  executor::MpiSession session;
+  try {
+    return run_rank(session, arguments);
+  } catch (...) {
+    const Failure failure = current_failure();
+    session.abort(failure.text, failure.code);
+  }
 }
 
 // Replaces this process by mpirun, which starts it again once per rank.
@@ -242,11 +263,11 @@ int run_mpi(const Arguments& arguments) {
 }
 
 int run(const Arguments& arguments) {
-  const bool started_by_mpi = executor::under_mpi();
-  const bool mpi = arguments.transport.empty() ? started_by_mpi : arguments.transport == "mpi";
-  if (!mpi) return run_threads(arguments);
-  if (!started_by_mpi) start_mpirun(arguments);
-  return run_mpi(arguments);
+  const int started = executor::mpi_processes();
+  const bool mpi = arguments.transport.empty() ? started > 0 : arguments.transport == "mpi";
+  if (started > 1 || (mpi && started > 0)) return run_mpi(arguments);
+  if (mpi) start_mpirun(arguments);
+  return run_threads(arguments);
 }
 
 }  // namespace
@@ -277,7 +298,7 @@ void add_run(CLI::App& app, Action& action) {
   command
       ->add_option("--timeout", arguments->timeout,
                    "Seconds that a collective waits for other ranks before the run ends")
-      ->check(CLI::PositiveNumber)
+      ->check(seconds())
       ->capture_default_str();
   command
       ->add_option("--threads-per-rank", arguments->threads_per_rank,

@@ -124,8 +124,12 @@ int run(const Arguments& arguments) {
   std::vector<executor::Arrays> ranks;
   for (executor::RankResult& rank : sharded.ranks) ranks.push_back(std::move(rank.outputs));
   const auto tensors = compare_outputs(manifest, whole, ranks, arguments.tolerance);
-  if (tensors.empty()) throw Error("the model and '{}' share no output", arguments.folder.string());
+  if (tensors.empty()) {
+    throw Error("the model and '{}' share no output", arguments.folder.string())
+        .help("shard the model again");
+  }
   const bool equal = std::ranges::all_of(tensors, &TensorComparison::equal);
+  print_notices();
   if (arguments.json) {
     Json report{{"equal", equal},
                 {"loss", loss_of(whole, manifest)},
@@ -168,7 +172,7 @@ void add_validate(CLI::App& app, Action& action) {
       ->check(CLI::NonNegativeNumber)
       ->type_name("ERROR");
   command->add_option("--timeout", arguments->timeout, "Seconds that a collective waits")
-      ->check(CLI::PositiveNumber)
+      ->check(seconds())
       ->capture_default_str();
   command->add_flag("--all", arguments->all, "Lists every tensor, not only the worst");
   command->add_flag("--json", arguments->json, "Prints the report as JSON");

@@ -28,9 +28,8 @@ std::optional<std::string> openblas_notice() {
   const bool wide = name == "SkylakeX" || name == "Cooperlake" || name == "Sapphirerapids";
   if (wide || !__builtin_cpu_supports("avx512f")) return std::nullopt;
   return fmt::format(
-      "note: OPENBLAS_CORETYPE={} makes OpenBLAS use kernels without this machine's AVX-512: "
-      "matrix "
-      "products take about twice as long; unset it",
+      "OPENBLAS_CORETYPE={} makes OpenBLAS use kernels without this machine's AVX-512: "
+      "matrix products take about twice as long; unset it",
       forced);
 #else
   return std::nullopt;

@@ -11,7 +11,6 @@
 
 #include <cstdint>
 #include <exception>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -51,6 +50,9 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
+  // Memory that it holds between collectives, bytes; it only grows.
+  virtual int64_t staging_bytes() const { return 0; }
+
   // y = sum of the members' x; equal shapes. y may be x.
   virtual void all_reduce(const Collective& collective, const ConstBuffer& x, const Buffer& y) = 0;
 
@@ -67,9 +69,6 @@ class Communicator {
   virtual void all_to_all(const Collective& collective, const ConstBuffer& x, const Buffer& y,
                           const std::vector<Box>& send, const std::vector<Box>& receive) = 0;
 };
-
-// The only rank of a world of one.
-std::unique_ptr<Communicator> make_single_rank();
 
 // Thrown in a rank because another one failed; the other's error is the one to report.
 class Interrupted : public std::exception {

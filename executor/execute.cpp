@@ -74,9 +74,12 @@ class Execution {
     result_.planned = program_.memory();
     const auto begin = Clock::now();
     locate_values();
-    schedule_deaths();
-    for (size_t step = 0; step < graph_.nodes().size(); ++step) run_step(step);
+    for (size_t step = 0; step < graph_.nodes().size(); ++step) {
+      if (!program_.is_view(step)) run_kernel(step);
+    }
+    // Neither gives anything back before this point, so these are the most there was.
     result_.arena_touched = arena_.touched_bytes();
+    result_.measured_peak = result_.arena_touched + communicator_.staging_bytes();
     collect_outputs();
     result_.seconds = seconds_since(begin);
     return std::move(result_);
@@ -107,22 +110,6 @@ class Execution {
 
   std::byte* arena_address(int buffer) const {
     return arena_.at(program_.buffers()[static_cast<size_t>(buffer)].offset);
-  }
-
-  void schedule_deaths() {
-    births_.resize(graph_.nodes().size() + 1);
-    deaths_.resize(graph_.nodes().size() + 1);
-    for (const ArenaBuffer& buffer : program_.buffers()) {
-      births_[static_cast<size_t>(buffer.first)] += buffer.size;
-      deaths_[static_cast<size_t>(buffer.last)] += buffer.size;
-    }
-  }
-
-  void run_step(size_t step) {
-    live_ += births_[step];
-    result_.measured_peak = std::max(result_.measured_peak, live_);
-    if (!program_.is_view(step)) run_kernel(step);
-    live_ -= deaths_[step];
   }
 
   void run_kernel(size_t step) {
@@ -213,10 +200,7 @@ class Execution {
   const ExecuteOptions& options_;
   Arena arena_;
   MappedFiles files_;
-  std::vector<const void*> addresses_;  // per value
-  std::vector<int64_t> births_;         // bytes that become live at each step
-  std::vector<int64_t> deaths_;         // bytes that are live there for the last time
-  int64_t live_ = 0;
+  std::vector<const void*> addresses_;        // per value
   std::vector<reference::Operand> operands_;  // of the step that runs
   std::vector<reference::Result> results_;
   RankResult result_;

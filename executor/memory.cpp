@@ -83,9 +83,10 @@ const std::byte* MappedFiles::data(const ir::Value& value) {
   const Mapping& file = mapping(value);
   const int64_t offset = value.external.offset;
   const int64_t bytes = value.type.num_bytes();
-  if (offset < 0 || offset + bytes > static_cast<int64_t>(file.size)) {
-    throw Error("initializer \"{}\" needs bytes {} to {} of {}, which has {}", value.name, offset,
-                offset + bytes, (folder_ / value.external.location).string(), file.size)
+  const auto size = static_cast<int64_t>(file.size);
+  if (offset < 0 || offset > size || bytes > size - offset) {
+    throw Error("initializer \"{}\" needs {} bytes from byte {} of {}, which has {}", value.name,
+                bytes, offset, (folder_ / value.external.location).string(), file.size)
         .help("the file is truncated or belongs to another model");
   }
   const std::byte* at = file.base + offset;

@@ -1,14 +1,16 @@
 #include "executor/npz.h"
 
-#include <unistd.h>
 #include <zip.h>
 
+#include <cerrno>
 #include <charconv>
 #include <cstring>
 #include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
+
+#include "executor/part_file.h"
 
 namespace autosp::executor {
 
@@ -184,7 +186,13 @@ Arrays read_npz(const std::filesystem::path& path) {
   Arrays arrays;
   const zip_int64_t count = zip_get_num_entries(archive.get(), 0);
   for (zip_uint64_t k = 0; k < static_cast<zip_uint64_t>(count); ++k) {
-    std::string name = zip_get_name(archive.get(), k, 0);
+    const char* given = zip_get_name(archive.get(), k, 0);
+    if (given == nullptr) {
+      throw Error("{}: the name of entry {} cannot be read: {}", path.string(), k,
+                  zip_strerror(archive.get()))
+          .help("write the file again, as numpy.savez does");
+    }
+    std::string name = given;
     if (name.ends_with(".npy")) name.resize(name.size() - 4);
     const std::string what = fmt::format("{}: array \"{}\"", path.string(), name);
     arrays[name] = parse_npy(read_member(archive.get(), k, what), what);
@@ -193,9 +201,8 @@ Arrays read_npz(const std::filesystem::path& path) {
 }
 
 void write_npz(const std::filesystem::path& path, const Arrays& arrays, bool deflate) {
-  const std::filesystem::path part = fmt::format("{}.{}.part", path.string(), ::getpid());
-  std::filesystem::remove(part);
-  Archive archive = open_archive(part, ZIP_CREATE | ZIP_TRUNCATE);
+  PartFile part(path);
+  Archive archive = open_archive(part.path(), ZIP_CREATE | ZIP_TRUNCATE);
   std::vector<std::string> encoded;  // lives until the archive is closed
   encoded.reserve(arrays.size());
   for (const auto& [name, tensor] : arrays) {
@@ -205,25 +212,23 @@ void write_npz(const std::filesystem::path& path, const Arrays& arrays, bool def
         zip_file_add(archive.get(), (name + ".npy").c_str(), source, ZIP_FL_ENC_UTF_8);
     if (index < 0) {
       zip_source_free(source);
-      throw Error("{}: {}", path.string(), zip_strerror(archive.get()));
+      part.refuse(zip_strerror(archive.get()));
     }
     const auto at = static_cast<zip_uint64_t>(index);
     zip_set_file_compression(archive.get(), at, deflate ? ZIP_CM_DEFLATE : ZIP_CM_STORE, 0);
     zip_file_set_dostime(archive.get(), at, 0, 0x21, 0);  // 1980-01-01
   }
-  if (zip_close(archive.get()) != 0) {
-    throw Error("{}: {}", path.string(), zip_strerror(archive.get()));
-  }
+  if (zip_close(archive.get()) != 0) part.refuse(zip_strerror(archive.get()));
   static_cast<void>(archive.release());  // closing has freed it
   // libzip writes no file for an archive without members: the smallest valid one is its end record.
   if (arrays.empty()) {
-    std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen(part.c_str(), "wb"), std::fclose);
+    std::unique_ptr<FILE, int (*)(FILE*)> file(std::fopen(part.path().c_str(), "wb"), std::fclose);
     constexpr char kEnd[22] = {'P', 'K', 5, 6};
     if (!file || std::fwrite(kEnd, sizeof(kEnd), 1, file.get()) != 1) {
-      throw Error("{}: cannot be written", path.string());
+      part.refuse(std::strerror(errno));
     }
   }
-  std::filesystem::rename(part, path);
+  part.commit();
 }
 
 }  // namespace autosp::executor

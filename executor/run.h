@@ -38,9 +38,9 @@ struct RankResult {
   int rank = 0;
   Arrays outputs;  // by graph output name
   MemoryPlan planned;
-  int64_t measured_peak = 0;                  // bytes: the most that was live in the arena
-  int64_t arena_touched = 0;                  // bytes of the arena that became resident
-  double seconds = 0;                         // of the run, without compiling
+  int64_t arena_touched = 0;  // bytes: pages of the arena that became resident
+  int64_t measured_peak = 0;  // bytes: those, and what the transport held for itself
+  double seconds = 0;         // of the run, without compiling
   std::vector<CollectiveRecord> collectives;  // in order of execution
 };
 
@@ -80,11 +80,11 @@ class MpiSession {
   std::unique_ptr<State> state_;
 };
 
-// True in a process that mpirun has started.
-bool under_mpi();
+// How many processes mpirun has started as this run; 0 in one that it has not started.
+int mpi_processes();
 
-// Runs this process's rank graph. A failure of this rank, or of the others, ends all of them: the
-// message is printed once and the process exits with code 2.
+// Runs this process's rank graph. Throws this rank's Error; the caller must then abort the session,
+// as the other ranks may wait for this one.
 RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> graph,
                        const Arrays& feeds, const RunOptions& options = {});
 

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <mpi.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <numeric>
 
@@ -19,8 +20,11 @@ struct MpiSession::State {
   std::unique_ptr<Communicator> communicator;
 };
 
-bool under_mpi() {
-  return std::getenv("OMPI_COMM_WORLD_SIZE") != nullptr || std::getenv("PMI_SIZE") != nullptr;
+int mpi_processes() {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}) {
+    if (const char* size = std::getenv(name)) return std::max(1, std::atoi(size));
+  }
+  return 0;
 }
 
 MpiSession::MpiSession() : state_(std::make_unique<State>()) {
@@ -77,14 +81,10 @@ RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> gra
   set_blas_threads(options.threads_per_rank > 0 ? options.threads_per_rank
                                                 : default_blas_threads(session.local_ranks()));
   RunResult result;
-  try {
-    const Program program = compile(std::move(graph), options.compile);
-    result.ranks.push_back(
-        execute(program, feeds, session.communicator(options.timeout),
-                {options.data_folder, options.trace ? &result.events : nullptr, Clock::now()}));
-  } catch (const std::exception& error) {
-    session.abort(error.what(), 2);
-  }
+  const Program program = compile(std::move(graph), options.compile);
+  result.ranks.push_back(
+      execute(program, feeds, session.communicator(options.timeout),
+              {options.data_folder, options.trace ? &result.events : nullptr, Clock::now()}));
   result.resident_peak = resident_peak();
   return result;
 }

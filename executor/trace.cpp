@@ -1,12 +1,13 @@
 #include "executor/trace.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 
-#include "base/error.h"
+#include "executor/part_file.h"
 
 namespace autosp::executor {
 
@@ -30,9 +31,9 @@ std::string json_string(std::string_view text) {
 }  // namespace
 
 void write_trace(const std::filesystem::path& path, const std::vector<TraceEvent>& events) {
-  const std::filesystem::path part = fmt::format("{}.{}.part", path.string(), ::getpid());
+  PartFile part(path);
   {
-    std::ofstream file(part);
+    std::ofstream file(part.path());
     file << "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n";
     int ranks = 0;
     for (const TraceEvent& event : events) ranks = std::max(ranks, event.rank + 1);
@@ -52,9 +53,10 @@ void write_trace(const std::filesystem::path& path, const std::vector<TraceEvent
           k + 1 < events.size() ? "," : "");
     }
     file << "]}\n";
-    if (!file) throw Error("{}: cannot be written", path.string());
+    file.flush();
+    if (!file) part.refuse(std::strerror(errno));
   }
-  std::filesystem::rename(part, path);
+  part.commit();
 }
 
 }  // namespace autosp::executor

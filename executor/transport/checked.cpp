@@ -120,30 +120,4 @@ void CheckedCommunicator::all_to_all(const Collective& collective, const ConstBu
   exchange(collective, x, y, send, receive);
 }
 
-namespace {
-
-class SingleRank final : public CheckedCommunicator {
- public:
-  int rank() const override { return 0; }
-  int size() const override { return 1; }
-
- private:
-  void exchange(const Collective& collective, const ConstBuffer& x, const Buffer& y,
-                const std::vector<Box>& send, const std::vector<Box>& receive) override {
-    copy_box(ir::element_size(collective.dtype), x, send[0], y, receive[0]);
-  }
-  void reduce_boxes(const Collective& collective, const ConstBuffer& x, const Buffer& y,
-                    const std::vector<Box>& parts) override {
-    pack_box(ir::element_size(collective.dtype), x, parts[0], static_cast<std::byte*>(y.data));
-  }
-  void reduce_all(const Collective& collective, const std::byte* x, std::byte* y,
-                  int64_t count) override {
-    std::memcpy(y, x, static_cast<size_t>(count) * ir::element_size(collective.dtype));
-  }
-};
-
-}  // namespace
-
-std::unique_ptr<Communicator> make_single_rank() { return std::make_unique<SingleRank>(); }
-
 }  // namespace autosp::executor

@@ -125,6 +125,9 @@ class MpiCommunicator final : public CheckedCommunicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  int64_t staging_bytes() const override {
+    return static_cast<int64_t>(send_staging_.capacity() + receive_staging_.capacity());
+  }
 
  private:
   void exchange(const Collective& collective, const ConstBuffer& x, const Buffer& y,

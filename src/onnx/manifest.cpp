@@ -204,7 +204,7 @@ class Reader {
     if (slice.begin.size() != shape.size() || slice.extent.size() != shape.size()) return false;
     for (size_t k = 0; k < shape.size(); ++k) {
       if (slice.begin[k] < 0 || slice.extent[k] < 0) return false;
-      if (slice.begin[k] + slice.extent[k] > shape[k]) return false;
+      if (slice.begin[k] > shape[k] - slice.extent[k]) return false;
     }
     return true;
   }

@@ -46,7 +46,7 @@ def test_run_equals_stock_onnxruntime(autosp_onnx, four_ranks, tmp_path):
 
 
 def test_transports_give_the_same_bits(autosp_onnx, four_ranks, tmp_path):
-    outputs = {}
+    outputs, measured = {}, {}
     for transport in ("threads", "mpi"):
         path = tmp_path / f"{transport}.npz"
         run = autosp_onnx("run", four_ranks, "--transport", transport, "--feed", FEED, "--output", path, "--json")
@@ -56,8 +56,12 @@ def test_transports_give_the_same_bits(autosp_onnx, four_ranks, tmp_path):
         assert [rank["rank"] for rank in report["ranks"]] == [0, 1, 2, 3]
         assert len({rank["loss"] for rank in report["ranks"]}) == 1
         for rank in report["ranks"]:
-            assert 0 < rank["measured_peak_bytes"] <= rank["planned_peak_bytes"]
+            assert 0 < rank["measured_peak_bytes"] < rank["resident_peak_bytes"]
+        measured[transport] = report["ranks"][0]["measured_peak_bytes"]
         outputs[transport] = path.read_bytes()
+    # Pages are used as a whole; messages between processes take memory besides.
+    assert measured["threads"] <= report["ranks"][0]["planned_peak_bytes"] + 4096
+    assert measured["mpi"] > measured["threads"]
     assert outputs["threads"] == outputs["mpi"]
 
 
@@ -65,8 +69,9 @@ def test_ranks_may_be_started_by_mpirun(request, four_ranks):
     binary = pathlib.Path(request.config.getoption("--autosp-onnx")).resolve()
     environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
-    def mpirun(ranks):
+    def mpirun(ranks, *options):
         command = ["mpirun", "--oversubscribe", "-np", str(ranks), binary, "run", four_ranks, "--feed", FEED]
+        command += options
         return subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL
         )
@@ -77,6 +82,36 @@ def test_ranks_may_be_started_by_mpirun(request, four_ranks):
     wrong = mpirun(3)
     assert wrong.returncode == 2
     assert wrong.stderr.count("is sharded over 4 ranks, but 3 are to run") == 1
+    threads = mpirun(4, "--transport", "threads")
+    assert threads.returncode == 2 and threads.stdout == ""
+    assert threads.stderr.count("mpirun has started 4 processes") == 1
+
+
+def test_a_rank_that_cannot_start_ends_all(autosp_onnx, tmp_path):
+    out = shard(autosp_onnx, tmp_path / "out", "--sp", 2)
+    (out / "rank_1.onnx").unlink()
+    (out / "rank_1.onnx").symlink_to("rank_1.onnx")  # a failure that is the file system's, of one rank
+    result = autosp_onnx("run", out, "--transport", "mpi", "--feed", FEED, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr.count("symbolic links") == 1 and "\nhelp: " in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--output", "--trace"])
+@pytest.mark.parametrize("transport", ["threads", "mpi"])
+def test_results_that_cannot_be_written(autosp_onnx, four_ranks, tmp_path, transport, option):
+    target = tmp_path / "none" / "there"
+    result = autosp_onnx("run", four_ranks, "--transport", transport, "--feed", FEED, option, target, timeout=60)
+    assert result.returncode == 2
+    assert f"'{target}' cannot be written" in result.stderr and "\nhelp: " in result.stderr
+
+
+def test_slow_kernels_are_noted_once(autosp_onnx, four_ranks, monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    expected = int("avx512f" in pathlib.Path("/proc/cpuinfo").read_text())
+    for arguments in (["run", four_ranks, "--feed", FEED], ["validate", LLAMA, four_ranks]):
+        result = autosp_onnx(*arguments)
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.count("note: ") == expected == result.stderr.count("OPENBLAS_CORETYPE")
 
 
 def test_trace_has_every_rank_and_collective(autosp_onnx, four_ranks, tmp_path):
@@ -301,6 +336,11 @@ BAD_CALLS = {
     "unknown pass": (["inspect", LLAMA, "--print-after", "fold_constant"], "did you mean 'fold_constants'?"),
     "unknown command": (["shart", LLAMA], "did you mean 'shard'?"),
     "unknown value": (["explain", LLAMA, "nothing_like_it"], "has no value 'nothing_like_it'"),
+    "endless time-out": (["run", GRAPHS, "--feed", FEED, "--timeout", "1e30"], "at most 1000000"),
+    "time-out of no number": (["validate", LLAMA, GRAPHS, "--timeout", "nan"], "at most 1000000"),
+    "mesh without size": (["shard", LLAMA, "--sp-mesh", "u", "-o", "out"], "--sp-mesh takes NAME=VALUE"),
+    "folder is a file": (["shard", LLAMA, "-o", __file__], "is a file"),
+    "folder in a file": (["shard", LLAMA, "-o", f"{__file__}/out"], "Not a directory"),
     "no manifest": (["run", GRAPHS, "--feed", FEED], "there is no manifest.json"),
     "foreign folder": (["shard", LLAMA, "-o", pathlib.Path(__file__).parent], "is not a sharded model"),
 }
@@ -314,6 +354,7 @@ def test_bad_calls_say_what_to_do(autosp_onnx, tmp_path, monkeypatch, name):
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert expected in result.stderr
+    assert "\nhelp: " in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,6 +7,8 @@
 
 #include <fstream>
 
+#include "executor/trace.h"
+
 namespace autosp::executor {
 namespace {
 
@@ -90,6 +92,18 @@ std::string error_of(const std::string& header, const std::string& data) {
     return "no error";
   } catch (const Error& error) {
     return error.what();
+  }
+}
+
+// A folder cannot be replaced by a file: both fail at their last step.
+TEST_F(NpzTest, FailedWritesLeaveNothingBehind) {
+  const std::filesystem::path taken = folder_ / "taken";
+  std::filesystem::create_directories(taken / "inside");
+  EXPECT_THROW(write_npz(taken, {}), Error);
+  EXPECT_THROW(write_npz(taken, one_of_each_type()), Error);
+  EXPECT_THROW(write_trace(taken, {}), Error);
+  for (const auto& entry : std::filesystem::directory_iterator(folder_)) {
+    EXPECT_EQ(entry.path(), taken);
   }
 }
 
