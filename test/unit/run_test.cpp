@@ -77,7 +77,8 @@ TEST_F(RunFiles, ExternalDataThatIsMissingOrTruncatedIsNamed) {
   };
   EXPECT_THAT(error_of(0), testing::AllOf(HasSubstr("\"weight\""), HasSubstr("weights.bin")));
   write_weights("", {1, 2, 3, 4});
-  EXPECT_THAT(error_of(4), testing::AllOf(HasSubstr("needs 16 bytes from byte 4"), HasSubstr("which has 16")));
+  EXPECT_THAT(error_of(4),
+              testing::AllOf(HasSubstr("needs 16 bytes from byte 4"), HasSubstr("which has 16")));
 }
 
 TEST_F(RunFiles, ATraceIsJsonWithOneTrackPerRank) {
