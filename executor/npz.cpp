@@ -40,10 +40,20 @@ std::optional<std::string_view> field(std::string_view header, std::string_view 
   return begin == std::string_view::npos ? std::nullopt : std::optional(header.substr(begin));
 }
 
+Error damaged_header(const std::string& what, std::string_view reason) {
+  return Error("{}: not a NumPy array, or damaged: {}", what, reason)
+      .note(
+          "an array begins with \"\\x93NUMPY\", a version, and a dictionary of descr, "
+          "fortran_order and shape")
+      .help("write it again with numpy.save or numpy.savez");
+}
+
 ir::DataType parse_description(std::string_view text, const std::string& what) {
   const size_t end = text.size() < 2 ? std::string_view::npos : text.find(text[0], 1);
   if (end == std::string_view::npos || (text[0] != '\'' && text[0] != '"')) {
-    throw Error("{}: an array of records", what).help("save one plain array per name");
+    throw Error("{}: an array of records", what)
+        .note(fmt::format("its header says: 'descr': {}", text.substr(0, 60)))
+        .help("save one plain array per name");
   }
   std::string_view name = text.substr(1, end - 1);
   const char order = name.empty() ? '?' : name[0];
@@ -52,6 +62,7 @@ ir::DataType parse_description(std::string_view text, const std::string& what) {
     if (row.text == name) return row.dtype;
   }
   throw Error("{}: element type \"{}\" is not supported", what, text.substr(1, end - 1))
+      .note("a NumPy type string: byte order, kind, bytes per element")
       .help("save it as float32, float64, float16, bool, or a little-endian integer");
 }
 
@@ -59,7 +70,7 @@ ir::Shape parse_shape(std::string_view text, const std::string& what) {
   ir::Shape shape;
   const size_t end = text.find(')');
   if (text.empty() || text[0] != '(' || end == std::string_view::npos) {
-    throw Error("{}: its header has no shape", what);
+    throw damaged_header(what, "it has no shape");
   }
   text = text.substr(1, end - 1);
   while (true) {
@@ -68,7 +79,7 @@ ir::Shape parse_shape(std::string_view text, const std::string& what) {
     text.remove_prefix(begin);
     int64_t extent = 0;
     const auto parsed = std::from_chars(text.data(), text.data() + text.size(), extent);
-    if (parsed.ec != std::errc()) throw Error("{}: its shape is out of range", what);
+    if (parsed.ec != std::errc()) throw damaged_header(what, "its shape is out of range");
     shape.push_back(extent);
     text.remove_prefix(static_cast<size_t>(parsed.ptr - text.data()));
   }
@@ -79,7 +90,11 @@ std::string header_text(const ir::Tensor& tensor) {
   for (const DescriptionRow& row : kDescriptions) {
     if (row.dtype == tensor.dtype()) description = row.text;
   }
-  if (description.empty()) throw Error("{} cannot be written as npy", ir::name_of(tensor.dtype()));
+  if (description.empty()) {
+    throw Error("{} cannot be written as npy", ir::name_of(tensor.dtype()))
+        .note("NumPy has no such element type")
+        .help("cast the output to a floating-point, integer or boolean type in the model");
+  }
   const bool one_byte = ir::element_size(tensor.dtype()) == 1;
   std::string shape;
   for (int64_t extent : tensor.shape()) shape += fmt::format("{}, ", extent);
@@ -91,21 +106,31 @@ std::string header_text(const ir::Tensor& tensor) {
 
 ir::Tensor parse_npy(std::span<const std::byte> bytes, const std::string& what) {
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  if (!text.starts_with(kMagic) || text.size() < 10) throw Error("{}: not a NumPy array", what);
+  if (!text.starts_with(kMagic) || text.size() < 10) {
+    throw damaged_header(what, "it does not begin as one");
+  }
   const int version = text[6];
   const size_t prefix = version == 1 ? 10 : 12;
   uint32_t header_size = 0;
-  if (text.size() < prefix) throw Error("{}: truncated", what);
+  if (text.size() < prefix) {
+    throw damaged_header(what, "it ends within its header");
+  }
   std::memcpy(&header_size, text.data() + 8, version == 1 ? 2 : 4);
-  if (text.size() - prefix < header_size) throw Error("{}: truncated", what);
+  if (text.size() - prefix < header_size) {
+    throw damaged_header(what, "it ends within its header");
+  }
   const std::string_view header = text.substr(prefix, header_size);
 
   const auto description = field(header, "descr");
   const auto order = field(header, "fortran_order");
   const auto shape = field(header, "shape");
-  if (!description || !order || !shape) throw Error("{}: its header is damaged", what);
+  if (!description || !order || !shape) {
+    throw damaged_header(what, "descr, fortran_order or shape is missing");
+  }
   if (order->starts_with("True")) {
-    throw Error("{}: stored in Fortran order", what).help("save numpy.ascontiguousarray(array)");
+    throw Error("{}: stored in Fortran order", what)
+        .note("its first index varies fastest in the file")
+        .help("save numpy.ascontiguousarray(array)");
   }
   ir::Type type{parse_description(*description, what), parse_shape(*shape, what)};
   // Guard the product before anything is allocated.
@@ -117,7 +142,9 @@ ir::Tensor parse_npy(std::span<const std::byte> bytes, const std::string& what) 
   const size_t have = text.size() - prefix - header_size;
   if (wanted != static_cast<double>(have)) {
     throw Error("{}: {} needs {:.0f} bytes, the file has {}", what, ir::to_string(type), wanted,
-                have);
+                have)
+        .note("the array's header and its data disagree, so it is truncated or damaged")
+        .help("write it again with numpy.save or numpy.savez");
   }
   return ir::Tensor(std::move(type), bytes.subspan(prefix + header_size));
 }
@@ -154,27 +181,53 @@ Archive open_archive(const std::filesystem::path& path, int flags) {
     const std::string reason = zip_error_strerror(&error);
     zip_error_fini(&error);
     throw Error("{}: {}", path.string(), reason)
+        .note("it is read and written as a zip archive of arrays")
         .help("feeds and outputs are .npz files, as numpy.savez writes them");
   }
   return archive;
 }
 
-std::vector<std::byte> read_member(zip_t* archive, zip_uint64_t index, const std::string& what) {
+// Deflate shrinks by at most 1032, so an entry that claims more than this many times the file's
+// size is damaged; memory is taken only for what can be true.
+constexpr zip_uint64_t kMostExpansion = 1100;
+
+std::vector<std::byte> read_member(zip_t* archive, zip_uint64_t index, zip_uint64_t file_size,
+                                   const std::string& what) {
+  const auto damaged = [&](const std::string& reason) {
+    return Error("{}: truncated or damaged ({})", what, reason)
+        .note("every array in an .npz file carries a checksum of its bytes")
+        .help("copy or write the file again, as numpy.savez does");
+  };
   zip_stat_t status;
   zip_stat_init(&status);
   if (zip_stat_index(archive, index, 0, &status) != 0 || (status.valid & ZIP_STAT_SIZE) == 0) {
-    throw Error("{}: {}", what, zip_strerror(archive));
+    throw damaged(zip_strerror(archive));
   }
-  const std::unique_ptr<zip_file_t, int (*)(zip_file_t*)> file(zip_fopen_index(archive, index, 0),
-                                                               zip_fclose);
-  if (!file) throw Error("{}: {}", what, zip_strerror(archive));
+  if (status.size / kMostExpansion > file_size) {
+    throw damaged(fmt::format("it claims {} bytes in a file of {}", status.size, file_size));
+  }
+  std::unique_ptr<zip_file_t, int (*)(zip_file_t*)> file(zip_fopen_index(archive, index, 0),
+                                                         zip_fclose);
+  if (!file) throw damaged(zip_strerror(archive));
   std::vector<std::byte> bytes(status.size);
   size_t done = 0;
   while (done < bytes.size()) {
     const zip_int64_t count = zip_fread(file.get(), bytes.data() + done, bytes.size() - done);
-    if (count <= 0)
-      throw Error("{}: truncated or damaged ({})", what, zip_file_strerror(file.get()));
+    if (count < 0) throw damaged(zip_file_strerror(file.get()));
+    if (count == 0) throw damaged(fmt::format("{} bytes of {}", done, bytes.size()));
     done += static_cast<size_t>(count);
+  }
+  // libzip compares the checksum when it meets the entry's end, which takes one read more.
+  std::byte beyond;
+  const zip_int64_t count = zip_fread(file.get(), &beyond, 1);
+  if (count < 0) throw damaged(zip_file_strerror(file.get()));
+  if (count > 0) throw damaged(fmt::format("it has more than its {} bytes", bytes.size()));
+  if (const int code = zip_fclose(file.release()); code != 0) {
+    zip_error_t error;
+    zip_error_init_with_code(&error, code);
+    const std::string reason = zip_error_strerror(&error);
+    zip_error_fini(&error);
+    throw damaged(reason);
   }
   return bytes;
 }
@@ -183,6 +236,8 @@ std::vector<std::byte> read_member(zip_t* archive, zip_uint64_t index, const std
 
 Arrays read_npz(const std::filesystem::path& path) {
   const Archive archive = open_archive(path, ZIP_RDONLY);
+  std::error_code ignored;
+  const auto file_size = static_cast<zip_uint64_t>(std::filesystem::file_size(path, ignored));
   Arrays arrays;
   const zip_int64_t count = zip_get_num_entries(archive.get(), 0);
   for (zip_uint64_t k = 0; k < static_cast<zip_uint64_t>(count); ++k) {
@@ -190,12 +245,13 @@ Arrays read_npz(const std::filesystem::path& path) {
     if (given == nullptr) {
       throw Error("{}: the name of entry {} cannot be read: {}", path.string(), k,
                   zip_strerror(archive.get()))
+          .note("the archive's directory is damaged")
           .help("write the file again, as numpy.savez does");
     }
     std::string name = given;
     if (name.ends_with(".npy")) name.resize(name.size() - 4);
     const std::string what = fmt::format("{}: array \"{}\"", path.string(), name);
-    arrays[name] = parse_npy(read_member(archive.get(), k, what), what);
+    arrays[name] = parse_npy(read_member(archive.get(), k, file_size, what), what);
   }
   return arrays;
 }
