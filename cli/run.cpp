@@ -44,6 +44,7 @@ struct Arguments {
   std::filesystem::path trace;
   double timeout = 60;
   int threads_per_rank = 0;
+  int repeat = 1;
   bool json = false;
 };
 
@@ -70,6 +71,7 @@ executor::RunOptions run_options(const Arguments& arguments) {
   options.data_folder = arguments.folder;
   options.timeout = arguments.timeout;
   options.threads_per_rank = arguments.threads_per_rank;
+  options.repeat = arguments.repeat;
   options.trace = !arguments.trace.empty();
   return options;
 }
@@ -243,7 +245,9 @@ int run_mpi(const Arguments& arguments) {
                                     "--timeout",
                                     fmt::format("{}", arguments.timeout),
                                     "--threads-per-rank",
-                                    std::to_string(arguments.threads_per_rank)};
+                                    std::to_string(arguments.threads_per_rank),
+                                    "--repeat",
+                                    std::to_string(arguments.repeat)};
   const auto pass_on = [&](const char* option, const std::filesystem::path& path) {
     if (path.empty()) return;
     words.insert(words.end(), {option, path.string()});
@@ -304,6 +308,12 @@ void add_run(CLI::App& app, Action& action) {
       ->add_option("--threads-per-rank", arguments->threads_per_rank,
                    "Threads of a rank's matrix products; 0: the cores divided by the ranks")
       ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--repeat", arguments->repeat,
+                   "Runs the step this often and reports the median time")
+      ->check(at_least_one())
+      ->type_name("N")
       ->capture_default_str();
   command->add_flag("--json", arguments->json, "Prints the report as JSON");
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });

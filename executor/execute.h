@@ -14,6 +14,7 @@ struct ExecuteOptions {
   std::filesystem::path data_folder;
   std::vector<TraceEvent>* events = nullptr;  // null: no trace
   Clock::time_point epoch = Clock::now();     // time zero of the trace
+  int repeat = 1;                             // steps to run
 };
 
 // Throws Error when a feed is missing or of another type than its graph input, and what kernels

@@ -26,8 +26,9 @@ RunResult run_in_threads(const std::vector<std::shared_ptr<const ir::Graph>>& gr
   const auto run_rank = [&](size_t k) {
     const int rank = static_cast<int>(k);
     try {
-      result.ranks[k] = execute(programs[k], feeds[k], world.rank(rank),
-                                {options.data_folder, options.trace ? &events[k] : nullptr, epoch});
+      result.ranks[k] = execute(
+          programs[k], feeds[k], world.rank(rank),
+          {options.data_folder, options.trace ? &events[k] : nullptr, epoch, options.repeat});
       world.finish(rank);
     } catch (const Interrupted&) {
       world.finish(rank);

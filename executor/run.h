@@ -21,6 +21,8 @@ struct RunOptions {
   // Threads of OpenBLAS per rank; 0: cores divided by the ranks on this machine, at least 1.
   int threads_per_rank = 0;
   bool trace = false;
+  // Runs the same step this often; RankResult::seconds is the median.
+  int repeat = 1;
   CompileOptions compile;
 };
 
@@ -40,8 +42,8 @@ struct RankResult {
   MemoryPlan planned;
   int64_t arena_touched = 0;  // bytes: pages of the arena that became resident
   int64_t measured_peak = 0;  // bytes: those, and what the transport held for itself
-  double seconds = 0;         // of the run, without compiling
-  std::vector<CollectiveRecord> collectives;  // in order of execution
+  double seconds = 0;         // of a step: its kernels and collectives
+  std::vector<CollectiveRecord> collectives;  // of the last step, in order of execution
 };
 
 struct RunResult {

@@ -82,9 +82,9 @@ RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> gra
                                                 : default_blas_threads(session.local_ranks()));
   RunResult result;
   const Program program = compile(std::move(graph), options.compile);
-  result.ranks.push_back(
-      execute(program, feeds, session.communicator(options.timeout),
-              {options.data_folder, options.trace ? &result.events : nullptr, Clock::now()}));
+  result.ranks.push_back(execute(program, feeds, session.communicator(options.timeout),
+                                 {options.data_folder, options.trace ? &result.events : nullptr,
+                                  Clock::now(), options.repeat}));
   result.resident_peak = resident_peak();
   return result;
 }
