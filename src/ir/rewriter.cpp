@@ -95,7 +95,7 @@ Graph with_interface(const Graph& graph, const std::vector<Output>& outputs,
   std::vector<bool> live_node(graph.nodes().size(), false);
   for (size_t n = graph.nodes().size(); n-- > 0;) {
     const Node& node = graph.nodes()[n];
-    live_node[n] = node.domain == kAutospDomain;
+    live_node[n] = node.domain == kAutospDomain && node.attributes.has("group");
     for (ValueId output : node.outputs) {
       if (output && live[output.index()]) live_node[n] = true;
     }

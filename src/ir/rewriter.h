@@ -47,8 +47,8 @@ class Rewriter {
 // Applies `rewrite` to every node; a node for which it returns false is copied.
 Graph rewrite_nodes(const Graph& graph, const std::function<bool(Rewriter&, const Node&)>& rewrite);
 
-// The graph without nodes and constants that no output needs. Inputs stay, and so do operators of
-// this project's domain: a rank that has no use for a collective's result still takes part in it.
+// The graph without nodes and constants that no output needs. Inputs stay, and so do collectives: a
+// rank that has no use for a collective's result still takes part in it.
 Graph without_dead_nodes(const Graph& graph);
 
 // The graph with other outputs (values of `graph`) and without the named inputs, which nothing may

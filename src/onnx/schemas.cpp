@@ -1,4 +1,4 @@
-// The `autosp` domain's operators (docs/collectives.md) as libonnx schemas, so that its checker and
+// The `autosp` domain's operators (docs/collectives.md, docs/attention.md) as libonnx schemas, so that its checker and
 // its shape inference accept rank graphs in this process.
 #include <onnx/defs/schema.h>
 #include <onnx/defs/shape_inference.h>
@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "ir/graph.h"
+#include "onnx/attention_schemas.h"
 #include "onnx/operation.h"
 
 namespace autosp::onnx_io {
@@ -160,6 +161,7 @@ void register_all() {
     exchange.Attr(name, "of the box for each member", onnx::AttributeProto::INTS, true);
   }
   onnx::RegisterSchema(std::move(exchange.TypeAndShapeInferenceFunction(infer_all_to_all)));
+  register_attention_schemas();
 }
 
 }  // namespace

@@ -75,5 +75,6 @@ std::span<const KernelRow> indexing_kernels();
 std::span<const KernelRow> normalization_kernels();
 std::span<const KernelRow> generator_kernels();
 std::span<const KernelRow> loss_kernels();
+std::span<const KernelRow> attention_kernels();  // of this project's domain
 
 }  // namespace autosp::reference

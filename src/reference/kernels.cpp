@@ -11,29 +11,37 @@ namespace {
 
 using Table = std::unordered_map<std::string_view, Kernel>;
 
-const Table& standard_table() {
-  static const Table table = [] {
-    Table result;
-    for (const auto rows :
-         {unary_kernels(), binary_kernels(), select_kernels(), reduce_kernels(), ordering_kernels(),
-          matmul_kernels(), convolution_kernels(), transposed_convolution_kernels(),
-          movement_kernels(), indexing_kernels(), normalization_kernels(), generator_kernels(),
-          loss_kernels()}) {
-      for (const KernelRow& row : rows) {
-        AUTOSP_CHECK(result.emplace(row.op, row.kernel).second, "two kernels for {}", row.op);
-      }
+Table make_table(std::initializer_list<std::span<const KernelRow>> parts) {
+  Table result;
+  for (const auto rows : parts) {
+    for (const KernelRow& row : rows) {
+      AUTOSP_CHECK(result.emplace(row.op, row.kernel).second, "two kernels for {}", row.op);
     }
-    return result;
-  }();
+  }
+  return result;
+}
+
+const Table& standard_table() {
+  static const Table table =
+      make_table({unary_kernels(), binary_kernels(), select_kernels(), reduce_kernels(),
+                  ordering_kernels(), matmul_kernels(), convolution_kernels(),
+                  transposed_convolution_kernels(), movement_kernels(), indexing_kernels(),
+                  normalization_kernels(), generator_kernels(), loss_kernels()});
+  return table;
+}
+
+const Table& own_table() {
+  static const Table table = make_table({attention_kernels()});
   return table;
 }
 
 }  // namespace
 
 Kernel find_kernel(std::string_view domain, std::string_view op) {
-  if (!domain.empty()) return nullptr;
-  const auto found = standard_table().find(op);
-  return found == standard_table().end() ? nullptr : found->second;
+  if (!domain.empty() && domain != ir::kAutospDomain) return nullptr;
+  const Table& table = domain.empty() ? standard_table() : own_table();
+  const auto found = table.find(op);
+  return found == table.end() ? nullptr : found->second;
 }
 
 std::vector<std::string> operators_with_kernels() {

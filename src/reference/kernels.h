@@ -39,7 +39,7 @@ using Kernel = void (*)(const Call&);
 // The kernel of an operator, or null when there is none.
 Kernel find_kernel(std::string_view domain, std::string_view op);
 
-// All operators with a kernel, as "domain::op" or "op", sorted.
+// All standard operators with a kernel, sorted.
 std::vector<std::string> operators_with_kernels();
 
 // Evaluates one node on host tensors; throws Error when the operator has no kernel.

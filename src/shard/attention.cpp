@@ -6,6 +6,13 @@ namespace autosp::shard {
 
 namespace {
 
+// Attention or AttentionGrad. Operand 0 and result 0 have the query's heads in both.
+bool is_fused(const ir::Node& node) {
+  return node.domain == ir::kAutospDomain && node.op.starts_with("Attention");
+}
+
+size_t key_operand(const ir::Node& node) { return node.op == "Attention" ? 1 : 2; }
+
 bool is_contraction(const ir::Node& node) {
   return node.is("MatMul") || node.is("Gemm") || node.is("Einsum");
 }
@@ -31,6 +38,12 @@ void add_softmax_axes(const FactorAnalysis& analysis, ClassSet& home) {
   const ir::Graph& graph = analysis.graph();
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const ir::Node& node = graph.nodes()[n];
+    if (is_fused(node)) {
+      for (const Factor& factor : analysis.node(NodeId(n)).factors) {
+        const auto& key = factor.operands[key_operand(node)];
+        if (key && key->dim == 2) home.insert(analysis.class_of(factor.atom));
+      }
+    }
     if (!node.is("Softmax") || !normalises_contraction(graph, node.inputs[0], 12)) continue;
     for (const Factor& factor : analysis.node(NodeId(n)).factors) {
       if (factor.role == Role::kCoupled) home.insert(analysis.class_of(factor.atom));
@@ -50,11 +63,12 @@ int count_home(const FactorAnalysis& analysis, const DimAtoms& dims, const Class
 // Factors of a contraction that could be split instead of the sequence, major to minor.
 std::vector<const Factor*> alternatives_of(const FactorAnalysis& analysis, NodeId id,
                                            const HomeClasses& home) {
+  const bool fused = is_fused(analysis.graph().node(id));
   std::vector<const Factor*> found;
   for (const Factor& factor : analysis.node(id).factors) {
     const ClassId c = analysis.class_of(factor.atom);
     const bool everywhere = factor.operands.size() >= 2 && factor.operands[0] &&
-                            factor.operands[1] && factor.results[0];
+                            (fused || factor.operands[1]) && factor.results[0];
     if (everywhere && factor.role == Role::kParallel && !home.sequence.contains(c) &&
         !home.batch.contains(c)) {
       found.push_back(&factor);
@@ -65,12 +79,21 @@ std::vector<const Factor*> alternatives_of(const FactorAnalysis& analysis, NodeI
 }
 
 // K and V are repeated by an Expand of what has the sequence; filling a tensor with a scalar is no
-// repetition.
+// repetition. One operator's K and V never have the groups.
 bool is_made_by_expand(const FactorAnalysis& analysis, const ClassSet& classes,
                        const HomeClasses& home) {
   const ir::Graph& graph = analysis.graph();
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
-    if (!graph.nodes()[n].is("Expand") && !graph.nodes()[n].is("Tile")) continue;
+    const ir::Node& node = graph.nodes()[n];
+    if (is_fused(node)) {
+      for (const Factor& factor : analysis.node(NodeId(n)).factors) {
+        const bool grouped = factor.operands[0] && factor.operands[0]->dim == 1 &&
+                             !factor.operands[key_operand(node)];
+        if (grouped && classes.contains(analysis.class_of(factor.atom))) return true;
+      }
+      continue;
+    }
+    if (!node.is("Expand") && !node.is("Tile")) continue;
     bool repeats = false;
     bool has_sequence = false;
     for (const Factor& factor : analysis.node(NodeId(n)).factors) {
@@ -117,14 +140,14 @@ AttentionSites find_attention(const FactorAnalysis& analysis, const HomeClasses&
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const ir::Node& node = graph.nodes()[n];
     auto is_two_home = [&](ValueId value) { return value && two_home[value.index()]; };
-    bool touches = std::ranges::any_of(node.inputs, is_two_home) ||
+    bool touches = is_fused(node) || std::ranges::any_of(node.inputs, is_two_home) ||
                    std::ranges::any_of(node.outputs, is_two_home);
     for (size_t k = 0; k < node.inputs.size() && !touches; ++k) {
       touches = node.inputs[k] && analysis.is_fresh_per_use(node.inputs[k]) &&
                 count_home(analysis, analysis.operand_dims(NodeId(n), k), home.sequence) >= 2;
     }
     sites.touches[n] = touches;
-    if (!touches || !is_contraction(node)) continue;
+    if (!touches || !(is_contraction(node) || is_fused(node))) continue;
     sites.contractions.emplace_back(n);
     const auto found = alternatives_of(analysis, NodeId(n), home);
     if (!found.empty())

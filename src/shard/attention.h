@@ -1,4 +1,5 @@
-// Where the sequence meets itself, and what may be split there instead.
+// Where the sequence meets itself, and what may be split there instead. An attention that is one
+// operator (docs/attention.md) is such a place by itself; of a decomposed one:
 //
 // Home is the set of factor classes that hold a tagged sequence dimension. A value with two home
 // dimensions (attention scores, masks) cannot stay split by sequence. For each contraction that

@@ -86,7 +86,7 @@ class Planner {
     for (size_t k = 0; k < node.outputs.size(); ++k) {
       if (factor.results[k])
         strategy.results[k] = AxisLayout::split(*factor.results[k], result_cuts, nested);
-      else if (factor.role == Role::kReduction)
+      else if (factor.role == Role::kReduction || analysis_.node(id).results_sum)
         strategy.results[k] = AxisLayout::partial();
     }
     return strategy;

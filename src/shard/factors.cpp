@@ -64,6 +64,7 @@ void FactorAnalysis::relate(NodeId id) {
     return;
   }
   result.linear = rule->linear;
+  result.results_sum = rule->results_sum;
   for (size_t k = 0; k < node.inputs.size(); ++k) {
     result.is_data[k] = rule->is_view ? k == 0 : rule->operands[k].has_value();
   }

@@ -45,6 +45,7 @@ struct Factor {
 struct NodeFactors {
   std::vector<Factor> factors;
   std::vector<std::vector<size_t>> linear;  // see Rule::linear
+  bool results_sum = false;                 // see Rule::results_sum
   std::vector<bool> is_data;                // by operand: false for shapes, axes, bounds
   std::string opaque;  // why the node has no factors: it is computed whole on every rank; or empty
 };

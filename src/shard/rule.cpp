@@ -132,6 +132,7 @@ std::string Rule::to_string() const {
   }
   for (const auto& result : results) right.push_back(print_value(*this, result));
   std::string text = fmt::format("{} -> {}", fmt::join(left, ", "), fmt::join(right, ", "));
+  if (results_sum) text += "; results sum over what they lack";
   for (const Window& window : windows) {
     text += fmt::format("; {}[i] = {}[i{:+d}]", window.to, window.from, window.offset);
   }

@@ -46,6 +46,9 @@ struct Rule {
   // partial sums over ranks (the others whole), so are the results.
   std::vector<std::vector<size_t>> linear;
   std::vector<Window> windows;
+  // A result that lacks a factor which others hold is summed over it; otherwise it is the same for
+  // every index of it.
+  bool results_sum = false;
   // Sizes of symbols that appear only inside multi-factor dimensions.
   std::map<Symbol, int64_t> sizes;
   // Every dimension keeps its elements in row-major order: factors are found by unifying the
@@ -60,7 +63,7 @@ struct Rule {
 // replicated).
 std::optional<Rule> rule_of(const ir::Graph& graph, const ir::Node& node);
 
-// Operators of the default domain that have a rule, sorted.
+// Operators that have a rule, as "op" or "domain::op", sorted.
 std::vector<std::string> operators_with_rules();
 
 // Parses the one-line form; throws InternalError on a malformed row.

@@ -8,7 +8,7 @@ const std::vector<RuleRow>& rule_table() {
   static const std::vector<RuleRow> kTable = [] {
     std::vector<RuleRow> table;
     for (auto* rows : {&elementwise_rules, &contraction_rules, &normalization_rules,
-                       &data_movement_rules, &indexing_rules}) {
+                       &data_movement_rules, &indexing_rules, &attention_rules}) {
       auto part = rows();
       std::move(part.begin(), part.end(), std::back_inserter(table));
     }

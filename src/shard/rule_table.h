@@ -24,6 +24,7 @@ std::vector<RuleRow> contraction_rules();    // MatMul, Gemm, Conv
 std::vector<RuleRow> normalization_rules();  // Softmax, LayerNormalization, reductions, scans
 std::vector<RuleRow> data_movement_rules();  // Transpose, Reshape, Slice, Pad, Split, Concat, ...
 std::vector<RuleRow> indexing_rules();       // Gather, Scatter and their kin
+std::vector<RuleRow> attention_rules();      // Attention, AttentionGrad of this project's domain
 
 // Factors d0, d1, ... one per dimension; dimensions of extent 1 hold none.
 ValueFactors numbered_factors(const ir::Shape& shape, const std::string& prefix = "d");

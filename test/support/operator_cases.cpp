@@ -15,8 +15,8 @@ namespace {
 const CaseMakers& all_makers() {
   static const CaseMakers kMakers = [] {
     CaseMakers makers;
-    for (CaseMakers part :
-         {elementwise_cases(), reduction_cases(), movement_cases(), indexing_cases()}) {
+    for (CaseMakers part : {elementwise_cases(), reduction_cases(), movement_cases(),
+                            indexing_cases(), attention_cases()}) {
       makers.merge(part);
       AUTOSP_CHECK(part.empty(), "two makers for {}", part.begin()->first);
     }
@@ -104,15 +104,28 @@ ValueId CaseBuilder::integers(const Shape& shape, int64_t low, int64_t high, Dat
 
 void CaseBuilder::test(const std::string& op, std::vector<ValueId> inputs,
                        ir::Attributes attributes, size_t num_results) {
-  const ir::Node probe{.name = op,
-                       .domain = "",
-                       .op = op,
-                       .inputs = inputs,
-                       .outputs = std::vector<ValueId>(num_results),
-                       .attributes = attributes};
-  case_.node = case_.graph.add_node(op, std::move(inputs), onnx_io::infer_types(case_.graph, probe),
-                                    attributes);
-  for (size_t k = 0; k < num_results; ++k) {
+  test(op, std::move(inputs), std::move(attributes), std::vector<bool>(num_results, true));
+}
+
+void CaseBuilder::test(const std::string& op, std::vector<ValueId> inputs,
+                       ir::Attributes attributes, const std::vector<bool>& results) {
+  const size_t colons = op.find("::");
+  const bool standard = colons == std::string::npos;
+  const std::string domain = standard ? "" : op.substr(0, colons);
+  const std::string name = standard ? op : op.substr(colons + 2);
+  ir::Node probe{.name = name,
+                 .domain = domain,
+                 .op = name,
+                 .inputs = inputs,
+                 .outputs = std::vector<ValueId>(results.size()),
+                 .attributes = attributes};
+  for (size_t k = 0; k < results.size(); ++k) {
+    if (results[k]) probe.outputs[k] = ValueId(0);  // present; which one does not matter
+  }
+  const std::vector<ir::Type> types = onnx_io::infer_types(case_.graph, probe);
+  case_.node = case_.graph.add_node(name, std::move(inputs), types, attributes, domain);
+  for (size_t k = 0; k < results.size(); ++k) {
+    if (!results[k]) continue;
     case_.graph.add_output(fmt::format("y{}", k), case_.graph.node(case_.node).outputs[k]);
   }
 }

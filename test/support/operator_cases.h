@@ -61,9 +61,13 @@ class CaseBuilder {
                    ir::DataType dtype = ir::DataType::kInt64);
   ValueId fed(ir::Tensor tensor);
 
-  // Adds the operator under test (types by ONNX's inference); its results become graph outputs.
+  // Adds the operator under test (types by ONNX's inference); its results become graph outputs. Of
+  // another domain than the default it is called "domain::op".
   void test(const std::string& op, std::vector<ValueId> inputs, ir::Attributes attributes = {},
             size_t num_results = 1);
+  // The same with results that may be absent.
+  void test(const std::string& op, std::vector<ValueId> inputs, ir::Attributes attributes,
+            const std::vector<bool>& results);
 
  private:
   OperatorCase case_;
@@ -79,5 +83,6 @@ CaseMakers elementwise_cases();
 CaseMakers reduction_cases();  // contractions, softmax, norms, reductions, scans, sorts
 CaseMakers movement_cases();   // views, transposes, windows, joins, fills
 CaseMakers indexing_cases();
+CaseMakers attention_cases();
 
 }  // namespace autosp::test

@@ -1,0 +1,92 @@
+// Attention and its gradient under every mask, bias and kind of dead row.
+#include "support/operator_cases.h"
+
+namespace autosp::test {
+
+using ir::DataType;
+using ir::Shape;
+
+namespace {
+
+using Make = CaseBuilder&;
+
+struct Sizes {
+  int64_t batch, kv_heads, group, queries, keys, width, value_width;
+};
+
+struct Drawn {
+  std::vector<ValueId> main;      // query, key, value
+  std::vector<ValueId> optional;  // bias, masks, sink
+  ir::Attributes attributes;
+};
+
+ValueId maybe(Make c, ValueId value) { return c.coin() ? value : ValueId(); }
+
+Drawn draw(Make c) {
+  const Sizes s = {c.integer(1, 3), c.integer(1, 4), c.integer(1, 3), c.extent(),
+                   c.extent(),      c.integer(1, 4), c.integer(1, 4)};
+  const int64_t heads = s.kv_heads * s.group;
+  const auto batch = [&] { return c.one_of<int64_t>({1, s.batch}); };
+  const auto either = [&](int64_t extent) { return c.one_of<int64_t>({1, extent}); };
+  Drawn drawn;
+  drawn.main = {c.floats({s.batch, heads, s.queries, s.width}),
+                c.floats({s.batch, s.kv_heads, s.keys, s.width}),
+                c.floats({s.batch, s.kv_heads, s.keys, s.value_width})};
+  drawn.optional.resize(7);
+  drawn.optional[0] =
+      maybe(c, c.floats({either(s.batch), either(heads), either(s.queries), either(s.keys)}));
+  drawn.optional[1] = maybe(c, c.integers({batch(), s.queries}, 0, (s.keys + 1) / 2));
+  drawn.optional[2] = maybe(c, c.integers({batch(), s.queries}, (s.keys + 1) / 2, s.keys + 1));
+  drawn.optional[3] = maybe(c, c.bools({batch(), s.keys}));
+  if (c.coin()) {
+    drawn.optional[4] = c.integers({batch(), s.queries}, 0, 2);
+    drawn.optional[5] = c.integers({batch(), s.keys}, 0, 2);
+  }
+  drawn.optional[6] = maybe(c, c.floats({heads}));
+  drawn.attributes = {
+      {"scale", 0.7F},
+      {"softcap", c.one_of<float>({0.0F, 2.0F})},
+      {"dead_rows", c.one_of<std::string>({"none", "uniform", "zero", "unmasked", "nan"})},
+      {"dead_row_gradient", c.integer(0, 1)}};
+  return drawn;
+}
+
+// Trailing absent operands are not written.
+std::vector<ValueId> operands(std::vector<ValueId> first, const Drawn& drawn) {
+  first.insert(first.end(), drawn.optional.begin(), drawn.optional.end());
+  while (!first.back()) first.pop_back();
+  return first;
+}
+
+void attention(Make c) {
+  const Drawn drawn = draw(c);
+  c.test("autosp::Attention", operands(drawn.main, drawn), drawn.attributes, 3);
+}
+
+void attention_grad(Make c) {
+  const Drawn drawn = draw(c);
+  const Shape& query = c.build().shape(drawn.main[0]);
+  const Shape& value = c.build().shape(drawn.main[2]);
+  const Shape rows = {query[0], query[1], query[2]};
+  const Shape output = {query[0], query[1], query[2], value[3]};
+  const auto forward = c.build().node(
+      "Attention", operands(drawn.main, drawn),
+      std::vector<ir::Type>{
+          {DataType::kFloat32, output}, {DataType::kFloat32, rows}, {DataType::kFloat32, rows}},
+      drawn.attributes, std::string(ir::kAutospDomain));
+  std::vector<ValueId> first = {c.floats(output)};
+  first.insert(first.end(), drawn.main.begin(), drawn.main.end());
+  first.insert(first.end(), forward.begin(), forward.end());
+  std::vector<bool> results = {true, true, true};
+  if (drawn.optional[0] || drawn.optional[6]) results.push_back(drawn.optional[0].valid());
+  if (drawn.optional[6]) results.push_back(true);
+  c.test("autosp::AttentionGrad", operands(std::move(first), drawn), drawn.attributes, results);
+}
+
+}  // namespace
+
+CaseMakers attention_cases() {
+  return {{"autosp::Attention", attention}, {"autosp::AttentionGrad", attention_grad}};
+}
+
+}  // namespace autosp::test
