@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "base/error.h"
+#include "executor/openblas.h"
 #include "feeds.h"
 #include "onnx/model.h"
 

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "command.h"
+#include "executor/openblas.h"
 #include "executor/run.h"
 #include "executor/trace.h"
 #include "feeds.h"
@@ -267,6 +268,7 @@ int run_mpi(const Arguments& arguments) {
 }
 
 int run(const Arguments& arguments) {
+  executor::restart_with_fast_openblas();
   const int started = executor::mpi_processes();
   const bool mpi = arguments.transport.empty() ? started > 0 : arguments.transport == "mpi";
   if (started > 1 || (mpi && started > 0)) return run_mpi(arguments);

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "command.h"
 #include "compare.h"
+#include "executor/openblas.h"
 #include "executor/run.h"
 #include "feeds.h"
 #include "model_arguments.h"
@@ -108,6 +109,7 @@ void print_report(const std::vector<TensorComparison>& tensors, const Arguments&
 }
 
 int run(const Arguments& arguments) {
+  executor::restart_with_fast_openblas();
   const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
   const auto whole_graph = std::make_shared<const ir::Graph>(load_whole(arguments, manifest));
   const executor::Arrays feeds = arguments.feed.empty()

@@ -2,7 +2,7 @@
 
 #include <thread>
 
-#include "executor/blas_threads.h"
+#include "executor/openblas.h"
 #include "executor/execute.h"
 #include "executor/memory.h"
 #include "executor/transport/threads.h"

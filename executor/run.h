@@ -3,7 +3,6 @@
 
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -89,9 +88,5 @@ int mpi_processes();
 // as the other ranks may wait for this one.
 RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> graph,
                        const Arrays& feeds, const RunOptions& options = {});
-
-// A sentence for the user when the environment forces OpenBLAS onto slower kernels than this
-// machine's.
-std::optional<std::string> openblas_notice();
 
 }  // namespace autosp::executor

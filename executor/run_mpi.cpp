@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <numeric>
 
-#include "executor/blas_threads.h"
+#include "executor/openblas.h"
 #include "executor/execute.h"
 #include "executor/memory.h"
 #include "executor/run.h"
