@@ -115,10 +115,8 @@ class Llama(nn.Module):
         cosine, sine = angles.cos(), angles.sin()
         x = self.embedding(ids)
         for block in self.blocks:
-            if self.checkpointed:
-                x = checkpoint(block, x, cosine, sine, use_reentrant=False)
-            else:
-                x = block(x, cosine, sine)
+            rotation = (cosine, sine)
+            x = checkpoint(block, x, *rotation, use_reentrant=False) if self.checkpointed else block(x, *rotation)
         logits = self.head(self.norm(x)).flatten(0, 1)
         total = functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
         return total / (valid if valid is not None else (labels != IGNORED).sum())

@@ -7,8 +7,9 @@
     ring       keys and values travel round the ranks; online-softmax merge, forward and backward
     gather     keys and values are gathered on every rank; their gradients are reduce-scattered
 
-Prints one JSON object: loss, norm of all gradients, seconds per step (median), the seconds of it spent in collectives, and per rank the peak
-of resident memory over that of a process which has imported PyTorch and joined its group, but has no model yet.
+Prints one JSON object: loss, norm of all gradients, seconds per step (median), the seconds of it spent in collectives,
+and per rank the peak of resident memory over that of a process which has imported PyTorch and joined its group, but has
+no model yet.
 """
 
 from __future__ import annotations
@@ -276,9 +277,7 @@ def spawn(options: argparse.Namespace) -> int:
     """Starts the ranks as processes of this machine."""
     environment = dict(os.environ, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(options.port), GLOO_SOCKET_IFNAME="lo")
     command = [sys.executable, __file__, *sys.argv[1:]]
-    processes = [
-        subprocess.Popen([*command, "--rank", str(rank)], env=environment) for rank in range(options.ranks)
-    ]
+    processes = [subprocess.Popen([*command, "--rank", str(rank)], env=environment) for rank in range(options.ranks)]
     return max(abs(process.wait()) for process in processes)
 
 
