@@ -2,9 +2,9 @@
 
 #include <thread>
 
-#include "executor/openblas.h"
 #include "executor/execute.h"
 #include "executor/memory.h"
+#include "executor/openblas.h"
 #include "executor/transport/threads.h"
 
 namespace autosp::executor {

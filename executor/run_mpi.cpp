@@ -5,9 +5,9 @@
 #include <cstdlib>
 #include <numeric>
 
-#include "executor/openblas.h"
 #include "executor/execute.h"
 #include "executor/memory.h"
+#include "executor/openblas.h"
 #include "executor/run.h"
 #include "executor/transport/mpi.h"
 
