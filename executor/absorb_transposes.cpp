@@ -44,9 +44,15 @@ bool absorb(Rewriter& rewriter, const Node& node, const KernelTable& kernels) {
 
 }  // namespace
 
-Graph absorb_transposes(const Graph& graph, const KernelTable& kernels) {
-  return ir::rewrite_nodes(
-      graph, [&](Rewriter& rewriter, const Node& node) { return absorb(rewriter, node, kernels); });
+std::shared_ptr<const Graph> absorb_transposes(std::shared_ptr<const Graph> graph,
+                                               const KernelTable& kernels) {
+  bool changed = false;
+  Graph absorbed = ir::rewrite_nodes(*graph, [&](Rewriter& rewriter, const Node& node) {
+    const bool absorbs = absorb(rewriter, node, kernels);
+    changed = changed || absorbs;
+    return absorbs;
+  });
+  return changed ? std::make_shared<const Graph>(std::move(absorbed)) : graph;
 }
 
 }  // namespace autosp::executor

@@ -1,6 +1,8 @@
 // Matrix products that read a transposed operand where it lies.
 #pragma once
 
+#include <memory>
+
 #include "executor/kernel_table.h"
 
 namespace autosp::executor {
@@ -9,6 +11,8 @@ namespace autosp::executor {
 // `autosp::MatMul` of x with the attribute transA or transB, if the table has a kernel for that.
 // Transposes that nothing else reads are gone: neither the time nor the memory of a copy is spent,
 // which for weights would last from the forward to the backward pass.
-ir::Graph absorb_transposes(const ir::Graph& graph, const KernelTable& kernels);
+// Returns `graph` itself when there is nothing to absorb.
+std::shared_ptr<const ir::Graph> absorb_transposes(std::shared_ptr<const ir::Graph> graph,
+                                                   const KernelTable& kernels);
 
 }  // namespace autosp::executor

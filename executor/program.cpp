@@ -234,8 +234,7 @@ class Compiler {
 
 Program compile(std::shared_ptr<const ir::Graph> graph, const CompileOptions& options) {
   const KernelTable& kernels = options.kernels != nullptr ? *options.kernels : cpu_kernels();
-  auto prepared = std::make_shared<const ir::Graph>(absorb_transposes(*graph, kernels));
-  return Compiler(std::move(prepared), kernels, options).compile();
+  return Compiler(absorb_transposes(std::move(graph), kernels), kernels, options).compile();
 }
 
 }  // namespace autosp::executor
