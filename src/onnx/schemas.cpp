@@ -1,5 +1,5 @@
-// The `autosp` domain's operators (docs/collectives.md, docs/attention.md) as libonnx schemas, so that its checker and
-// its shape inference accept rank graphs in this process.
+// The `autosp` domain's operators (docs/collectives.md, docs/attention.md) as libonnx schemas, so
+// that its checker and its shape inference accept rank graphs in this process.
 #include <onnx/defs/schema.h>
 #include <onnx/defs/shape_inference.h>
 
