@@ -4,6 +4,8 @@
 #include <array>
 #include <unordered_set>
 
+#include "executor/absorb_transposes.h"
+
 namespace autosp::executor {
 
 namespace {
@@ -58,8 +60,9 @@ bool updates_operand_zero(const ir::Node& node) {
 
 class Compiler {
  public:
-  Compiler(std::shared_ptr<const ir::Graph> graph, const CompileOptions& options)
-      : graph_(*graph), options_(options) {
+  Compiler(std::shared_ptr<const ir::Graph> graph, const KernelTable& kernels,
+           const CompileOptions& options)
+      : graph_(*graph), kernels_(kernels), options_(options) {
     program_.graph_ = std::move(graph);
   }
 
@@ -75,12 +78,11 @@ class Compiler {
 
  private:
   void choose_kernels() {
-    const KernelTable& table = options_.kernels != nullptr ? *options_.kernels : cpu_kernels();
     for (const ir::Node& node : graph_.nodes()) {
-      BoundKernel kernel = table.find(graph_, node);
+      BoundKernel kernel = kernels_.find(graph_, node);
       if (!kernel) {
         throw Error("{}: there is no {} kernel for operator {}{}{}", graph_.describe(node),
-                    table.device(), node.domain, node.domain.empty() ? "" : "::", node.op)
+                    kernels_.device(), node.domain, node.domain.empty() ? "" : "::", node.op)
             .note(node.inputs.empty() || !node.inputs[0]
                       ? "it has no operands"
                       : "its first operand is " + ir::to_string(graph_.type(node.inputs[0])));
@@ -224,13 +226,15 @@ class Compiler {
   }
 
   const ir::Graph& graph_;
+  const KernelTable& kernels_;
   const CompileOptions& options_;
   Program program_;
   std::vector<int> last_use_;  // per value: a step, the number of steps for outputs, -1 for none
 };
 
 Program compile(std::shared_ptr<const ir::Graph> graph, const CompileOptions& options) {
-  return Compiler(std::move(graph), options).compile();
+  const KernelTable& kernels = options.kernels != nullptr ? *options.kernels : cpu_kernels();
+  return Compiler(absorb_transposes(std::move(graph), kernels), kernels, options).compile();
 }
 
 }  // namespace autosp::executor

@@ -54,7 +54,8 @@ struct Product {
   }
 };
 
-// A MatMul as products of matrices that lie `strides` apart.
+// A MatMul as products of matrices that lie `strides` apart. A transposed operand is stored with
+// its last two axes exchanged.
 struct BatchedProduct {
   ir::Shape batch;
   Strides a_strides;
@@ -62,18 +63,20 @@ struct BatchedProduct {
   Strides c_strides;
   Product product;
 
-  BatchedProduct(ir::Shape a, ir::Shape b, ir::Shape c) {
+  BatchedProduct(ir::Shape a, ir::Shape b, ir::Shape c, bool transpose_a = false,
+                 bool transpose_b = false) {
     const bool vector_a = a.size() == 1;
     const bool vector_b = b.size() == 1;
     if (vector_a) a.insert(a.begin(), 1);
     if (vector_b) b.push_back(1);
-    product = {a[a.size() - 2], b.back(), a.back()};
+    product = {transpose_a ? a.back() : a[a.size() - 2], transpose_b ? b[b.size() - 2] : b.back(),
+               transpose_a ? a[a.size() - 2] : a.back(), transpose_a, transpose_b};
     c.resize(c.size() - (vector_a ? 0 : 1) - (vector_b ? 0 : 1));
     batch = std::move(c);
     a.resize(a.size() - 2);
     b.resize(b.size() - 2);
     // One matrix on the right: the rows of all batches are one tall matrix.
-    if (ir::num_elements(b) == 1 && a == batch) {
+    if (ir::num_elements(b) == 1 && a == batch && !transpose_a) {
       product.m *= ir::num_elements(a);
       batch.clear();
       a.clear();
@@ -101,6 +104,17 @@ template <typename T>
 void matmul(const KernelCall& call) {
   const auto& [node, operands, results] = call.call;
   BatchedProduct(*operands[0].shape, *operands[1].shape, *results[0].shape)
+      .run(static_cast<const T*>(operands[0].data), static_cast<const T*>(operands[1].data),
+           static_cast<T*>(results[0].data));
+}
+
+// MatMul of stored transposes (absorb_transposes.h).
+template <typename T>
+void matmul_of_transposed(const KernelCall& call) {
+  const auto& [node, operands, results] = call.call;
+  BatchedProduct(*operands[0].shape, *operands[1].shape, *results[0].shape,
+                 node.attributes.get_int("transA", 0) != 0,
+                 node.attributes.get_int("transB", 0) != 0)
       .run(static_cast<const T*>(operands[0].data), static_cast<const T*>(operands[1].data),
            static_cast<T*>(results[0].data));
 }
@@ -181,6 +195,8 @@ constexpr KernelRow kRows[] = {
     {"", "MatMul", of_type<kFloat64>, matmul<double>},
     {"", "MatMul", of_type<kFloat16>, widened_matmul<Float16>, widened_bytes},
     {"", "MatMul", of_type<kBFloat16>, widened_matmul<BFloat16>, widened_bytes},
+    {ir::kAutospDomain, "MatMul", of_type<kFloat32>, matmul_of_transposed<float>},
+    {ir::kAutospDomain, "MatMul", of_type<kFloat64>, matmul_of_transposed<double>},
     {"", "Gemm", of_type<kFloat32>, gemm<float>},
     {"", "Gemm", of_type<kFloat64>, gemm<double>},
 };
