@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "onnx/model.h"
+#include "transforms/decompose_attention.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/emulate.h"
 #include "transforms/spmd/geometry.h"
@@ -291,7 +292,7 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
   place_external_data(model.graph, model.path.parent_path(), pending.path());
   const onnx_io::DataFile data = own_parameters(model);
   if (!data.empty()) data.write(pending.path());
-  const onnx_io::ExportOptions options{.data = &data};
+  const onnx_io::ExportOptions options{.data = &data, .function_body = transforms::attention_body};
   if (dialects.contains(Dialect::kAutosp)) {
     for (const onnx_io::ManifestRank& rank : manifest.ranks) {
       onnx_io::export_model(finished(transforms::emit_rank(program, rank.rank)),

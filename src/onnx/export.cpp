@@ -10,6 +10,7 @@
 #include <unordered_set>
 
 #include "onnx/atomic_file.h"
+#include "onnx/functions.h"
 #include "onnx/model.h"
 #include "onnx/operation.h"
 #include "onnx/proto.h"
@@ -81,8 +82,11 @@ void set_external(const ir::ExternalData& data, onnx::TensorProto* tensor) {
 
 class Exporter {
  public:
-  Exporter(const ir::Graph& graph, const DataFile* data)
-      : graph_(graph), names_(choose_names(graph)), data_(data) {}
+  Exporter(const ir::Graph& graph, const ExportOptions& options)
+      : graph_(graph),
+        names_(choose_names(graph)),
+        data_(options.data),
+        functions_(graph, options.function_body) {}
 
   onnx::ModelProto run() {
     out_ = model_.mutable_graph();
@@ -91,6 +95,7 @@ class Exporter {
     add_leaves();
     for (const ir::Node& node : graph_.nodes()) add_node(node);
     add_outputs();
+    functions_.write(&model_);
     return std::move(model_);
   }
 
@@ -167,6 +172,7 @@ class Exporter {
     for (const auto& [key, attribute] : node.attributes) {
       *proto->add_attribute() = to_proto(key, attribute);
     }
+    functions_.bind(node, proto);
     if (node.origin.empty()) return;
     auto* origin = proto->add_metadata_props();
     origin->set_key(kOriginKey);
@@ -204,6 +210,7 @@ class Exporter {
   const ir::Graph& graph_;
   Names names_;
   const DataFile* data_;
+  Functions functions_;
   onnx::ModelProto model_;
   onnx::GraphProto* out_ = nullptr;
   std::unordered_set<std::string> output_names_;
@@ -249,13 +256,13 @@ std::string serialize(const google::protobuf::Message& message) {
 
 }  // namespace
 
-onnx::ModelProto export_proto(const ir::Graph& graph, const DataFile* data) {
-  return Exporter(graph, data).run();
+onnx::ModelProto export_proto(const ir::Graph& graph, const ExportOptions& options) {
+  return Exporter(graph, options).run();
 }
 
 void export_model(const ir::Graph& graph, const std::filesystem::path& path,
                   const ExportOptions& options) {
-  const onnx::ModelProto model = export_proto(graph, options.data);
+  const onnx::ModelProto model = export_proto(graph, options);
   const size_t size = model.ByteSizeLong();
   if (size > static_cast<size_t>(std::numeric_limits<int>::max())) {
     throw Error("'{}' would hold {}, more than the 2 GiB that an ONNX file can", path.string(),

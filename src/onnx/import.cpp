@@ -328,6 +328,7 @@ void Importer::import_branch(Scope& scope, const onnx::NodeProto& node) {
 
 std::optional<onnx::FunctionProto> Importer::function_of(const onnx::NodeProto& node,
                                                          const Operation& operation) const {
+  if (operation.domain == ir::kAutospDomain) return std::nullopt;
   for (const auto& function : model_.functions()) {
     if (function.name() == node.op_type() && function.overload() == node.overload() &&
         normalized_domain(function.domain()) == operation.domain) {

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -20,8 +22,9 @@ struct ImportOptions {
   std::map<std::string, ir::Shape> input_shapes;
 };
 
-// Reads a model: checks it, inlines functions (the model's own, and the standard operators for
-// which this project has no rule but ONNX has a function body), binds symbolic dimensions, brings
+// Reads a model: checks it, inlines functions (the model's own, except those that stand for this
+// project's operators, and the standard operators for which this project has no rule but ONNX has a
+// function body), binds symbolic dimensions, brings
 // operators to normal form (see ir/graph.h) and infers every type. Initializers with external data
 // are referenced, never read.
 //
@@ -41,10 +44,17 @@ std::vector<SymbolicDim> symbolic_dims(const std::filesystem::path& path);
 // is not an ONNX file.
 std::set<std::string> data_locations(const std::filesystem::path& path);
 
+// What a node computes, in standard operators: a graph whose inputs are called x<k> for its k-th
+// operand, where present, and whose outputs y<k> for its k-th result. Nullopt for a node that has
+// no such form.
+using FunctionBody = std::function<std::optional<ir::Graph>(const ir::Graph&, const ir::Node&)>;
+
 struct ExportOptions {
   bool check = true;  // run ONNX's checker and strict shape inference on the result
   // Constants found here are written as references; the caller writes the data file itself.
   const DataFile* data = nullptr;
+  // Bodies for operators of other domains than the default, written as functions of the model.
+  FunctionBody function_body;
 };
 
 // Writes a model; appears under its name by rename, complete or not at all. Deterministic: the same

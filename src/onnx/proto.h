@@ -43,6 +43,6 @@ onnx::ModelProto parse_model_text(const std::string& text, const std::string& wh
 
 ir::Graph import_proto(onnx::ModelProto model, const std::filesystem::path& folder,
                        const ImportOptions& options);
-onnx::ModelProto export_proto(const ir::Graph& graph, const DataFile* data = nullptr);
+onnx::ModelProto export_proto(const ir::Graph& graph, const ExportOptions& options = {});
 
 }  // namespace autosp::onnx_io

@@ -109,11 +109,9 @@ bool fill_dead(const AttentionProblem& p, Row& row) {
   row.max = kLowest;
   row.sum = 0;
   if (p.dead_rows == DeadRows::kUniform) {
-    row.sum = static_cast<double>(p.keys);
-    std::ranges::fill(row.weight, 1 / row.sum);
+    std::ranges::fill(row.weight, 1 / static_cast<double>(p.keys));
   } else if (p.dead_rows == DeadRows::kNan) {
-    row.max = row.sum = std::numeric_limits<double>::quiet_NaN();
-    std::ranges::fill(row.weight, row.sum);
+    std::ranges::fill(row.weight, std::numeric_limits<double>::quiet_NaN());
   }
   return true;
 }

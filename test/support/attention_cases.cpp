@@ -22,19 +22,20 @@ struct Drawn {
 
 ValueId maybe(Make c, ValueId value) { return c.coin() ? value : ValueId(); }
 
-Drawn draw(Make c) {
+// Of gradients in double: those that are zero come out as rounding errors.
+Drawn draw(Make c, DataType type) {
   const Sizes s = {c.integer(1, 3), c.integer(1, 4), c.integer(1, 3), c.extent(),
-                   c.extent(),      c.integer(1, 4), c.integer(1, 4)};
+                   c.integer(3, 9), c.integer(1, 4), c.integer(1, 4)};
   const int64_t heads = s.kv_heads * s.group;
   const auto batch = [&] { return c.one_of<int64_t>({1, s.batch}); };
   const auto either = [&](int64_t extent) { return c.one_of<int64_t>({1, extent}); };
   Drawn drawn;
-  drawn.main = {c.floats({s.batch, heads, s.queries, s.width}),
-                c.floats({s.batch, s.kv_heads, s.keys, s.width}),
-                c.floats({s.batch, s.kv_heads, s.keys, s.value_width})};
+  drawn.main = {c.floats({s.batch, heads, s.queries, s.width}, type),
+                c.floats({s.batch, s.kv_heads, s.keys, s.width}, type),
+                c.floats({s.batch, s.kv_heads, s.keys, s.value_width}, type)};
   drawn.optional.resize(7);
   drawn.optional[0] =
-      maybe(c, c.floats({either(s.batch), either(heads), either(s.queries), either(s.keys)}));
+      maybe(c, c.floats({either(s.batch), either(heads), either(s.queries), either(s.keys)}, type));
   drawn.optional[1] = maybe(c, c.integers({batch(), s.queries}, 0, (s.keys + 1) / 2));
   drawn.optional[2] = maybe(c, c.integers({batch(), s.queries}, (s.keys + 1) / 2, s.keys + 1));
   drawn.optional[3] = maybe(c, c.bools({batch(), s.keys}));
@@ -42,7 +43,7 @@ Drawn draw(Make c) {
     drawn.optional[4] = c.integers({batch(), s.queries}, 0, 2);
     drawn.optional[5] = c.integers({batch(), s.keys}, 0, 2);
   }
-  drawn.optional[6] = maybe(c, c.floats({heads}));
+  drawn.optional[6] = maybe(c, c.floats({heads}, type));
   drawn.attributes = {
       {"scale", 0.7F},
       {"softcap", c.one_of<float>({0.0F, 2.0F})},
@@ -59,22 +60,22 @@ std::vector<ValueId> operands(std::vector<ValueId> first, const Drawn& drawn) {
 }
 
 void attention(Make c) {
-  const Drawn drawn = draw(c);
+  const Drawn drawn = draw(c, DataType::kFloat32);
   c.test("autosp::Attention", operands(drawn.main, drawn), drawn.attributes, 3);
 }
 
 void attention_grad(Make c) {
-  const Drawn drawn = draw(c);
+  constexpr DataType kType = DataType::kFloat64;
+  const Drawn drawn = draw(c, kType);
   const Shape& query = c.build().shape(drawn.main[0]);
   const Shape& value = c.build().shape(drawn.main[2]);
   const Shape rows = {query[0], query[1], query[2]};
   const Shape output = {query[0], query[1], query[2], value[3]};
-  const auto forward = c.build().node(
-      "Attention", operands(drawn.main, drawn),
-      std::vector<ir::Type>{
-          {DataType::kFloat32, output}, {DataType::kFloat32, rows}, {DataType::kFloat32, rows}},
-      drawn.attributes, std::string(ir::kAutospDomain));
-  std::vector<ValueId> first = {c.floats(output)};
+  const auto forward =
+      c.build().node("Attention", operands(drawn.main, drawn),
+                     std::vector<ir::Type>{{kType, output}, {kType, rows}, {kType, rows}},
+                     drawn.attributes, std::string(ir::kAutospDomain));
+  std::vector<ValueId> first = {c.floats(output, kType)};
   first.insert(first.end(), drawn.main.begin(), drawn.main.end());
   first.insert(first.end(), forward.begin(), forward.end());
   std::vector<bool> results = {true, true, true};

@@ -1,5 +1,6 @@
 // All ranks in one graph of standard operators: collectives become Concat, Sum and Slice across the
-// ranks' values. Inputs and outputs are the original's, so any runtime can compare the two.
+// ranks' values, and fused attention is decomposed. Inputs and outputs are the original's, so any
+// runtime can compare the two.
 #pragma once
 
 #include "transforms/spmd/program.h"

@@ -1,0 +1,73 @@
+#include "onnx/functions.h"
+
+#include "onnx/proto.h"
+
+namespace autosp::onnx_io {
+
+namespace {
+
+// Everything that a body depends on.
+std::string signature(const ir::Graph& graph, const ir::Node& node) {
+  std::string text = node.domain + "::" + node.op;
+  for (const auto& [name, attribute] : node.attributes) {
+    text += ";" + to_proto(name, attribute).SerializeAsString();
+  }
+  for (ValueId input : node.inputs) text += "|" + (input ? to_string(graph.type(input)) : "-");
+  for (ValueId output : node.outputs) text += output ? "+" : "-";
+  return text;
+}
+
+void add_constant(const onnx::TensorProto& tensor, onnx::FunctionProto* function) {
+  auto* node = function->add_node();
+  node->set_op_type("Constant");
+  node->add_output(tensor.name());
+  auto* value = node->add_attribute();
+  value->set_name("value");
+  value->set_type(onnx::AttributeProto::TENSOR);
+  *value->mutable_t() = tensor;
+  value->mutable_t()->clear_name();
+}
+
+// The body's inputs and outputs are called x0, x1, ... and y0, y1, ... by position in the node.
+onnx::FunctionProto to_function(const ir::Node& node, const ir::Graph& body) {
+  const onnx::ModelProto model = export_proto(body);
+  onnx::FunctionProto function;
+  function.set_domain(node.domain);
+  function.set_name(node.op);
+  *function.mutable_opset_import() = model.opset_import();
+  for (size_t k = 0; k < node.inputs.size(); ++k) function.add_input(fmt::format("x{}", k));
+  for (size_t k = 0; k < node.outputs.size(); ++k) function.add_output(fmt::format("y{}", k));
+  for (const auto& [name, attribute] : node.attributes) function.add_attribute(name);
+  for (const auto& tensor : model.graph().initializer()) add_constant(tensor, &function);
+  for (size_t k = 0; k < node.outputs.size(); ++k) {
+    if (node.outputs[k]) continue;  // an absent result has to be something, too
+    add_constant(to_proto(ir::Tensor::scalar(ir::DataType::kFloat32, 0), fmt::format("y{}", k)),
+                 &function);
+  }
+  for (const auto& inner : model.graph().node()) *function.add_node() = inner;
+  return function;
+}
+
+}  // namespace
+
+void Functions::bind(const ir::Node& node, onnx::NodeProto* proto) {
+  if (!body_ || node.domain.empty()) return;
+  const auto [entry, is_new] = overloads_.try_emplace(signature(graph_, node));
+  if (is_new) {
+    const auto body = body_(graph_, node);
+    if (!body) {
+      overloads_.erase(entry);
+      return;
+    }
+    entry->second = std::to_string(counts_[node.op]++);
+    functions_.push_back(to_function(node, *body));
+    functions_.back().set_overload(entry->second);
+  }
+  proto->set_overload(entry->second);
+}
+
+void Functions::write(onnx::ModelProto* model) const {
+  for (const auto& function : functions_) *model->add_functions() = function;
+}
+
+}  // namespace autosp::onnx_io
