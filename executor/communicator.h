@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "executor/shared_memory.h"
 #include "ir/type.h"
 
 namespace autosp::executor {
@@ -52,6 +53,11 @@ class Communicator {
 
   // Memory that it holds between collectives, bytes; it only grows.
   virtual int64_t staging_bytes() const { return 0; }
+
+  // Whether the other ranks read operands where they lie, if these lie in memory that was offered.
+  virtual bool reads_in_place() const { return false; }
+  // All ranks call this together: what each of them offers until its next offer.
+  virtual void offer(const SharedRegion&) {}
 
   // y = sum of the members' x; equal shapes. y may be x.
   virtual void all_reduce(const Collective& collective, const ConstBuffer& x, const Buffer& y) = 0;

@@ -65,7 +65,7 @@ class Execution {
         feeds_(feeds),
         communicator_(communicator),
         options_(options),
-        arena_(program.memory().arena),
+        arena_(program.memory().arena, communicator.reads_in_place()),
         files_(options.data_folder) {}
 
   RankResult run() {
@@ -73,10 +73,12 @@ class Execution {
     result_.rank = communicator_.rank();
     result_.planned = program_.memory();
     locate_values();
+    communicator_.offer(arena_.region());
     std::vector<double> seconds;
     for (int k = 0; k < options_.repeat; ++k) seconds.push_back(run_step());
     std::ranges::nth_element(seconds, seconds.begin() + (options_.repeat - 1) / 2);
     result_.seconds = seconds[static_cast<size_t>(options_.repeat - 1) / 2];
+    communicator_.offer({});
     // Neither gives anything back before this point, so these are the most there was.
     result_.arena_touched = arena_.touched_bytes();
     result_.measured_peak = result_.arena_touched + communicator_.staging_bytes();

@@ -13,17 +13,30 @@
 
 namespace autosp::executor {
 
-Arena::Arena(int64_t bytes) : size_(static_cast<size_t>(std::max<int64_t>(bytes, 1))) {
-  void* base = mmap(nullptr, size_, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+Arena::Arena(int64_t bytes, bool shared) : size_(static_cast<size_t>(std::max<int64_t>(bytes, 1))) {
+  if (shared) {
+    file_ = memfd_create("autosp-onnx arena", MFD_CLOEXEC);
+    if (file_ >= 0 && ftruncate(file_, static_cast<off_t>(size_)) != 0) {
+      close(file_);
+      file_ = -1;
+    }
+  }
+  const int kind = file_ >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
+  void* base = mmap(nullptr, size_, PROT_READ | PROT_WRITE, kind | MAP_NORESERVE, file_, 0);
   if (base == MAP_FAILED) {
     throw Error("the {} of memory that this run needs cannot be had: {}",
-                format_bytes(static_cast<double>(bytes)), std::strerror(errno));
+                format_bytes(static_cast<double>(bytes)), std::strerror(errno))
+        .help("shard over more ranks, or for a shorter sequence");
   }
   base_ = static_cast<std::byte*>(base);
 }
 
-Arena::~Arena() { munmap(base_, size_); }
+Arena::~Arena() {
+  munmap(base_, size_);
+  if (file_ >= 0) close(file_);
+}
+
+SharedRegion Arena::region() const { return {base_, static_cast<int64_t>(size_), file_}; }
 
 int64_t Arena::touched_bytes() const {
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
@@ -47,7 +60,9 @@ void Arena::release(Stretch stretch) {
   const auto page = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
   const int64_t begin = (stretch.offset + page - 1) / page * page;
   const int64_t end = (stretch.offset + stretch.size) / page * page;
-  if (end > begin) madvise(base_ + begin, static_cast<size_t>(end - begin), MADV_DONTNEED);
+  // Shared pages belong to the file: only removing them from it frees them.
+  const int advice = file_ >= 0 ? MADV_REMOVE : MADV_DONTNEED;
+  if (end > begin) madvise(base_ + begin, static_cast<size_t>(end - begin), advice);
 }
 
 MappedFiles::~MappedFiles() {

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "executor/shared_memory.h"
 #include "ir/graph.h"
 #include "ir/tensor.h"
 
@@ -16,13 +17,15 @@ namespace autosp::executor {
 // Zero-filled pages, resident from first touch.
 class Arena {
  public:
-  explicit Arena(int64_t bytes);
+  // With `shared`, other processes may be told where it is.
+  explicit Arena(int64_t bytes, bool shared = false);
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
   std::byte* at(int64_t offset) const { return base_ + offset; }
   int64_t touched_bytes() const;  // resident pages
+  SharedRegion region() const;    // nothing unless it is shared
 
   // Gives back all pages but those of these stretches; the others read as zero afterwards.
   struct Stretch {
@@ -36,6 +39,7 @@ class Arena {
  private:
   std::byte* base_ = nullptr;
   size_t size_ = 0;
+  int file_ = -1;  // of the shared memory
 };
 
 // External data of a model: files are mapped when first asked for and unmapped with this object.

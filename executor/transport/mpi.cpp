@@ -1,17 +1,14 @@
 #include "executor/transport/mpi.h"
 
 #include <fmt/ranges.h>
-#include <mpi.h>
+#include <unistd.h>
 
-#include <algorithm>
-#include <chrono>
 #include <cstring>
-#include <thread>
-#include <utility>
 
 #include "base/error.h"
 #include "executor/transport/boxes.h"
 #include "executor/transport/checked.h"
+#include "executor/transport/messages.h"
 
 namespace autosp::executor {
 
@@ -19,12 +16,21 @@ namespace {
 
 constexpr int kHeaderTag = 1;
 constexpr int kDataTag = 2;
-constexpr int64_t kLargestMessage = int64_t{1} << 30;  // MPI counts are ints
+constexpr int kDoneTag = 3;
+constexpr size_t kMostAxes = 8;  // of an operand that is read in place
 
 struct Header {
   char description[448];  // describe(collective), cut to fit
   uint64_t identity;      // hash of all that must be equal among members
-  int64_t bytes;          // that follow from the sender
+  int64_t bytes;          // for the receiver
+  // Where the sender's operand and result lie in the memory it offered, bytes; -1: not there.
+  int64_t x_offset;
+  int64_t y_offset;
+  // Of the operand, and of the receiver's box in it.
+  int64_t axes;
+  int64_t shape[kMostAxes];
+  int64_t begin[kMostAxes];
+  int64_t extent[kMostAxes];
 };
 
 uint64_t hash(std::string_view text) {  // FNV-1a
@@ -33,90 +39,13 @@ uint64_t hash(std::string_view text) {  // FNV-1a
   return result;
 }
 
-// Outstanding messages, each of one peer.
-class Messages {
- public:
-  explicit Messages(MPI_Comm comm) : comm_(comm) {}
-  Messages(const Messages&) = delete;
-  Messages& operator=(const Messages&) = delete;
-
-  // After a failure: nothing may arrive any more in memory that is about to go.
-  ~Messages() {
-    for (size_t k = 0; k < requests_.size(); ++k) {
-      if (requests_[k] == MPI_REQUEST_NULL) continue;
-      if (outgoing_[k] == 0) MPI_Cancel(&requests_[k]);
-      MPI_Request_free(&requests_[k]);
-    }
-  }
-
-  void send(int peer, int tag, const std::byte* data, int64_t bytes) {
-    pieces(bytes, [&](int64_t begin, int count) {
-      MPI_Isend(data + begin, count, MPI_BYTE, peer, tag, comm_, add(peer, true));
-    });
-  }
-  void receive(int peer, int tag, std::byte* data, int64_t bytes) {
-    pieces(bytes, [&](int64_t begin, int count) {
-      MPI_Irecv(data + begin, count, MPI_BYTE, peer, tag, comm_, add(peer, false));
-    });
-  }
-
-  // Waits for all; the peers of what is still outstanding when the time is up, else nothing.
-  std::vector<int> wait(std::chrono::duration<double> timeout) {
-    using Clock = std::chrono::steady_clock;
-    const auto deadline = Clock::now() + timeout;
-    for (int tries = 0;; ++tries) {
-      int done = 0;
-      MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE);
-      if (done != 0) return {};
-      // A rank that waits must not keep the one it waits for from a core.
-      if (tries < 100) {
-        std::this_thread::yield();
-      } else {
-        if (Clock::now() > deadline) return outstanding();
-        std::this_thread::sleep_for(std::chrono::microseconds(tries < 1000 ? 20 : 200));
-      }
-    }
-  }
-
- private:
-  template <typename F>
-  static void pieces(int64_t bytes, F&& f) {
-    for (int64_t begin = 0; begin < bytes; begin += kLargestMessage) {
-      f(begin, static_cast<int>(std::min(kLargestMessage, bytes - begin)));
-    }
-  }
-
-  MPI_Request* add(int peer, bool outgoing) {
-    peers_.push_back(peer);
-    outgoing_.push_back(outgoing ? 1 : 0);
-    return &requests_.emplace_back(MPI_REQUEST_NULL);
-  }
-
-  std::vector<int> outstanding() {
-    std::vector<int> result;
-    for (size_t k = 0; k < requests_.size(); ++k) {
-      int done = 0;
-      MPI_Test(&requests_[k], &done, MPI_STATUS_IGNORE);
-      if (done == 0) result.push_back(peers_[k]);
-    }
-    std::ranges::sort(result);
-    const auto rest = std::ranges::unique(result);
-    result.erase(rest.begin(), rest.end());
-    return result;
-  }
-
-  MPI_Comm comm_;
-  std::vector<MPI_Request> requests_;
-  std::vector<int> peers_;      // of each request
-  std::vector<char> outgoing_;  // whether it sends
-};
-
 class MpiCommunicator final : public CheckedCommunicator {
  public:
   explicit MpiCommunicator(double timeout_seconds) : timeout_(timeout_seconds) {
     MPI_Comm_dup(MPI_COMM_WORLD, &comm_);
     MPI_Comm_rank(comm_, &rank_);
     MPI_Comm_size(comm_, &size_);
+    peers_.resize(static_cast<size_t>(size_));
   }
   ~MpiCommunicator() override {
     // Freeing is collective; after a failure the others will not come.
@@ -127,6 +56,36 @@ class MpiCommunicator final : public CheckedCommunicator {
   int size() const override { return size_; }
   int64_t staging_bytes() const override {
     return static_cast<int64_t>(send_staging_.capacity() + receive_staging_.capacity());
+  }
+  bool reads_in_place() const override { return size_ > 1; }
+
+  // Ranks of other machines, and those whose memory cannot be mapped, have no peer region.
+  void offer(const SharedRegion& region) override {
+    struct Offer {
+      int64_t owner;
+      int64_t file;
+      int64_t bytes;
+      char machine[MPI_MAX_PROCESSOR_NAME];
+    };
+    Offer own{getpid(), region.file, region.bytes, {}};
+    int length = 0;
+    MPI_Get_processor_name(own.machine, &length);
+    std::vector<Offer> offers(peers_.size());
+    MPI_Allgather(&own, sizeof(Offer), MPI_BYTE, offers.data(), sizeof(Offer), MPI_BYTE, comm_);
+    std::vector<int> reads(peers_.size());
+    for (size_t k = 0; k < peers_.size(); ++k) {
+      const Offer& other = offers[k];
+      peers_[k].reset();
+      if (other.file < 0 || std::strcmp(other.machine, own.machine) != 0) continue;
+      peers_[k] = PeerRegion::map(static_cast<pid_t>(other.owner), static_cast<int>(other.file),
+                                  other.bytes);
+      reads[k] = peers_[k] ? 1 : 0;
+    }
+    // read_by_[i * size + k]: rank i reads the memory of rank k.
+    read_by_.resize(reads.size() * reads.size());
+    const int ranks = static_cast<int>(reads.size());
+    MPI_Allgather(reads.data(), ranks, MPI_INT, read_by_.data(), ranks, MPI_INT, comm_);
+    own_ = region;
   }
 
  private:
@@ -141,8 +100,15 @@ class MpiCommunicator final : public CheckedCommunicator {
       sent[i] = send[i].num_elements() * static_cast<int64_t>(element);
       received[i] = receive[i].num_elements() * static_cast<int64_t>(element);
     }
-    announce(collective, me, sent, received);
-
+    const std::vector<Header> headers = announce(collective, sent, received, {x, y, &send});
+    copy_box(element, x, send[me], y, receive[me]);
+    if (in_place(collective, headers)) {
+      for (size_t step = 1; step < send.size(); ++step) {
+        const size_t from = (me + step) % send.size();  // not all from the same one at once
+        pull_box(collective, headers[from], from, y, receive[from]);
+      }
+      return acknowledge(collective);
+    }
     const std::vector<std::byte*> outgoing = staging(send_staging_, sent);
     const std::vector<std::byte*> incoming = staging(receive_staging_, received);
     Messages messages(comm_);
@@ -154,7 +120,6 @@ class MpiCommunicator final : public CheckedCommunicator {
       pack_box(element, x, send[i], outgoing[i]);
       messages.send(collective.group[i], kDataTag, outgoing[i], sent[i]);
     }
-    copy_box(element, x, send[me], y, receive[me]);
     finish(collective, messages);
     for (size_t i = 0; i < send.size(); ++i) {
       if (i != me) unpack_box(element, incoming[i], y, receive[i]);
@@ -163,53 +128,74 @@ class MpiCommunicator final : public CheckedCommunicator {
 
   void reduce_boxes(const Collective& collective, const ConstBuffer& x, const Buffer& y,
                     const std::vector<Box>& parts) override {
-    const size_t element = ir::element_size(collective.dtype);
-    std::vector<int64_t> sent(parts.size());
-    for (size_t i = 0; i < parts.size(); ++i) {
-      sent[i] = parts[i].num_elements() * static_cast<int64_t>(element);
+    const size_t me = member(collective);
+    const std::vector<int64_t> sizes = bytes_of(collective, parts);
+    const std::vector<Header> headers = announce_sum(collective, sizes, {x, y, nullptr});
+    if (in_place(collective, headers)) {
+      sum_boxes(collective.dtype, peer_operands(collective, headers, x.data), x.shape, parts[me],
+                static_cast<std::byte*>(y.data));
+      forget_operands(collective, headers, x);
+      return acknowledge(collective);
     }
-    const std::vector<std::byte*> outgoing = staging(send_staging_, sent);
+    const size_t element = ir::element_size(collective.dtype);
+    const std::vector<std::byte*> outgoing = staging(send_staging_, sizes);
     for (size_t i = 0; i < parts.size(); ++i) pack_box(element, x, parts[i], outgoing[i]);
-    reduce_packed(collective, outgoing, sent, static_cast<std::byte*>(y.data));
+    reduce_packed(collective, outgoing, sizes, static_cast<std::byte*>(y.data));
   }
 
-  // Each member sums one part for all, and sends it to them.
+  // Each member sums one part for all; then they exchange these.
   void reduce_all(const Collective& collective, const std::byte* x, std::byte* y,
                   int64_t count) override {
     const size_t me = member(collective);
     const size_t members = collective.group.size();
     const auto element = static_cast<int64_t>(ir::element_size(collective.dtype));
-    const std::vector<int64_t> cuts = even_cuts(count, members);
+    std::vector<int64_t> cuts = even_cuts(count, members);
+    for (int64_t& cut : cuts) cut *= element;  // bytes from here on
     std::vector<int64_t> sizes(members);
     std::vector<std::byte*> parts(members);
     for (size_t i = 0; i < members; ++i) {
-      sizes[i] = (cuts[i + 1] - cuts[i]) * element;
-      parts[i] = const_cast<std::byte*>(x) + cuts[i] * element;  // NOLINT: only read
+      sizes[i] = cuts[i + 1] - cuts[i];
+      parts[i] = const_cast<std::byte*>(x) + cuts[i];  // NOLINT: only read
     }
-    reduce_packed(collective, parts, sizes, y + cuts[me] * element);
-
+    const std::vector<Header> headers =
+        announce_sum(collective, sizes, {{x, {count}}, {y, {count}}, nullptr});
+    if (in_place(collective, headers) &&
+        std::ranges::all_of(headers, [](const Header& h) { return h.y_offset >= 0; })) {
+      std::vector<const std::byte*> terms = peer_operands(collective, headers, x);
+      for (const std::byte*& term : terms) term += cuts[me];
+      sum_in_order(collective.dtype, terms, sizes[me] / element, y + cuts[me]);
+      forget_operands(collective, headers, {x, {count}});
+      acknowledge(collective);
+      for (size_t step = 1; step < members; ++step) {
+        const size_t from = (me + step) % members;
+        const PeerRegion& region = peer(collective, from);
+        const int64_t begin = headers[from].y_offset + cuts[from];
+        std::copy_n(region.at(begin), sizes[from], y + cuts[from]);
+        region.forget(begin, sizes[from]);
+      }
+      return acknowledge(collective);
+    }
+    reduce_packed(collective, parts, sizes, y + cuts[me]);
     Messages messages(comm_);
     for (size_t i = 0; i < members; ++i) {
       if (i == me) continue;
-      messages.receive(collective.group[i], kDataTag, y + cuts[i] * element, sizes[i]);
-      messages.send(collective.group[i], kDataTag, y + cuts[me] * element, sizes[me]);
+      messages.receive(collective.group[i], kDataTag, y + cuts[i], sizes[i]);
+      messages.send(collective.group[i], kDataTag, y + cuts[me], sizes[me]);
     }
     finish(collective, messages);
   }
 
-  // out = the sum over members of what each has for this one; parts[i] goes to member i.
+  // out = the sum over members of what each has for this one; parts[i], of sizes[i] bytes, goes to
+  // member i.
   void reduce_packed(const Collective& collective, const std::vector<std::byte*>& parts,
-                     std::vector<int64_t> sizes, std::byte* out) {
+                     const std::vector<int64_t>& sizes, std::byte* out) {
     const size_t me = member(collective);
-    const int64_t mine = sizes[me];
-    std::vector<int64_t> received(parts.size(), mine);
+    std::vector<int64_t> received(parts.size(), sizes[me]);
     received[me] = 0;
-    sizes[me] = 0;
-    announce(collective, me, sizes, received);
-
     const std::vector<std::byte*> incoming = staging(receive_staging_, received);
     Messages messages(comm_);
     for (size_t i = 0; i < parts.size(); ++i) {
+      if (i == me) continue;
       messages.receive(collective.group[i], kDataTag, incoming[i], received[i]);
       messages.send(collective.group[i], kDataTag, parts[i], sizes[i]);
     }
@@ -217,25 +203,55 @@ class MpiCommunicator final : public CheckedCommunicator {
     std::vector<const std::byte*> terms(incoming.begin(), incoming.end());
     terms[me] = parts[me];
     sum_in_order(collective.dtype, terms,
-                 mine / static_cast<int64_t>(ir::element_size(collective.dtype)), out);
+                 sizes[me] / static_cast<int64_t>(ir::element_size(collective.dtype)), out);
   }
 
-  // Tells the members what this rank calls, and checks that they call the same and send what this
-  // rank expects of them.
-  void announce(const Collective& collective, size_t me, const std::vector<int64_t>& sent,
-                const std::vector<int64_t>& expected) {
+  // --- Headers.
+
+  // What this member brings to a collective.
+  struct Brought {
+    ConstBuffer x;
+    Buffer y;
+    const std::vector<Box>* send;  // of an exchange, else null
+  };
+
+  static std::vector<int64_t> bytes_of(const Collective& collective,
+                                       const std::vector<Box>& boxes) {
+    std::vector<int64_t> bytes;
+    for (const Box& box : boxes) {
+      bytes.push_back(box.num_elements() *
+                      static_cast<int64_t>(ir::element_size(collective.dtype)));
+    }
+    return bytes;
+  }
+
+  // As announce, for sums: every member sends this one as much as this one keeps of its own.
+  std::vector<Header> announce_sum(const Collective& collective, std::vector<int64_t> sizes,
+                                   const Brought& brought) {
+    const size_t me = member(collective);
+    std::vector<int64_t> expected(sizes.size(), sizes[me]);
+    expected[me] = 0;
+    sizes[me] = 0;
+    return announce(collective, sizes, expected, brought);
+  }
+
+  // Tells the members what this rank calls and where its data lie, and checks that they call the
+  // same and send what this rank expects of them. Returns every member's header to this one.
+  std::vector<Header> announce(const Collective& collective, const std::vector<int64_t>& sent,
+                               const std::vector<int64_t>& expected, const Brought& brought) {
+    const size_t me = member(collective);
     const size_t members = collective.group.size();
     const std::string description = describe(collective);
     std::vector<Header> outgoing(members);
     std::vector<Header> incoming(members);
     Messages messages(comm_);
     for (size_t i = 0; i < members; ++i) {
-      if (i == me) continue;
-      Header& header = outgoing[i];
-      std::memset(&header, 0, sizeof(header));
+      Header& header = i == me ? incoming[i] : outgoing[i];
+      fill(header, collective, brought, i);
       description.copy(header.description, sizeof(header.description) - 1);
       header.identity = hash(description);
       header.bytes = sent[i];
+      if (i == me) continue;
       messages.receive(collective.group[i], kHeaderTag, reinterpret_cast<std::byte*>(&incoming[i]),
                        sizeof(Header));
       messages.send(collective.group[i], kHeaderTag, reinterpret_cast<const std::byte*>(&header),
@@ -244,16 +260,107 @@ class MpiCommunicator final : public CheckedCommunicator {
     // The time-out is the collective's: data follows at once when all headers are here.
     finish(collective, messages);
     for (size_t i = 0; i < members; ++i) {
-      if (i == me) continue;
-      if (incoming[i].identity != hash(description)) {
-        fail(Error("ranks call different collectives: rank {} calls {}, but rank {} calls {}",
-                   rank_, description, collective.group[i], incoming[i].description));
-      }
-      if (incoming[i].bytes != expected[i]) {
-        fail(Error("{}: rank {} sends {} bytes to rank {}, which expects {}", description,
-                   collective.group[i], incoming[i].bytes, rank_, expected[i]));
+      if (i != me) check(collective, description, incoming[i], collective.group[i], expected[i]);
+    }
+    return incoming;
+  }
+
+  // Where the operand and the result lie, and which box of the operand is for member `to`.
+  void fill(Header& header, const Collective& collective, const Brought& brought, size_t to) const {
+    std::memset(&header, 0, sizeof(header));
+    const auto element = static_cast<int64_t>(ir::element_size(collective.dtype));
+    const ir::Shape& shape = brought.x.shape;
+    header.x_offset = own_.offset_of(brought.x.data, ir::num_elements(shape) * element);
+    header.y_offset = own_.offset_of(brought.y.data, ir::num_elements(brought.y.shape) * element);
+    if (brought.send == nullptr) return;
+    if (shape.size() > kMostAxes) header.x_offset = -1;
+    if (header.x_offset < 0) return;
+    const Box& box = (*brought.send)[to];
+    header.axes = static_cast<int64_t>(shape.size());
+    std::ranges::copy(shape, header.shape);
+    std::ranges::copy(box.begin, header.begin);
+    std::ranges::copy(box.extent, header.extent);
+  }
+
+  void check(const Collective& collective, const std::string& description, const Header& header,
+             int other, int64_t expected) {
+    if (header.identity != hash(description)) {
+      fail(Error("ranks call different collectives: rank {} calls {}, but rank {} calls {}", rank_,
+                 description, other, header.description)
+               .help("the ranks' graphs do not belong together: shard the model again"));
+    }
+    if (header.bytes != expected) {
+      fail(Error("{}: rank {} sends {} bytes to rank {}, which expects {}", describe(collective),
+                 other, header.bytes, rank_, expected)
+               .help("the ranks' graphs do not belong together: shard the model again"));
+    }
+  }
+
+  // --- Reading in place.
+
+  // Whether all members read each other's operands where they lie. All come to the same answer.
+  bool in_place(const Collective& collective, const std::vector<Header>& headers) const {
+    if (read_by_.empty()) return false;
+    for (size_t i = 0; i < headers.size(); ++i) {
+      if (headers[i].x_offset < 0) return false;
+      for (int other : collective.group) {
+        const int reader = collective.group[i];
+        if (reader != other && read_by_[static_cast<size_t>(reader * size_ + other)] == 0) {
+          return false;
+        }
       }
     }
+    return true;
+  }
+
+  const PeerRegion& peer(const Collective& collective, size_t i) const {
+    return *peers_[static_cast<size_t>(collective.group[i])];
+  }
+
+  void pull_box(const Collective& collective, const Header& header, size_t from, const Buffer& y,
+                const Box& to) const {
+    const auto axes = static_cast<size_t>(header.axes);
+    const ConstBuffer x{peer(collective, from).at(header.x_offset),
+                        {header.shape, header.shape + axes}};
+    const Box box{{header.begin, header.begin + axes}, {header.extent, header.extent + axes}};
+    copy_box(ir::element_size(collective.dtype), x, box, y, to);
+    peer(collective, from)
+        .forget(header.x_offset, ir::num_elements(x.shape) *
+                                     static_cast<int64_t>(ir::element_size(collective.dtype)));
+  }
+
+  std::vector<const std::byte*> peer_operands(const Collective& collective,
+                                              const std::vector<Header>& headers,
+                                              const void* own) const {
+    std::vector<const std::byte*> operands;
+    for (size_t i = 0; i < headers.size(); ++i) {
+      operands.push_back(collective.group[i] == rank_
+                             ? static_cast<const std::byte*>(own)
+                             : peer(collective, i).at(headers[i].x_offset));
+    }
+    return operands;
+  }
+
+  void forget_operands(const Collective& collective, const std::vector<Header>& headers,
+                       const ConstBuffer& x) const {
+    const int64_t bytes =
+        ir::num_elements(x.shape) * static_cast<int64_t>(ir::element_size(collective.dtype));
+    for (size_t i = 0; i < headers.size(); ++i) {
+      if (collective.group[i] != rank_) peer(collective, i).forget(headers[i].x_offset, bytes);
+    }
+  }
+
+  // Returns when all members have come this far.
+  void acknowledge(const Collective& collective) {
+    std::byte token{};
+    std::vector<std::byte> tokens(collective.group.size());
+    Messages messages(comm_);
+    for (size_t i = 0; i < tokens.size(); ++i) {
+      if (collective.group[i] == rank_) continue;
+      messages.receive(collective.group[i], kDoneTag, &tokens[i], 1);
+      messages.send(collective.group[i], kDoneTag, &token, 1);
+    }
+    finish(collective, messages);
   }
 
   void finish(const Collective& collective, Messages& messages) {
@@ -290,6 +397,9 @@ class MpiCommunicator final : public CheckedCommunicator {
   int rank_ = 0;
   int size_ = 1;
   bool failed_ = false;
+  SharedRegion own_;
+  std::vector<std::optional<PeerRegion>> peers_;  // what other ranks offered, if it can be mapped
+  std::vector<int> read_by_;  // [reader * size + owner]: whether it can; empty before any offer
   std::vector<std::byte> send_staging_;  // kept from one collective to the next
   std::vector<std::byte> receive_staging_;
 };

@@ -5,11 +5,13 @@
 
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include <thread>
 
 #include "../transport_suite.h"
 #include "base/error.h"
+#include "executor/memory.h"
 #include "executor/run.h"
 #include "ir/builder.h"
 
@@ -23,13 +25,74 @@ void reduce(Communicator& world, const std::string& node, std::vector<int> group
                    {x.bytes().data(), x.shape()}, {y.mutable_bytes(), y.shape()});
 }
 
-int run_suite(MpiSession& session) {
-  Communicator& world = session.communicator(30);
+// Hands every collective on with its operand and result in memory that the ranks have offered.
+class InOfferedMemory final : public Communicator {
+ public:
+  explicit InOfferedMemory(Communicator& world) : world_(world), arena_(kBytes, true) {
+    world_.offer(arena_.region());
+  }
+
+  int rank() const override { return world_.rank(); }
+  int size() const override { return world_.size(); }
+  int64_t staging_bytes() const override { return world_.staging_bytes(); }
+
+  void all_reduce(const Collective& c, const ConstBuffer& x, const Buffer& y) override {
+    moved(c, x, y, [&](const auto& px, const auto& py) { world_.all_reduce(c, px, py); });
+  }
+  void all_gather(const Collective& c, const ConstBuffer& x, const Buffer& y, size_t axis,
+                  const std::vector<int64_t>& sizes) override {
+    moved(c, x, y,
+          [&](const auto& px, const auto& py) { world_.all_gather(c, px, py, axis, sizes); });
+  }
+  void reduce_scatter(const Collective& c, const ConstBuffer& x, const Buffer& y, size_t axis,
+                      const std::vector<int64_t>& sizes) override {
+    moved(c, x, y,
+          [&](const auto& px, const auto& py) { world_.reduce_scatter(c, px, py, axis, sizes); });
+  }
+  void all_to_all(const Collective& c, const ConstBuffer& x, const Buffer& y,
+                  const std::vector<Box>& send, const std::vector<Box>& receive) override {
+    moved(c, x, y,
+          [&](const auto& px, const auto& py) { world_.all_to_all(c, px, py, send, receive); });
+  }
+
+ private:
+  static constexpr int64_t kBytes = int64_t{1} << 26;
+
+  // x goes to the arena's beginning, y to its middle, unless they are one.
+  template <typename F>
+  void moved(const Collective& c, const ConstBuffer& x, const Buffer& y, F&& f) {
+    const auto bytes = [&](const ir::Shape& shape) {
+      return static_cast<size_t>(ir::num_elements(shape)) * ir::element_size(c.dtype);
+    };
+    std::byte* y_at = arena_.at(x.data == y.data ? 0 : kBytes / 2);
+    std::memcpy(y_at, y.data, bytes(y.shape));
+    std::memcpy(arena_.at(0), x.data, bytes(x.shape));
+    f(ConstBuffer{arena_.at(0), x.shape}, Buffer{y_at, y.shape});
+    std::memcpy(y.data, y_at, bytes(y.shape));
+  }
+
+  Communicator& world_;
+  Arena arena_;
+};
+
+std::string run_cases(Communicator& world, const std::string& how) {
   std::string wrong;
   for (const TransportCase& suite_case : transport_cases()) {
     const std::string complaint = suite_case.run(world);
-    if (!complaint.empty()) wrong += fmt::format("{}: {}\n", suite_case.name, complaint);
+    if (!complaint.empty()) wrong += fmt::format("{} {}: {}\n", suite_case.name, how, complaint);
   }
+  return wrong;
+}
+
+int run_suite(MpiSession& session) {
+  Communicator& world = session.communicator(30);
+  // In place first: then nothing has been staged yet.
+  InOfferedMemory offered(world);
+  std::string wrong = run_cases(offered, "in offered memory");
+  if (offered.staging_bytes() != 0) wrong += "operands in offered memory were staged\n";
+  world.offer({});
+  wrong += run_cases(world, "by messages");
+  if (world.size() > 1 && world.staging_bytes() == 0) wrong += "messages were not staged\n";
   int failures = 0;
   for (const std::string& text : session.gather(wrong)) {
     failures += text.empty() ? 0 : 1;
