@@ -4,6 +4,7 @@
 #include <map>
 
 #include "executor/memory.h"
+#include "executor/workers.h"
 
 namespace autosp::executor {
 
@@ -66,6 +67,7 @@ class Execution {
         communicator_(communicator),
         options_(options),
         arena_(program.memory().arena, communicator.reads_in_place()),
+        workers_(program.workers()),
         files_(options.data_folder) {}
 
   RankResult run() {
@@ -140,7 +142,8 @@ class Execution {
     const int scratch = program_.workspace(step);
     const KernelCall call{{node, operands_, results_},
                           scratch < 0 ? nullptr : arena_address(scratch),
-                          &communicator_};
+                          &communicator_,
+                          &workers_};
     const auto begin = Clock::now();
     try {
       program_.kernel(step)(call);
@@ -210,6 +213,7 @@ class Execution {
   Communicator& communicator_;
   const ExecuteOptions& options_;
   Arena arena_;
+  Workers workers_;
   MappedFiles files_;
   std::vector<const void*> addresses_;        // per value
   std::vector<reference::Operand> operands_;  // of the step that runs

@@ -4,11 +4,11 @@
 
 namespace autosp::executor {
 
-BoundKernel KernelTable::find(const ir::Graph& graph, const ir::Node& node) const {
+BoundKernel KernelTable::find(const ir::Graph& graph, const ir::Node& node, int workers) const {
   for (const KernelRow& row : rows_) {
     if (row.op != node.op || row.domain != node.domain) continue;
     if (row.accepts != nullptr && !row.accepts(graph, node)) continue;
-    return {row.function, nullptr, row.workspace != nullptr ? row.workspace(graph, node) : 0};
+    return {row.function, nullptr, row.workspace != nullptr ? row.workspace(graph, node, workers) : 0};
   }
   return {nullptr, reference::find_kernel(node.domain, node.op), 0};
 }
@@ -29,6 +29,7 @@ const KernelTable& cpu_kernels() {
     append(rows, elementwise_rows());
     append(rows, reduction_rows());
     append(rows, movement_rows());
+    append(rows, attention_rows());
     return rows;
   }());
   return table;

@@ -14,10 +14,13 @@
 
 namespace autosp::executor {
 
+class Workers;
+
 struct KernelCall {
   reference::Call call;
   std::byte* workspace = nullptr;        // as many bytes as the row asked for, 64-byte aligned
   Communicator* communicator = nullptr;  // never null
+  Workers* workers = nullptr;            // never null; as many as the row was told
 };
 
 using KernelFunction = void (*)(const KernelCall&);
@@ -28,8 +31,8 @@ struct KernelRow {
   // Null: every node of the operator.
   bool (*accepts)(const ir::Graph&, const ir::Node&) = nullptr;
   KernelFunction function = nullptr;
-  // Bytes of scratch memory; null: none.
-  int64_t (*workspace)(const ir::Graph&, const ir::Node&) = nullptr;
+  // Bytes of scratch memory for a run by so many workers; null: none.
+  int64_t (*workspace)(const ir::Graph&, const ir::Node&, int workers) = nullptr;
 };
 
 // What a program runs for a node.
@@ -52,7 +55,7 @@ class KernelTable {
   const std::vector<KernelRow>& rows() const { return rows_; }
 
   // The first row that accepts the node, else the reference kernel, else nothing.
-  BoundKernel find(const ir::Graph& graph, const ir::Node& node) const;
+  BoundKernel find(const ir::Graph& graph, const ir::Node& node, int workers = 1) const;
 
  private:
   std::string_view device_;

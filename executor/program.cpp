@@ -64,6 +64,7 @@ class Compiler {
            const CompileOptions& options)
       : graph_(*graph), kernels_(kernels), options_(options) {
     program_.graph_ = std::move(graph);
+    program_.workers_ = options.workers;
   }
 
   Program compile() {
@@ -79,7 +80,7 @@ class Compiler {
  private:
   void choose_kernels() {
     for (const ir::Node& node : graph_.nodes()) {
-      BoundKernel kernel = kernels_.find(graph_, node);
+      BoundKernel kernel = kernels_.find(graph_, node, options_.workers);
       if (!kernel) {
         throw Error("{}: there is no {} kernel for operator {}{}{}", graph_.describe(node),
                     kernels_.device(), node.domain, node.domain.empty() ? "" : "::", node.op)

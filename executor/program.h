@@ -17,6 +17,7 @@ namespace autosp::executor {
 struct CompileOptions {
   const KernelTable* kernels = nullptr;  // null: cpu_kernels()
   bool share_memory = true;  // false: every result has bytes of its own for the whole run
+  int workers = 1;           // threads of the rank that runs it
 };
 
 // All in bytes.
@@ -49,6 +50,7 @@ class Program {
  public:
   const ir::Graph& graph() const { return *graph_; }
   const MemoryPlan& memory() const { return memory_; }
+  int workers() const { return workers_; }  // see CompileOptions
   const Place& place(ValueId id) const { return places_[id.index()]; }
   const std::vector<ArenaBuffer>& buffers() const { return buffers_; }
   const BoundKernel& kernel(size_t step) const { return kernels_[step]; }
@@ -61,6 +63,7 @@ class Program {
   friend class Compiler;
   std::shared_ptr<const ir::Graph> graph_;
   MemoryPlan memory_;
+  int workers_ = 1;
   std::vector<Place> places_;  // per value
   std::vector<ArenaBuffer> buffers_;
   std::vector<BoundKernel> kernels_;  // per node

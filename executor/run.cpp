@@ -13,10 +13,13 @@ RunResult run_in_threads(const std::vector<std::shared_ptr<const ir::Graph>>& gr
                          const std::vector<Arrays>& feeds, const RunOptions& options) {
   const size_t size = graphs.size();
   AUTOSP_CHECK(size > 0 && feeds.size() == size, "{} graphs, {} feeds", size, feeds.size());
-  set_blas_threads(options.threads_per_rank > 0 ? options.threads_per_rank
-                                                : default_blas_threads(static_cast<int>(size)));
+  CompileOptions compile_options = options.compile;
+  compile_options.workers = options.threads_per_rank > 0
+                                ? options.threads_per_rank
+                                : default_blas_threads(static_cast<int>(size));
+  set_blas_threads(compile_options.workers);
   std::vector<Program> programs;
-  for (const auto& graph : graphs) programs.push_back(compile(graph, options.compile));
+  for (const auto& graph : graphs) programs.push_back(compile(graph, compile_options));
 
   ThreadWorld world(static_cast<int>(size), options.timeout);
   RunResult result;

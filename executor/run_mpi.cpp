@@ -78,10 +78,13 @@ Communicator& MpiSession::communicator(double timeout) {
 
 RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> graph,
                        const Arrays& feeds, const RunOptions& options) {
-  set_blas_threads(options.threads_per_rank > 0 ? options.threads_per_rank
-                                                : default_blas_threads(session.local_ranks()));
+  CompileOptions compile_options = options.compile;
+  compile_options.workers = options.threads_per_rank > 0
+                                ? options.threads_per_rank
+                                : default_blas_threads(session.local_ranks());
+  set_blas_threads(compile_options.workers);
   RunResult result;
-  const Program program = compile(std::move(graph), options.compile);
+  const Program program = compile(std::move(graph), compile_options);
   result.ranks.push_back(execute(program, feeds, session.communicator(options.timeout),
                                  {options.data_folder, options.trace ? &result.events : nullptr,
                                   Clock::now(), options.repeat}));

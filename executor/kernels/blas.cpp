@@ -156,7 +156,7 @@ void gemm(const KernelCall& call) {
 }
 
 // Scratch memory for float copies of two operands and the result.
-int64_t widened_bytes(const ir::Graph& graph, const ir::Node& node) {
+int64_t widened_bytes(const ir::Graph& graph, const ir::Node& node, int /*workers*/) {
   const auto bytes = [&](ValueId id) {
     return (graph.type(id).num_elements() * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64;
   };

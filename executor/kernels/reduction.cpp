@@ -172,7 +172,7 @@ bool sums_neighbours(const ir::Graph& graph, const ir::Node& node) {
          neighbours(graph, node).valid;
 }
 
-int64_t sum_scratch(const ir::Graph& graph, const ir::Node& node) {
+int64_t sum_scratch(const ir::Graph& graph, const ir::Node& node, int /*workers*/) {
   const Neighbours axes = neighbours(graph, node);
   return axes.inner == 1 ? 0 : axes.inner * static_cast<int64_t>(sizeof(double));
 }

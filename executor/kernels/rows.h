@@ -10,5 +10,6 @@ std::span<const KernelRow> blas_rows();
 std::span<const KernelRow> elementwise_rows();
 std::span<const KernelRow> reduction_rows();
 std::span<const KernelRow> movement_rows();
+std::span<const KernelRow> attention_rows();
 
 }  // namespace autosp::executor

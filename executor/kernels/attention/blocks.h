@@ -23,7 +23,7 @@ inline constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) /
 // What a row (a query of a batch) is besides the interval of keys it sees.
 enum class RowKind : uint8_t {
   kNormal,
-  kEmpty,     // sees nothing, weighs nothing
+  kEmpty,     // dead: sees nothing, weighs nothing; also rows that only fill up a block
   kUniform,   // dead: every key weighs the same
   kUnmasked,  // dead: key mask and segments do not count
   kNan,       // dead: every weight is NaN

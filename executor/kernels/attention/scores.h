@@ -115,10 +115,10 @@ AUTOSP_AI void for_each_tile(int64_t rows, F&& f) {
 template <int R>
 __attribute__((noinline)) void score_tile(const float* keys, int64_t key_row,
                                           const float* transposed, int64_t width, float* scores) {
-  tile<R>(keys, key_row, transposed, width, [&](int i, int lane, V sum) __attribute__((
-                                                always_inline)) {
-    Simd::store(scores + i * kQueryBlock + lane, sum);
-  });
+  tile<R>(
+      keys, key_row, transposed, width, [&](int i, int lane, V sum) __attribute__((always_inline)) {
+        Simd::store(scores + i * kQueryBlock + lane, sum);
+      });
 }
 
 // Keys [key, key + rows) and one panel of queries of one head.

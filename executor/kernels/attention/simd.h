@@ -155,7 +155,8 @@ AUTOSP_AI void multiply(V (&c)[R * N], Strided a, const float* b, int64_t b_row,
 #pragma GCC unroll 1
   for (int64_t k = 0; k < depth; ++k) {
     V row[N];
-    unrolled<N>([&](auto v) __attribute__((always_inline)) { row[v] = Simd::load(b + v * kWidth); });
+    unrolled<N>([&](auto v)
+                    __attribute__((always_inline)) { row[v] = Simd::load(b + v * kWidth); });
     unrolled<R>([&](auto i) __attribute__((always_inline)) {
       const V element = Simd::set(x[i * a.row]);
       unrolled<N>([&](auto v) __attribute__((always_inline)) {

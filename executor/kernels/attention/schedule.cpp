@@ -1,0 +1,187 @@
+#include "executor/kernels/attention/schedule.h"
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+namespace autosp::executor::attention {
+
+using reference::AttentionProblem;
+using reference::DeadRows;
+
+namespace {
+
+int64_t num_blocks(int64_t queries) { return (queries + kQueryBlock - 1) / kQueryBlock; }
+
+// Segment ids may be anything; only their equality counts. The n-th smallest key segment is n.
+class SegmentNumbers {
+ public:
+  explicit SegmentNumbers(const AttentionProblem& sizes) {
+    const auto& mask = sizes.mask;
+    for (int64_t b = 0; b < sizes.batch; ++b) {
+      const int64_t* from = mask.key_segment + b * mask.key_segment_stride;
+      ids_.insert(ids_.end(), from, from + sizes.keys);
+      if (mask.key_segment_stride == 0) break;
+    }
+    std::ranges::sort(ids_);
+    ids_.erase(std::ranges::unique(ids_).begin(), ids_.end());
+  }
+
+  // -1 for one that no key has.
+  float number(int64_t id) const {
+    const auto found = std::ranges::lower_bound(ids_, id);
+    if (found == ids_.end() || *found != id) return -1;
+    return static_cast<float>(found - ids_.begin());
+  }
+
+ private:
+  std::vector<int64_t> ids_;
+};
+
+RowKind kind_of(const AttentionProblem& sizes, int64_t batch, int64_t query) {
+  if (!sizes.is_dead(batch, query)) return RowKind::kNormal;
+  switch (sizes.dead_rows) {
+    case DeadRows::kUniform:
+      return RowKind::kUniform;
+    case DeadRows::kUnmasked:
+      return RowKind::kUnmasked;
+    case DeadRows::kNan:
+      return RowKind::kNan;
+    default:
+      return RowKind::kEmpty;
+  }
+}
+
+Panel panel_of(const float* begin, const float* end, const RowKind* kind, int64_t count) {
+  Panel panel{std::numeric_limits<int32_t>::max(), 0, 0, std::numeric_limits<int32_t>::max(),
+              false};
+  for (int64_t i = 0; i < count; ++i) {
+    const auto first = static_cast<int32_t>(begin[i]);
+    const auto last = static_cast<int32_t>(end[i]);
+    panel.full_begin = std::max(panel.full_begin, first);
+    panel.full_end = std::min(panel.full_end, last);
+    panel.special = panel.special || kind[i] >= RowKind::kUniform;
+    if (first >= last) continue;
+    panel.begin = std::min(panel.begin, first);
+    panel.end = std::max(panel.end, last);
+  }
+  if (panel.begin >= panel.end) panel.begin = panel.end = 0;
+  return panel;
+}
+
+}  // namespace
+
+AttentionProblem sizes_of(const ir::Graph& graph, const ir::Node& node,
+                          const Positions& positions) {
+  const ir::Shape& query = graph.shape(node.inputs[positions.query]);
+  const ir::Shape& key = graph.shape(node.inputs[positions.query + 1]);
+  const ir::Shape& value = graph.shape(node.inputs[positions.query + 2]);
+  AttentionProblem sizes;
+  sizes.batch = query[0];
+  sizes.query_heads = query[1];
+  sizes.kv_heads = key[1];
+  sizes.queries = query[2];
+  sizes.keys = key[2];
+  sizes.width = query[3];
+  sizes.value_width = value[3];
+  sizes.softcap = node.attributes.get_float("softcap", 0);
+  return sizes;
+}
+
+bool accepts(const ir::Graph& graph, const ir::Node& node) {
+  constexpr int64_t kExactInFloat = int64_t{1} << 24;
+  const auto is_float = [&](ValueId id) {
+    const ir::DataType type = graph.type(id).dtype;
+    return type == ir::DataType::kFloat32 || !ir::is_floating(type);
+  };
+  for (const auto* values : {&node.inputs, &node.outputs}) {
+    for (ValueId id : *values) {
+      if (id && (!is_float(id) || graph.type(id).num_elements() == 0)) return false;
+    }
+  }
+  const Positions& positions = node.op == "Attention" ? kForwardPositions : kBackwardPositions;
+  const AttentionProblem sizes = sizes_of(graph, node, positions);
+  return std::max(sizes.keys, sizes.queries) < kExactInFloat;
+}
+
+RowsMemory carve_rows(Carver& carver, const AttentionProblem& sizes, bool has_segments, int panel) {
+  const int64_t queries = sizes.batch * num_blocks(sizes.queries) * kQueryBlock;
+  RowsMemory memory{};
+  memory.begin = carver.take<float>(queries);
+  memory.end = carver.take<float>(queries);
+  memory.kind = carver.take<RowKind>(queries);
+  memory.panels = carver.take<Panel>(queries / panel);
+  if (has_segments) {
+    memory.query_segment = carver.take<float>(queries);
+    memory.key_segment = carver.take<float>(sizes.batch * sizes.keys);
+  }
+  return memory;
+}
+
+Rows fill_rows(const AttentionProblem& sizes, const RowsMemory& memory, int panel) {
+  Rows rows{memory.begin,
+            memory.end,
+            memory.kind,
+            memory.query_segment,
+            memory.key_segment,
+            memory.panels,
+            num_blocks(sizes.queries) * kQueryBlock,
+            num_blocks(sizes.queries) * (kQueryBlock / panel)};
+  for (int64_t b = 0; b < sizes.batch; ++b) {
+    const int64_t first = b * rows.queries;
+    for (int64_t i = 0; i < rows.queries; ++i) {
+      const bool filling = i >= sizes.queries;
+      const RowKind kind = filling ? RowKind::kEmpty : kind_of(sizes, b, i);
+      auto range = filling ? reference::AttentionMask::Range{} : sizes.mask.range(b, i);
+      if (kind == RowKind::kEmpty) range = {0, 0};
+      if (kind >= RowKind::kUniform) range = {0, sizes.keys};
+      memory.kind[first + i] = kind;
+      memory.begin[first + i] = static_cast<float>(range.begin);
+      memory.end[first + i] = static_cast<float>(range.end);
+    }
+    for (int64_t c = 0; c < rows.num_panels; ++c) {
+      const int64_t at = first + c * panel;
+      const int64_t count = std::clamp<int64_t>(sizes.queries - c * panel, 0, panel);
+      memory.panels[b * rows.num_panels + c] =
+          panel_of(memory.begin + at, memory.end + at, memory.kind + at, count);
+    }
+  }
+  if (memory.key_segment == nullptr) return rows;
+  const SegmentNumbers numbers(sizes);
+  const auto& mask = sizes.mask;
+  for (int64_t b = 0; b < sizes.batch; ++b) {
+    for (int64_t i = 0; i < rows.queries; ++i) {
+      memory.query_segment[b * rows.queries + i] =
+          i < sizes.queries ? numbers.number(mask.query_segment[b * mask.query_segment_stride + i])
+                            : -1;
+    }
+    for (int64_t j = 0; j < sizes.keys; ++j) {
+      memory.key_segment[b * sizes.keys + j] =
+          numbers.number(mask.key_segment[b * mask.key_segment_stride + j]);
+    }
+  }
+  return rows;
+}
+
+Matrix dense(const void* data, int64_t heads, int64_t rows, int64_t width) {
+  auto* floats = const_cast<float*>(static_cast<const float*>(data));
+  return {floats, heads * rows * width, rows * width, width};
+}
+
+Matrix padded(const Matrix& from, int64_t batch, int64_t heads, int64_t rows, int64_t width,
+              float* memory) {
+  const int64_t wide = round_up(width, kLanes);
+  if (wide == width) return from;
+  const Matrix to = dense(memory, heads, rows, wide);
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int64_t r = 0; r < rows; ++r) {
+        float* end = std::copy_n(from.at(b, h, r), width, to.at(b, h, r));
+        std::fill_n(end, wide - width, 0.0F);
+      }
+    }
+  }
+  return to;
+}
+
+}  // namespace autosp::executor::attention

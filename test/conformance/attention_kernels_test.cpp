@@ -1,0 +1,301 @@
+// The tiled attention kernels of every instruction set against the reference kernels: odd sizes,
+// grouped heads, every mask, bias and kind of dead row, by one worker and by several.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "executor/kernels/attention/schedule.h"
+#include "executor/run.h"
+#include "executor/workers.h"
+#include "ir/builder.h"
+#include "support/run_graph.h"
+
+namespace autosp::executor {
+namespace {
+
+using attention::Functions;
+using ir::DataType;
+using ir::Shape;
+using ir::Tensor;
+
+// --- One kernel table per instruction set.
+
+template <const Functions* (*functions)()>
+const KernelTable& table() {
+  static const KernelTable kTable(
+      "test", {{ir::kAutospDomain, "Attention", attention::accepts,
+                [](const KernelCall& call) { attention::forward(call, *functions()); },
+                [](const ir::Graph& graph, const ir::Node& node, int workers) {
+                  return attention::forward_workspace(graph, node, workers, *functions());
+                }},
+               {ir::kAutospDomain, "AttentionGrad", attention::accepts,
+                [](const KernelCall& call) { attention::backward(call, *functions()); },
+                [](const ir::Graph& graph, const ir::Node& node, int workers) {
+                  return attention::backward_workspace(graph, node, workers, *functions());
+                }}});
+  return kTable;
+}
+
+std::vector<const KernelTable*> available_tables() {
+  std::vector<const KernelTable*> tables = {&table<attention::portable_functions>()};
+  if (attention::avx2_functions() != nullptr) {
+    tables.push_back(&table<attention::avx2_functions>());
+  }
+  if (attention::avx512_functions() != nullptr) {
+    tables.push_back(&table<attention::avx512_functions>());
+  }
+  return tables;
+}
+
+// --- Cases.
+
+struct Sizes {
+  int64_t batch = 1, kv_heads = 1, group = 1, queries = 1, keys = 1, width = 1, value_width = 1;
+};
+
+struct AttentionCase {
+  std::string name;
+  Sizes sizes;
+  ir::Attributes attributes = {{"scale", 0.25F}};
+  std::map<std::string, Tensor> optional{};  // by operand name
+  bool bias_gradient = true;
+  double tolerance = 2e-5;
+};
+void PrintTo(const AttentionCase& c, std::ostream* out) { *out << c.name; }
+
+Tensor numbers(const Shape& shape, const std::function<double(int64_t)>& at,
+               DataType type = DataType::kFloat32) {
+  Tensor tensor({type, shape});
+  const size_t size = element_size(type);
+  for (int64_t k = 0; k < tensor.num_elements(); ++k) {
+    const Tensor one = Tensor::scalar(type, at(k));
+    std::ranges::copy(one.bytes(), tensor.mutable_bytes() + static_cast<size_t>(k) * size);
+  }
+  return tensor;
+}
+
+// Keys (query - window, query], where query 0 stands at the key (keys - queries).
+void add_window(AttentionCase& c, int64_t window) {
+  const Sizes& s = c.sizes;
+  c.optional["begin"] = numbers(
+      {1, s.queries},
+      [&](int64_t i) { return static_cast<double>(i + s.keys - s.queries - window + 1); },
+      DataType::kInt64);
+  c.optional["end"] = numbers(
+      {1, s.queries}, [&](int64_t i) { return static_cast<double>(i + s.keys - s.queries + 1); },
+      DataType::kInt64);
+}
+
+// The first keys of every batch are padding: three of the first batch, six of the second, ...
+void add_left_padding(AttentionCase& c) {
+  const Sizes& s = c.sizes;
+  c.optional["key_mask"] = numbers(
+      {s.batch, s.keys}, [&](int64_t k) { return k % s.keys >= 3 * (1 + k / s.keys) ? 1 : 0; },
+      DataType::kBool);
+}
+
+void add_segments(AttentionCase& c) {
+  const Sizes& s = c.sizes;
+  const auto segment = [&](int64_t extent) {
+    return [&s, extent](int64_t k) {
+      return static_cast<double>(-7 + 1000000007 * ((k % extent) * 5 / extent) + k / extent);
+    };
+  };
+  c.optional["query_segment"] = numbers({s.batch, s.queries}, segment(s.queries), DataType::kInt64);
+  c.optional["key_segment"] = numbers({s.batch, s.keys}, segment(s.keys), DataType::kInt64);
+}
+
+void add_bias(AttentionCase& c, const Shape& shape, double scale = 1) {
+  c.optional["bias"] =
+      numbers(shape, [&](int64_t k) { return scale * std::sin(static_cast<double>(k) * 0.37); });
+}
+
+std::vector<AttentionCase> all_cases() {
+  std::vector<AttentionCase> cases;
+  const auto add = [&](const std::string& name, const Sizes& sizes) -> AttentionCase& {
+    cases.push_back({name, sizes});
+    return cases.back();
+  };
+  for (const int64_t length : {1, 17, 61, 333, 700}) {
+    const int64_t batch = length < 100 ? 2 : 1;
+    for (const auto& [width, value_width] :
+         {std::pair<int64_t, int64_t>{12, 12}, {64, 64}, {80, 48}, {128, 128}, {16, 5}}) {
+      if (length > 100 && width != 64 && width != 12) continue;
+      const std::string name = fmt::format("S{}d{}e{}", length, width, value_width);
+      const Sizes sizes{batch, 2, 1, length, length, width, value_width};
+      add(name, sizes);
+      add_window(add(name + "causal", sizes), length);
+    }
+  }
+  const Sizes grouped{2, 2, 3, 133, 133, 24, 32};
+  add_window(add("groupedCausal", grouped), 133);
+  add_window(add("oneHead", {1, 1, 1, 400, 400, 32, 32}), 400);
+  add_window(add("threeHeads", {1, 3, 1, 250, 250, 16, 16}), 250);
+  add("fewQueries", {1, 2, 2, 5, 333, 16, 16});
+  add_window(add("fewQueriesCausal", {1, 2, 2, 100, 333, 16, 16}), 333);
+  add("fewKeys", {1, 2, 2, 333, 3, 16, 16});
+  for (const int64_t window : {1, 7, 48, 100}) {
+    add_window(add(fmt::format("window{}", window), {1, 2, 1, 333, 333, 32, 32}), window);
+  }
+  const Sizes medium{2, 2, 2, 150, 170, 16, 32};
+  add_segments(add("segments", medium));
+  AttentionCase& packed = add("packedCausal", {2, 2, 2, 150, 150, 16, 32});
+  add_segments(packed);
+  add_window(packed, 150);
+  add("softcap", medium).attributes.set("softcap", 1.5F);
+  add("sink", medium).optional["sink"] = numbers({4}, [](int64_t k) { return 0.5 * k - 1; });
+  AttentionCase& sink = add("sinkWithDeadRows", {2, 2, 2, 150, 150, 16, 32});
+  sink.optional["sink"] = numbers({4}, [](int64_t k) { return 0.5 * k - 1; });
+  add_left_padding(sink);
+  add_window(sink, 20);
+  const std::vector<Shape> biases = {{2, 4, 150, 170}, {1, 4, 150, 170}, {1, 1, 150, 170},
+                                     {2, 1, 1, 170},   {1, 4, 1, 170},   {1, 4, 150, 1},
+                                     {1, 1, 1, 1}};
+  for (size_t k = 0; k < biases.size(); ++k) {
+    AttentionCase& c = add(fmt::format("bias{}", k), medium);
+    add_bias(c, biases[k]);
+    if (k % 2 == 0) c.attributes.set("softcap", 2.0F);
+    AttentionCase without = c;
+    without.name += "withoutItsGradient";
+    without.bias_gradient = false;
+    cases.push_back(std::move(without));
+  }
+  // Masks that stayed additive, and rows that they mask as a whole.
+  for (const double low : {-1e9, static_cast<double>(std::numeric_limits<float>::lowest()),
+                           -std::numeric_limits<double>::infinity()}) {
+    AttentionCase& c = add(fmt::format("additive{}", cases.size()), medium);
+    // Of -1e9 the sum with a score depends on the precision, of -infinity it is no row at all.
+    const bool whole_rows = low == static_cast<double>(std::numeric_limits<float>::lowest());
+    c.optional["bias"] = numbers({1, 1, 150, 170}, [=](int64_t k) {
+      const bool dead = whole_rows && k / 170 % 40 == 7;
+      return dead || k % 170 > k / 170 + 20 ? low : 0;
+    });
+    c.bias_gradient = false;
+  }
+  for (const char* dead_rows : {"none", "uniform", "zero", "unmasked", "nan"}) {
+    for (const int64_t gradient : {0, 1}) {
+      const Sizes sizes{2, 2, 2, 150, 150, 16, 32};
+      AttentionCase& padding = add(fmt::format("dead{}{}", dead_rows, gradient), sizes);
+      add_left_padding(padding);
+      add_window(padding, 150);
+      padding.attributes.set("dead_rows", std::string(dead_rows));
+      padding.attributes.set("dead_row_gradient", gradient);
+      AttentionCase& more = add(fmt::format("deadBiased{}{}", dead_rows, gradient), sizes);
+      more.attributes = padding.attributes;
+      more.optional = padding.optional;
+      more.attributes.set("softcap", 3.0F);
+      add_segments(more);
+      add_bias(more, {1, 4, 150, 150});
+    }
+  }
+  AttentionCase& large = add("largeScores", {1, 2, 1, 200, 200, 64, 64});
+  large.attributes.set("scale", 4.0F);
+  // Of one key the weight is 1: what comes out as gradient of query and key is rounding.
+  for (AttentionCase& c : cases) {
+    if (c.sizes.keys == 1 || c.name == "window1") c.tolerance = 1e-4;
+  }
+  return cases;
+}
+
+// Forward and backward in one graph; every result is an output.
+std::shared_ptr<const ir::Graph> graph_of(const AttentionCase& c) {
+  auto graph = std::make_shared<ir::Graph>();
+  ir::Builder build(*graph);
+  const Sizes& s = c.sizes;
+  const int64_t heads = s.kv_heads * s.group;
+  const auto input = [&](const std::string& name, const Shape& shape) {
+    return graph->add_input(name, {DataType::kFloat32, shape});
+  };
+  const Shape output = {s.batch, heads, s.queries, s.value_width};
+  const Shape rows = {s.batch, heads, s.queries};
+  const std::vector<ValueId> qkv = {input("q", {s.batch, heads, s.queries, s.width}),
+                                    input("k", {s.batch, s.kv_heads, s.keys, s.width}),
+                                    input("v", {s.batch, s.kv_heads, s.keys, s.value_width})};
+  std::vector<ValueId> optional;
+  for (const char* name :
+       {"bias", "begin", "end", "key_mask", "query_segment", "key_segment", "sink"}) {
+    const auto found = c.optional.find(name);
+    optional.push_back(found == c.optional.end() ? ValueId() : build.constant(found->second, name));
+  }
+  const auto type = [](const Shape& shape) { return ir::Type{DataType::kFloat32, shape}; };
+  const auto run = [&](const std::string& op, std::vector<ValueId> operands,
+                       const std::vector<ir::Type>& types) {
+    operands.insert(operands.end(), optional.begin(), optional.end());
+    while (!operands.back()) operands.pop_back();
+    const auto results =
+        build.node(op, operands, types, c.attributes, std::string(ir::kAutospDomain));
+    for (size_t k = 0; k < results.size(); ++k) {
+      if (results[k]) graph->add_output(fmt::format("{}{}", op, k), results[k]);
+    }
+    return results;
+  };
+  const auto forward = run("Attention", qkv, {type(output), type(rows), type(rows)});
+  std::vector<ValueId> operands = {input("do", output)};
+  operands.insert(operands.end(), qkv.begin(), qkv.end());
+  operands.insert(operands.end(), forward.begin(), forward.end());
+  std::vector<ir::Type> types;
+  for (ValueId x : qkv) types.push_back(graph->type(x));
+  const bool bias = optional[0] && c.bias_gradient;
+  if (bias || optional[6]) types.push_back(bias ? graph->type(optional[0]) : ir::Type{});
+  if (optional[6]) types.push_back(graph->type(optional[6]));
+  run("AttentionGrad", operands, types);
+  return graph;
+}
+
+class AttentionKernels : public testing::TestWithParam<AttentionCase> {};
+
+TEST_P(AttentionKernels, AgreeWithTheReference) {
+  const auto graph = graph_of(GetParam());
+  const Arrays feeds = test::random_feeds(*graph);
+  const test::Tensors want = test::run_graph(*graph, feeds);
+  for (const KernelTable* kernels : available_tables()) {
+    for (const int workers : {1, 2, 3}) {
+      SCOPED_TRACE(fmt::format("{} {} workers", kernels == available_tables().back(), workers));
+      RunOptions options{.threads_per_rank = workers};
+      options.compile.kernels = kernels;
+      const RunResult result = run_in_threads({graph}, {feeds}, options);
+      test::expect_close(result.ranks[0].outputs, want, GetParam().tolerance);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, AttentionKernels, testing::ValuesIn(all_cases()),
+                         [](const auto& parameters) { return parameters.param.name; });
+
+// The same workers, the same bits; and what was planned is what is touched.
+TEST(AttentionKernels, RepeatBitForBitInPlannedMemory) {
+  AttentionCase c{"", {2, 3, 2, 333, 333, 12, 16}};
+  add_window(c, 333);
+  const auto graph = graph_of(c);
+  const Arrays feeds = test::random_feeds(*graph);
+  const RunOptions options{.threads_per_rank = 2};
+  const RunResult first = run_in_threads({graph}, {feeds}, options);
+  const RunResult second = run_in_threads({graph}, {feeds}, options);
+  for (const auto& [name, tensor] : first.ranks[0].outputs) {
+    EXPECT_TRUE(tensor.identical(second.ranks[0].outputs.at(name))) << name;
+  }
+  EXPECT_LE(first.ranks[0].arena_touched, first.ranks[0].planned.arena + 4096);
+}
+
+// Every worker runs, each index once, and again after a rest.
+TEST(Workers, ShareOutEveryIndexOnce) {
+  for (const int count : {1, 2, 5}) {
+    Workers workers(count);
+    EXPECT_EQ(workers.count(), count);
+    for (int round = 0; round < 200; ++round) {
+      std::vector<std::atomic<int>> visits(37);
+      workers.for_each(37, [&](int worker, int64_t k) {
+        EXPECT_LT(worker, count);
+        ++visits[static_cast<size_t>(k)];
+      });
+      for (const auto& n : visits) EXPECT_EQ(n, 1);
+      std::vector<std::atomic<int>> ran(static_cast<size_t>(count));
+      workers.run([&](int worker) { ++ran[static_cast<size_t>(worker)]; });
+      for (const auto& n : ran) EXPECT_EQ(n, 1);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace autosp::executor
