@@ -47,7 +47,9 @@ void compare(const ir::Tensor& whole, const ir::Tensor& part, int64_t rank,
              TensorComparison& result) {
   if (whole.type() != part.type()) {
     throw Error("output '{}' is {} on rank {}, but {} in the whole model", result.name,
-                ir::to_string(part.type()), rank, ir::to_string(whole.type()));
+                ir::to_string(part.type()), rank, ir::to_string(whole.type()))
+        .note("outputs are whole on every rank")
+        .help("shard the model again");
   }
   for (int64_t k = 0; k < whole.num_elements(); ++k) {
     const double expected = whole.value_as_double(k);
@@ -86,7 +88,9 @@ std::vector<TensorComparison> compare_outputs(const onnx_io::Manifest& manifest,
     for (size_t rank = 0; rank < ranks.size(); ++rank) {
       const auto actual = ranks[rank].find(output.name);
       if (actual == ranks[rank].end()) {
-        throw Error("rank {} has no output '{}'", rank, output.name);
+        throw Error("rank {} has no output '{}'", rank, output.name)
+            .note("the manifest lists it")
+            .help("shard the model again");
       }
       compare(expected->second, actual->second, static_cast<int64_t>(rank), result);
     }

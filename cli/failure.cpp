@@ -25,11 +25,13 @@ Failure current_failure() {
     return to_failure(error);
   } catch (const std::bad_alloc&) {
     return to_failure(Error("out of memory")
+                          .note("the system refused a request for memory")
                           .help("use a machine with more memory, or shard over more ranks and "
                                 "machines"));
   } catch (const std::filesystem::filesystem_error& error) {
     return to_failure(
         Error("'{}': {}", error.path1().string(), error.code().message())
+            .note("the system refused it")
             .help("check that the path exists, that you may write there, and that the disk has "
                   "room"));
   } catch (const std::exception& error) {

@@ -49,7 +49,9 @@ int parse(CLI::App& app, int argc, char** argv, const cli::Action& action) {
   } catch (const CLI::ParseError& failure) {
     std::string command = "autosp-onnx";
     for (const CLI::App* used : app.get_subcommands()) command += " " + used->get_name();
-    throw Error("{}", failure.what()).help(fmt::format("'{} --help' lists what it takes", command));
+    throw Error("{}", failure.what())
+        .note(fmt::format("in the command line of '{}'", command))
+        .help(fmt::format("'{} --help' lists what it takes", command));
   }
   return action();
 }

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <limits>
 
+#include "base/context.h"
 #include "base/error.h"
 
 namespace autosp::cli {
@@ -22,17 +23,26 @@ CLI::Validator at_least_one() {
           ""};
 }
 
-CLI::Validator seconds() {
-  return {[](const std::string& text) -> std::string {
+namespace {
+
+// More than 0 and at most `most`; what is not a number compares false.
+CLI::Validator positive_number(const std::string& what, double most) {
+  return {[=](const std::string& text) -> std::string {
             double value = 0;
             const auto [end, error] =
                 std::from_chars(text.data(), text.data() + text.size(), value);
             const bool number = error == std::errc() && end == text.data() + text.size();
-            if (number && value > 0 && value <= 1e6) return {};
-            return fmt::format("takes seconds, more than 0 and at most 1000000, not '{}'", text);
+            if (number && value > 0 && value <= most) return {};
+            return fmt::format("takes {}, more than 0 and at most {}, not '{}'", what, most, text);
           },
           ""};
 }
+
+}  // namespace
+
+CLI::Validator seconds() { return positive_number("seconds", 1e6); }
+
+CLI::Validator tolerance() { return positive_number("a relative error", 1); }
 
 void add_model_options(CLI::App& command, ModelArguments& arguments) {
   command.add_option("model", arguments.model, "The training graph (.onnx)")
@@ -97,6 +107,7 @@ std::pair<std::string, std::string> split_assignment(const std::string& text,
   const size_t equals = text.rfind('=');
   if (equals == std::string::npos || equals == 0 || equals + 1 == text.size()) {
     throw Error("{} takes NAME=VALUE, not '{}'", option, text)
+        .note("given on the command line")
         .help(fmt::format("put a name, '=' and a value after {}", option));
   }
   return {text.substr(0, equals), text.substr(equals + 1)};
@@ -107,12 +118,13 @@ int64_t parse_count(const std::string& text, const std::string& option) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < 1) {
     throw Error("{} takes a whole number of 1 or more, not '{}'", option, text)
+        .note("given on the command line")
         .help("for example: --dim seq=4096, --sp 4");
   }
-  // Products of a few such numbers must stay within 64 bits.
   if (value > std::numeric_limits<int32_t>::max()) {
     throw Error("{}: {} is too large; at most {} is supported", option, value,
                 std::numeric_limits<int32_t>::max())
+        .note("products of a few such numbers must stay within 64 bits")
         .help("give a smaller number");
   }
   return value;
@@ -124,7 +136,9 @@ std::map<std::string, int64_t> parse_counts(const std::vector<std::string>& assi
   for (const std::string& text : assignments) {
     const auto [name, value] = split_assignment(text, option);
     if (!result.emplace(name, parse_count(value, option)).second) {
-      throw Error("{} gives '{}' twice", option, name).help("give each name once");
+      throw Error("{} gives '{}' twice", option, name)
+          .note(fmt::format("the second time as '{}'", text))
+          .help("give each name once");
     }
   }
   return result;
@@ -189,16 +203,25 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
   model.graph = transforms::run_passes(
       model.graph, {.passes = passes.passes, .after = print_after, .timings = &model.timings});
   if (passes.timing) print_timings(model.timings);
-  model.roles = shard::detect_roles(model.graph, role_options(arguments));
+  model.roles = with_context(
+      fmt::format("while looking for the roles of the inputs and outputs of '{}'",
+                  arguments.model.string()),
+      "'autosp-onnx inspect MODEL' shows what is found; --seq, --batch, --loss and --grad override",
+      [&] { return shard::detect_roles(model.graph, role_options(arguments)); });
   return model;
 }
 
 shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments) {
-  return shard::make_plan(model.graph, model.roles,
-                          {.sp = arguments.sp,
-                           .dp = arguments.dp,
-                           .sp_mesh = parse_counts(arguments.sp_mesh, "--sp-mesh"),
-                           .strict = arguments.strict});
+  return with_context(
+      fmt::format("while planning '{}' for --sp {} --dp {}", model.path.string(), arguments.sp,
+                  arguments.dp),
+      "'autosp-onnx inspect MODEL' shows the sequence, the heads and what limits sp", [&] {
+        return shard::make_plan(model.graph, model.roles,
+                                {.sp = arguments.sp,
+                                 .dp = arguments.dp,
+                                 .sp_mesh = parse_counts(arguments.sp_mesh, "--sp-mesh"),
+                                 .strict = arguments.strict});
+      });
 }
 
 }  // namespace autosp::cli

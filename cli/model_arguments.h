@@ -58,6 +58,9 @@ CLI::Validator at_least_one();
 // More than 0, at most a million.
 CLI::Validator seconds();
 
+// A relative error: more than 0, at most 1.
+CLI::Validator tolerance();
+
 // Splits "NAME=VALUE"; `option` is named in the error.
 std::pair<std::string, std::string> split_assignment(const std::string& text,
                                                      const std::string& option);

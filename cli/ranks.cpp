@@ -15,6 +15,7 @@ std::shared_ptr<const ir::Graph> load_rank(const std::filesystem::path& folder,
   if (!std::filesystem::exists(path)) {
     throw Error("'{}' lacks the graph of rank {}, '{}'", folder.string(), rank,
                 path.filename().string())
+        .note("its manifest lists it; a folder sharded with --dialect standard holds none")
         .help("shard the model again with --dialect autosp");
   }
   auto graph = std::make_shared<ir::Graph>(onnx_io::import_model(path));
@@ -25,6 +26,8 @@ std::shared_ptr<const ir::Graph> load_rank(const std::filesystem::path& folder,
     if (!value || graph->shape(*value) != shape) {
       throw Error("'{}' does not take '{}' of shape {}, as the manifest says", path.string(),
                   input.name, ir::to_string(shape))
+          .note(value ? fmt::format("its input is {}", ir::to_string(graph->shape(*value)))
+                      : "it has no input of that name")
           .help("shard the model again: the folder holds files of different runs");
     }
   }

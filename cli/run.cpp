@@ -60,6 +60,7 @@ Prepared prepare(const Arguments& arguments, int64_t started) {
   if (started != 0 && started != ranks) {
     throw Error("'{}' is sharded over {} ranks, but {} are to run", arguments.folder.string(),
                 ranks, started)
+        .note("every rank runs a graph of its own")
         .help(fmt::format("run it with {} ranks, or shard the model again", ranks));
   }
   prepared.feeds = select_feeds(prepared.manifest, executor::read_npz(arguments.feed),
@@ -184,6 +185,7 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
     if (arguments.transport == "threads") {
       throw Error("mpirun has started {} processes, of which each would run all ranks as threads",
                   session.size())
+          .note("--transport threads runs every rank in one process")
           .help("leave --transport out, or run it without mpirun");
     }
     prepared = prepare(arguments, session.size());
@@ -264,6 +266,7 @@ int run_mpi(const Arguments& arguments) {
   pointers.push_back(nullptr);
   ::execvp("mpirun", pointers.data());
   throw Error("mpirun could not be started: {}", std::strerror(errno))
+      .note("--transport mpi starts the ranks with it")
       .help("install Open MPI, or use --transport threads");
 }
 

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 
 #include "base/error.h"
 #include "onnx/model.h"
@@ -70,6 +72,28 @@ void add_outputs(const SpmdProgram& program, Manifest& manifest) {
   }
 }
 
+onnx_io::Phase in_manifest(transforms::Phase phase) {
+  switch (phase) {
+    case transforms::Phase::kForward:
+      return onnx_io::Phase::kForward;
+    case transforms::Phase::kBackward:
+      return onnx_io::Phase::kBackward;
+  }
+  internal_error(__FILE__, __LINE__, fmt::format("phase {}", static_cast<int>(phase)));
+}
+
+onnx_io::Purpose in_manifest(transforms::Purpose purpose) {
+  switch (purpose) {
+    case transforms::Purpose::kReshard:
+      return onnx_io::Purpose::kReshard;
+    case transforms::Purpose::kGradient:
+      return onnx_io::Purpose::kGradient;
+    case transforms::Purpose::kLoss:
+      return onnx_io::Purpose::kLoss;
+  }
+  internal_error(__FILE__, __LINE__, fmt::format("purpose {}", static_cast<int>(purpose)));
+}
+
 void add_collectives(const SpmdProgram& program, Manifest& manifest) {
   for (const auto& record : transforms::list_collectives(program)) {
     manifest.collectives.push_back({.node = record.node,
@@ -78,8 +102,8 @@ void add_collectives(const SpmdProgram& program, Manifest& manifest) {
                                     .mesh_axes = record.mesh_axes,
                                     .group_size = record.group_size,
                                     .bytes_per_rank = record.bytes_per_rank,
-                                    .phase = static_cast<onnx_io::Phase>(record.phase),
-                                    .purpose = static_cast<onnx_io::Purpose>(record.purpose)});
+                                    .phase = in_manifest(record.phase),
+                                    .purpose = in_manifest(record.purpose)});
   }
 }
 
@@ -106,11 +130,20 @@ std::set<fs::path> files_in(const fs::path& folder) {
 void check_replaceable(const fs::path& folder) {
   if (!fs::exists(fs::symlink_status(folder))) return;
   if (!fs::is_directory(folder)) {
-    throw Error("'{}' is a file", folder.string()).help("give the name of a folder with -o");
+    throw Error("'{}' is a file", folder.string())
+        .note("the sharded model is a folder of files")
+        .help("give the name of a folder with -o");
+  }
+  if (!fs::exists(folder / onnx_io::kManifestFile)) {
+    // One file is enough: this may be a large folder that was given by mistake.
+    for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+      if (entry.is_directory() && !entry.is_symlink()) continue;
+      throw not_ours(folder).note(fmt::format("it has no {}, but '{}'", onnx_io::kManifestFile,
+                                              entry.path().lexically_relative(folder).string()));
+    }
+    return;
   }
   std::set<fs::path> files = files_in(folder);
-  if (files.empty()) return;
-  if (!files.contains(onnx_io::kManifestFile)) throw not_ours(folder);
   std::set<fs::path> graphs = {kEmulatedFile};
   try {
     for (const auto& rank : onnx_io::read_manifest(folder).ranks) graphs.insert(rank.file);
@@ -148,6 +181,7 @@ void check_outside(const fs::path& model, const fs::path& folder) {
       if (relative.empty() || *relative.begin() == "..") continue;
       throw Error("'{}', which the model is read from, lies in '{}', which is to be written",
                   file.string(), folder.string())
+          .note("what the folder holds is replaced when the new graphs are complete")
           .help("give another folder with -o");
     }
   }
@@ -157,11 +191,21 @@ void check_outside(const fs::path& model, const fs::path& folder) {
 class PendingFolder {
  public:
   explicit PendingFolder(fs::path target) : target_(std::move(target)) {
-    if (target_.has_parent_path()) fs::create_directories(target_.parent_path());
+    if (target_.has_parent_path()) {
+      std::error_code code;
+      fs::create_directories(target_.parent_path(), code);
+      if (code || !fs::is_directory(target_.parent_path(), code)) {
+        throw Error("'{}' cannot be made: {}", target_.parent_path().string(),
+                    code ? code.message() : "it is not a folder")
+            .note(fmt::format("'{}' is to be written there", target_.filename().string()))
+            .help("give a folder with -o whose parents are folders that you may write to");
+      }
+    }
     std::string pattern = target_.string() + ".XXXXXX";
     if (::mkdtemp(pattern.data()) == nullptr) {
-      throw Error("cannot write beside '{}'", target_.string())
-          .help("check that the folder is writable");
+      throw Error("cannot write beside '{}': {}", target_.string(), std::strerror(errno))
+          .note("the new graphs are made in a folder beside it, which then takes its place")
+          .help("give a folder with -o in a place that you may write to");
     }
     path_ = pattern;
     fs::permissions(path_, fs::perms(0755));
@@ -185,6 +229,7 @@ class PendingFolder {
       std::error_code ignored;
       if (replaces) fs::rename(old, target_, ignored);
       throw Error("'{}' cannot be put in place: {}", target_.string(), code.message())
+          .note("the graphs were complete, in a folder beside it, and are removed again")
           .help("check that the folder around it is writable");
     }
     if (replaces) fs::remove_all(old);
@@ -285,6 +330,11 @@ Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
 
 void write_folder(const LoadedModel& model, const SpmdProgram& program, const Manifest& manifest,
                   const std::set<Dialect>& dialects, const fs::path& folder) {
+  if (folder.empty()) {
+    throw Error("-o names no folder: it is empty")
+        .note("the sharded model is a folder of files")
+        .help("give the name of a folder, for example -o out");
+  }
   const fs::path target = (folder / "").lexically_normal().parent_path();
   check_outside(model.path, target);
   check_replaceable(target);

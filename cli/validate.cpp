@@ -48,6 +48,7 @@ ir::Graph load_whole(const Arguments& arguments, const onnx_io::Manifest& manife
   if (given.model_fingerprint != manifest.model_fingerprint) {
     throw Error("'{}' is not the model that '{}' was made from ('{}')", arguments.model.string(),
                 arguments.folder.string(), manifest.model_name)
+        .note("the manifest keeps a fingerprint of the model's bytes, which differs")
         .help("give the original model, or shard this one again");
   }
   onnx_io::ImportOptions options;
@@ -128,6 +129,7 @@ int run(const Arguments& arguments) {
   const auto tensors = compare_outputs(manifest, whole, ranks, arguments.tolerance);
   if (tensors.empty()) {
     throw Error("the model and '{}' share no output", arguments.folder.string())
+        .note(fmt::format("its manifest lists {} outputs", manifest.outputs.size()))
         .help("shard the model again");
   }
   const bool equal = std::ranges::all_of(tensors, &TensorComparison::equal);
@@ -171,7 +173,7 @@ void add_validate(CLI::App& app, Action& action) {
           "--tolerance", arguments->tolerance,
           "Relative error allowed; a tenth of it for the loss. By default 1e-4 for float32, "
           "1e-2 for float16, 5e-2 for bfloat16, 1e-10 for float64")
-      ->check(CLI::NonNegativeNumber)
+      ->check(tolerance())
       ->type_name("ERROR");
   command->add_option("--timeout", arguments->timeout, "Seconds that a collective waits")
       ->check(seconds())

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "base/context.h"
 #include "executor/memory.h"
 #include "executor/workers.h"
 
@@ -23,12 +24,15 @@ void check_feeds(const ir::Graph& graph, const Arrays& feeds) {
       for (const auto& [other, tensor] : feeds) names.push_back(other);
       const std::string near = nearest_name(name, names);
       throw Error("input \"{}\" ({}) is not fed", name, ir::to_string(graph.type(id)))
+          .note(fmt::format("the feeds have {} arrays", feeds.size()))
           .help(near.empty() ? fmt::format("add an array named \"{}\" to the feeds", name)
                              : fmt::format("the feeds have \"{}\": is it that?", near));
     }
     if (feed->second.type() != graph.type(id)) {
       throw Error("input \"{}\" is {}, but is fed {}", name, ir::to_string(graph.type(id)),
-                  ir::to_string(feed->second.type()));
+                  ir::to_string(feed->second.type()))
+          .note("shape and element type must be the input's")
+          .help("convert the array, or bind the model's dimensions to the array's shape");
     }
   }
 }
@@ -148,7 +152,9 @@ class Execution {
     try {
       program_.kernel(step)(call);
     } catch (Error& error) {
-      throw error.note(fmt::format("in {} on rank {}", graph_.describe(node), result_.rank));
+      error.note(fmt::format("in {} on rank {}", graph_.describe(node), result_.rank));
+      throw complete(error, "",
+                     "check the values that are fed: this node cannot work on its operands");
     }
     record(node, begin);
   }

@@ -8,9 +8,11 @@ BoundKernel KernelTable::find(const ir::Graph& graph, const ir::Node& node, int 
   for (const KernelRow& row : rows_) {
     if (row.op != node.op || row.domain != node.domain) continue;
     if (row.accepts != nullptr && !row.accepts(graph, node)) continue;
-    return {row.function, nullptr, row.workspace != nullptr ? row.workspace(graph, node, workers) : 0};
+    const int64_t workspace = row.workspace != nullptr ? row.workspace(graph, node, workers) : 0;
+    return {row.function, nullptr, workspace, row.aliasing};
   }
-  return {nullptr, reference::find_kernel(node.domain, node.op), 0};
+  return {nullptr, reference::find_kernel(node.domain, node.op), 0,
+          reference::aliasing_of(node.domain, node.op)};
 }
 
 namespace {

@@ -33,6 +33,7 @@ struct KernelRow {
   KernelFunction function = nullptr;
   // Bytes of scratch memory for a run by so many workers; null: none.
   int64_t (*workspace)(const ir::Graph&, const ir::Node&, int workers) = nullptr;
+  reference::Aliasing aliasing = reference::Aliasing::kNone;
 };
 
 // What a program runs for a node.
@@ -40,6 +41,7 @@ struct BoundKernel {
   KernelFunction function = nullptr;  // null: `reference`
   reference::Kernel reference = nullptr;
   int64_t workspace_bytes = 0;
+  reference::Aliasing aliasing = reference::Aliasing::kNone;
   explicit operator bool() const { return function != nullptr || reference != nullptr; }
   void operator()(const KernelCall& call) const {
     function != nullptr ? function(call) : reference(call.call);

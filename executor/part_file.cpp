@@ -25,6 +25,7 @@ void PartFile::commit() {
 
 void PartFile::refuse(const std::string& reason) const {
   throw Error("'{}' cannot be written: {}", target_.string(), reason)
+      .note("it is written under another name first, which is removed again")
       .help("name a file in a folder that exists and that you may write to, on a disk with room");
 }
 

@@ -17,45 +17,6 @@ bool is_view_operator(const ir::Node& node) {
   return node.domain.empty() && kOps.contains(node.op);
 }
 
-// Operators whose kernels read element i of every operand before they write element i of the
-// result, and nothing else: the result may lie over any operand of its own type.
-bool is_elementwise(const ir::Node& node) {
-  static const std::unordered_set<std::string_view> kOps = {"Neg",        "Abs",
-                                                            "Sign",       "Exp",
-                                                            "Log",        "Sqrt",
-                                                            "Reciprocal", "Floor",
-                                                            "Ceil",       "Round",
-                                                            "Sin",        "Cos",
-                                                            "Tan",        "Atan",
-                                                            "Tanh",       "Erf",
-                                                            "Sigmoid",    "Softplus",
-                                                            "Softsign",   "Mish",
-                                                            "HardSwish",  "Relu",
-                                                            "Gelu",       "LeakyRelu",
-                                                            "Elu",        "Celu",
-                                                            "Selu",       "HardSigmoid",
-                                                            "Not",        "IsNaN",
-                                                            "IsInf",      "Add",
-                                                            "Sub",        "Mul",
-                                                            "Div",        "Mod",
-                                                            "Pow",        "Max",
-                                                            "Min",        "Sum",
-                                                            "Mean",       "Equal",
-                                                            "Less",       "LessOrEqual",
-                                                            "Greater",    "GreaterOrEqual",
-                                                            "And",        "Or",
-                                                            "Xor",        "Where",
-                                                            "Clip",       "PRelu"};
-  return node.domain.empty() && kOps.contains(node.op);
-}
-
-// Operators whose result may lie over operand 0: they begin by copying it, or are done with an
-// element before they write it.
-bool updates_operand_zero(const ir::Node& node) {
-  if (node.domain == ir::kAutospDomain) return node.op == "AllReduce";
-  return node.is("ScatterND") || node.is("ScatterElements");
-}
-
 }  // namespace
 
 class Compiler {
@@ -86,7 +47,10 @@ class Compiler {
                     kernels_.device(), node.domain, node.domain.empty() ? "" : "::", node.op)
             .note(node.inputs.empty() || !node.inputs[0]
                       ? "it has no operands"
-                      : "its first operand is " + ir::to_string(graph_.type(node.inputs[0])));
+                      : "its first operand is " + ir::to_string(graph_.type(node.inputs[0])))
+            .help(
+                "use operators and element types that the executor has kernels for "
+                "(docs/executor.md)");
       }
       program_.kernels_.push_back(kernel);
     }
@@ -170,14 +134,19 @@ class Compiler {
     }
   }
 
+  reference::Aliasing aliasing(size_t step) const { return program_.kernels_[step].aliasing; }
+  bool elementwise(size_t step) const {
+    return aliasing(step) == reference::Aliasing::kElementwise;
+  }
+
   // A buffer that result 0 may take over: an operand's, read for the last time here, and of the
   // result's type.
   int reusable_buffer(size_t step) const {
     const ir::Node& node = graph_.nodes()[step];
     if (!options_.share_memory) return -1;
-    const size_t candidates = is_elementwise(node)         ? node.inputs.size()
-                              : updates_operand_zero(node) ? 1
-                                                           : 0;
+    const size_t candidates = elementwise(step) ? node.inputs.size()
+                              : aliasing(step) == reference::Aliasing::kOperandZero ? 1
+                                                                                    : 0;
     for (size_t k = 0; k < candidates; ++k) {
       if (!node.inputs[k] || graph_.type(node.inputs[k]) != graph_.type(node.outputs[0])) continue;
       const Place& place = program_.places_[node.inputs[k].index()];
@@ -185,19 +154,19 @@ class Compiler {
       if (program_.buffers_[static_cast<size_t>(place.buffer)].last != static_cast<int>(step)) {
         continue;
       }
-      if (!read_otherwise(node, k, place.buffer)) return place.buffer;
+      if (!read_otherwise(step, k, place.buffer)) return place.buffer;
     }
     return -1;
   }
 
   // Whether another operand than k reads the buffer in another shape or order than the result's.
-  bool read_otherwise(const ir::Node& node, size_t k, int buffer) const {
+  bool read_otherwise(size_t step, size_t k, int buffer) const {
+    const ir::Node& node = graph_.nodes()[step];
     for (size_t other = 0; other < node.inputs.size(); ++other) {
       if (other == k || !node.inputs[other]) continue;
       const Place& place = program_.places_[node.inputs[other].index()];
       if (place.storage != Storage::kArena || place.buffer != buffer) continue;
-      if (!is_elementwise(node) ||
-          graph_.type(node.inputs[other]) != graph_.type(node.outputs[0])) {
+      if (!elementwise(step) || graph_.type(node.inputs[other]) != graph_.type(node.outputs[0])) {
         return true;
       }
     }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "base/context.h"
+#include "base/error.h"
 #include "transforms/canonicalize/canonicalize.h"
 
 namespace autosp::transforms {
@@ -56,7 +58,8 @@ const Pass& find_pass(std::string_view name) {
   Error error("there is no pass named '{}'", name);
   error.note(fmt::format("the passes are {}", fmt::join(names, ", ")));
   const std::string nearest = nearest_name(name, names);
-  if (!nearest.empty()) error.help(fmt::format("did you mean '{}'?", nearest));
+  error.help(nearest.empty() ? "give names from that list, separated by commas"
+                             : fmt::format("did you mean '{}'?", nearest));
   throw error;
 }
 
@@ -70,7 +73,10 @@ Graph run_passes(const Graph& graph, const PipelineOptions& options) {
   for (const Pass* pass : passes) {
     const auto begin = std::chrono::steady_clock::now();
     const size_t nodes_before = result.nodes().size();
-    result = pass->run(result);
+    result = with_context(fmt::format("in the pass '{}'", pass->name),
+                          "check the model with onnx.checker.check_model(model, full_check=True), "
+                          "and export it again",
+                          [&] { return pass->run(result); });
     verify(result);
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
     if (options.timings != nullptr) {

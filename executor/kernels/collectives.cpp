@@ -21,7 +21,8 @@ Arguments arguments_of(const KernelCall& call) {
       node.name, node.op, {group.begin(), group.end()}, call.call.operands[0].dtype};
   const int rank = call.communicator->rank();
   if (std::ranges::find(group, rank) == group.end()) {
-    throw Error("rank {} executes a collective of a group that it is not in", rank);
+    throw Error("rank {} executes a collective of a group that it is not in", rank)
+        .help("the rank graphs do not belong together: shard the model again");
   }
   if (std::ranges::any_of(group,
                           [&](int64_t r) { return r < 0 || r >= call.communicator->size(); })) {
@@ -63,7 +64,8 @@ std::vector<Box> boxes_of(const KernelCall& call, const std::string& side, size_
   if (begin.size() != members * rank || extent.size() != members * rank) {
     throw Error(
         "{0}_begin and {0}_extent have {1} and {2} entries; {3} members of rank {4} need {5}", side,
-        begin.size(), extent.size(), members, rank, members * rank);
+        begin.size(), extent.size(), members, rank, members * rank)
+        .help("the rank graph is damaged: shard the model again");
   }
   std::vector<Box> boxes(members);
   for (size_t i = 0; i < members; ++i) {
@@ -84,7 +86,7 @@ void all_to_all(const KernelCall& call) {
 }
 
 constexpr KernelRow kRows[] = {
-    {"autosp", "AllReduce", nullptr, all_reduce},
+    {"autosp", "AllReduce", nullptr, all_reduce, nullptr, reference::Aliasing::kOperandZero},
     {"autosp", "AllGather", nullptr, all_gather},
     {"autosp", "ReduceScatter", nullptr, reduce_scatter},
     {"autosp", "AllToAll", nullptr, all_to_all},

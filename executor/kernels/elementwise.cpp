@@ -59,11 +59,13 @@ bool is_tanh_gelu(const ir::Graph& graph, const ir::Node& node) {
   return is_float(graph, node) && node.attributes.get_string("approximate", "none") == "tanh";
 }
 
+using enum reference::Aliasing;
+
 constexpr KernelRow kRows[] = {
-    {"", "Exp", is_float, apply<exp_all>},
-    {"", "Sigmoid", is_float, apply<sigmoid_all>},
-    {"", "Tanh", is_float, apply<tanh_all>},
-    {"", "Gelu", is_tanh_gelu, apply<gelu_tanh_all>},
+    {"", "Exp", is_float, apply<exp_all>, nullptr, kElementwise},
+    {"", "Sigmoid", is_float, apply<sigmoid_all>, nullptr, kElementwise},
+    {"", "Tanh", is_float, apply<tanh_all>, nullptr, kElementwise},
+    {"", "Gelu", is_tanh_gelu, apply<gelu_tanh_all>, nullptr, kElementwise},
 };
 
 }  // namespace

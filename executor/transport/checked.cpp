@@ -34,6 +34,7 @@ namespace {
 
 Error mismatch(const Collective& collective, const std::string& what) {
   return Error("{}: {}", describe(collective), what)
+      .note("what the node says does not fit its operands")
       .help("the rank graph is damaged: shard the model again");
 }
 

@@ -287,11 +287,13 @@ class MpiCommunicator final : public CheckedCommunicator {
     if (header.identity != hash(description)) {
       fail(Error("ranks call different collectives: rank {} calls {}, but rank {} calls {}", rank_,
                  description, other, header.description)
+               .note("every rank must come to the same collectives in the same order")
                .help("the ranks' graphs do not belong together: shard the model again"));
     }
     if (header.bytes != expected) {
       fail(Error("{}: rank {} sends {} bytes to rank {}, which expects {}", describe(collective),
                  other, header.bytes, rank_, expected)
+               .note("every rank must send what the others expect")
                .help("the ranks' graphs do not belong together: shard the model again"));
     }
   }
@@ -368,6 +370,7 @@ class MpiCommunicator final : public CheckedCommunicator {
     if (missing.empty()) return;
     fail(Error("rank {} has waited {:.4g} s in {} for rank{} {}", rank_, timeout_.count(),
                describe(collective), missing.size() == 1 ? "" : "s", fmt::join(missing, ", "))
+             .note("a collective ends when every rank of its group has come to it")
              .help("the ranks' graphs do not belong together, or a rank is slow: then allow it "
                    "more time"));
   }

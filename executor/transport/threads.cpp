@@ -42,13 +42,17 @@ std::optional<Error> find_mismatch(const std::vector<Post>& posts) {
     if (other.op != first.op || other.node != first.node || other.dtype != first.dtype) {
       const size_t member = static_cast<size_t>(&post - posts.data());
       return Error("ranks call different collectives: rank {} calls {}, but rank {} calls {}",
-                   first.group[0], describe(first), first.group[member], describe(other));
+                   first.group[0], describe(first), first.group[member], describe(other))
+          .note("every rank must come to the same collectives in the same order, with equal shapes")
+          .help("the rank graphs do not belong together: shard the model again");
     }
     if (post.send == nullptr && post.x->shape != posts[0].x->shape) {
       const size_t member = static_cast<size_t>(&post - posts.data());
       return Error("{}: rank {} brings {}, but rank {} brings {}", describe(first), first.group[0],
                    ir::to_string(posts[0].x->shape), first.group[member],
-                   ir::to_string(post.x->shape));
+                   ir::to_string(post.x->shape))
+          .note("every rank must come to the same collectives in the same order, with equal shapes")
+          .help("the rank graphs do not belong together: shard the model again");
     }
   }
   if (posts[0].send == nullptr) return std::nullopt;
@@ -58,7 +62,9 @@ std::optional<Error> find_mismatch(const std::vector<Post>& posts) {
       const int64_t expected = (*posts[to].receive)[from].num_elements();
       if (sent == expected) continue;
       return Error("{}: rank {} sends {} elements to rank {}, which expects {}", describe(first),
-                   first.group[from], sent, first.group[to], expected);
+                   first.group[from], sent, first.group[to], expected)
+          .note("every rank must come to the same collectives in the same order, with equal shapes")
+          .help("the rank graphs do not belong together: shard the model again");
     }
   }
   return std::nullopt;

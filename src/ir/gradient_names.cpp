@@ -1,7 +1,5 @@
 #include "ir/gradient_names.h"
 
-#include <string_view>
-
 namespace autosp::ir {
 
 namespace {
@@ -14,18 +12,28 @@ std::optional<ValueId> find_leaf(const Graph& graph, std::string_view name) {
 
 }  // namespace
 
-std::optional<ValueId> parameter_of_gradient(const Graph& graph, const std::string& output_name) {
-  const std::string_view name = output_name;
+std::vector<std::string_view> gradient_stems(std::string_view output_name) {
+  std::vector<std::string_view> stems;
   for (const std::string_view suffix :
        {".grad", "_grad", ".gradient", "_gradient", "/grad", "@grad"}) {
-    if (!name.ends_with(suffix)) continue;
-    if (const auto found = find_leaf(graph, name.substr(0, name.size() - suffix.size()))) {
-      return found;
-    }
+    if (!output_name.ends_with(suffix)) continue;
+    stems.push_back(output_name.substr(0, output_name.size() - suffix.size()));
   }
   for (const std::string_view prefix : {"grad_", "adj_", "d_", "grad.", "gradient_"}) {
-    if (!name.starts_with(prefix)) continue;
-    if (const auto found = find_leaf(graph, name.substr(prefix.size()))) return found;
+    if (output_name.starts_with(prefix)) stems.push_back(output_name.substr(prefix.size()));
+  }
+  return stems;
+}
+
+std::optional<std::string_view> gradient_of_buffer(std::string_view input_name) {
+  constexpr std::string_view kSuffix = ".accumulation.buffer";
+  if (!input_name.ends_with(kSuffix)) return std::nullopt;
+  return input_name.substr(0, input_name.size() - kSuffix.size());
+}
+
+std::optional<ValueId> parameter_of_gradient(const Graph& graph, const std::string& output_name) {
+  for (const std::string_view stem : gradient_stems(output_name)) {
+    if (const auto found = find_leaf(graph, stem)) return found;
   }
   return std::nullopt;
 }

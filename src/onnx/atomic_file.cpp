@@ -15,6 +15,7 @@ namespace {
 
 [[noreturn]] void throw_system_error(const std::string& what) {
   throw Error("{}: {}", what, std::strerror(errno))
+      .note("it is written under another name first, and renamed when it is complete")
       .help("check that the folder exists, is writable and has space");
 }
 

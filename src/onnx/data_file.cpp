@@ -44,6 +44,7 @@ void DataFile::write(const std::filesystem::path& folder) const {
   file.close();
   if (!file) {
     throw Error("cannot write {} bytes to '{}'", end_, path.string())
+        .note("it holds the large weights that all ranks share")
         .help("check that the folder is writable and has space");
   }
 }

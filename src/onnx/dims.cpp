@@ -24,7 +24,15 @@ const onnx::TensorShapeProto& shape_of(const onnx::ValueInfoProto& input) {
     throw Error("input '{}' has no shape, not even a rank", input.name())
         .help("export the model with shapes for its inputs");
   }
-  return input.type().tensor_type().shape();
+  const auto& shape = input.type().tensor_type().shape();
+  for (int k = 0; k < shape.dim_size(); ++k) {
+    if (!shape.dim(k).has_dim_value() || shape.dim(k).dim_value() >= 0) continue;
+    throw Error("input '{}' has the extent {} along axis {}", input.name(),
+                shape.dim(k).dim_value(), k)
+        .note("an extent is 0 or more; one that is open has a name, or nothing at all")
+        .help("export the model again, with a symbolic dimension there");
+  }
+  return shape;
 }
 
 void bind_one(std::map<std::string, int64_t>& dims, const std::string& name, int64_t extent,

@@ -43,7 +43,9 @@ Names choose_names(const ir::Graph& graph) {
     const ir::Value& value = graph.value(output.value);
     if (value.kind == ir::ValueKind::kInput && value.name == output.name) continue;
     if (!reserved.insert(output.name).second) {
-      throw Error("the graph has two inputs or outputs named '{}'", output.name);
+      throw Error("the graph has two inputs or outputs named '{}'", output.name)
+          .note("ONNX tells them apart by their names")
+          .help("give every input and output of the model a name of its own");
     }
     if (value.kind != ir::ValueKind::kResult || named[output.value.index()]) {
       names.copied_outputs.push_back(k);
@@ -267,6 +269,7 @@ void export_model(const ir::Graph& graph, const std::filesystem::path& path,
   if (size > static_cast<size_t>(std::numeric_limits<int>::max())) {
     throw Error("'{}' would hold {}, more than the 2 GiB that an ONNX file can", path.string(),
                 format_bytes(static_cast<double>(size)))
+        .note("an ONNX file is one protocol buffer message, whose size is an int32")
         .help("save the model with its weights as external data, then run this again");
   }
   if (options.check) check(model, path);

@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <unordered_map>
+#include <unordered_set>
 
+#include "ir/gradient_names.h"
 #include "ir/rewriter.h"
 #include "onnx/dims.h"
 #include "onnx/emitter.h"
@@ -85,6 +87,7 @@ class Importer {
   void add_initializer(Scope& scope, onnx::TensorProto& tensor);
   void add_outputs(const Scope& scope);
   void collect_declared_types();
+  void collect_parameters();
 
   void import_nodes(Scope& scope, const NodeList& nodes);
   void import_node(Scope& scope, const onnx::NodeProto& node);
@@ -104,6 +107,7 @@ class Importer {
   Emitter emitter_;
   DimBinder dims_;
   std::unordered_map<std::string, ir::Type> declared_;
+  std::unordered_set<std::string> parameters_;  // by their gradients among outputs and inputs
 };
 
 std::string normalized_domain(const std::string& domain) {
@@ -154,6 +158,17 @@ void Importer::collect_declared_types() {
   collect(model_.graph().output());
 }
 
+// A parameter's gradient is an output, or is added into an input of its name.
+void Importer::collect_parameters() {
+  const auto collect = [&](std::string_view name) {
+    for (const std::string_view stem : ir::gradient_stems(name)) parameters_.emplace(stem);
+  };
+  for (const auto& output : model_.graph().output()) collect(output.name());
+  for (const auto& input : model_.graph().input()) {
+    if (const auto gradient = ir::gradient_of_buffer(input.name())) collect(*gradient);
+  }
+}
+
 void Importer::add_inputs(Scope& scope) {
   for (const auto* input : fed_inputs(model_.graph())) {
     const auto type = dims_.bind(*input);
@@ -165,11 +180,7 @@ void Importer::add_inputs(Scope& scope) {
 
 bool Importer::reads_external_data(const std::string& name, const ir::Type& type) const {
   if (!ir::is_floating(type.dtype)) return type.num_bytes() <= kReadIntegerBytes;
-  // An output named after it is its gradient, so it is a parameter.
-  const bool has_gradient = std::ranges::any_of(model_.graph().output(), [&](const auto& output) {
-    return output.name().find(name) != std::string::npos;
-  });
-  return !has_gradient && type.num_bytes() <= kReadFloatBytes;
+  return !parameters_.contains(name) && type.num_bytes() <= kReadFloatBytes;
 }
 
 void Importer::add_initializer(Scope& scope, onnx::TensorProto& tensor) {
@@ -219,6 +230,7 @@ ir::Graph Importer::run() {
   graph_.name = model_.graph().name();
   for (const auto& entry : model_.metadata_props()) graph_.metadata[entry.key()] = entry.value();
   collect_declared_types();
+  collect_parameters();
   Scope scope;
   scope.opsets = opsets_of(model_.opset_import());
   add_inputs(scope);

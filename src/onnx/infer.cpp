@@ -107,6 +107,28 @@ std::string operand_types(const ir::Graph& graph, const Operation& operation) {
       "export the model with standard ONNX operators, or with a model-local function for this one");
 }
 
+// Operands and results as many as the operator has; the inference functions take that for granted.
+void check_arity(const ir::Graph& graph, const Operation& operation, const onnx::OpSchema& schema) {
+  const auto refuse = [&](const std::string& what) {
+    throw Error("node '{}' is not valid: {}", operation.describe(), what)
+        .note("its operands are " + operand_types(graph, operation))
+        .help("check the model with onnx.checker.check_model, and export it again");
+  };
+  const auto most = static_cast<size_t>(schema.max_input());
+  if (operation.inputs.size() > most) {
+    refuse(fmt::format("it has {} operands, the operator {}", operation.inputs.size(), most));
+  }
+  for (size_t k = 0; k < schema.inputs().size(); ++k) {
+    if (schema.inputs()[k].GetOption() == onnx::OpSchema::Single && !operation.input(k)) {
+      refuse(fmt::format("it lacks operand {} ('{}')", k, schema.inputs()[k].GetName()));
+    }
+  }
+  if (operation.results.size() > static_cast<size_t>(schema.max_output())) {
+    refuse(fmt::format("it has {} results, the operator {}", operation.results.size(),
+                       schema.max_output()));
+  }
+}
+
 }  // namespace
 
 std::string Operation::describe() const {
@@ -124,14 +146,20 @@ std::vector<std::optional<ir::Type>> infer(const ir::Graph& graph, const Operati
   if (schema->Deprecated()) {
     throw Error("node '{}' uses operator '{}', which ONNX has withdrawn", operation.name,
                 operation.op)
+        .note("the model's operator set has no such operator any more")
         .help("export the model again at a newer operator-set version");
   }
+  check_arity(graph, operation, *schema);
   NodeContext context(graph, operation);
   try {
     schema->GetTypeAndShapeInferenceFunction()(context);
+    schema->CheckInputOutputType(context);
   } catch (const std::exception& failure) {
     throw Error("node '{}' is not valid: {}", operation.describe(), failure.what())
-        .note("its operands are " + operand_types(graph, operation));
+        .note("its operands are " + operand_types(graph, operation))
+        .help(
+            "check the model with onnx.checker.check_model(model, full_check=True), and export "
+            "it again");
   }
   return context.results();
 }
@@ -155,7 +183,8 @@ std::vector<ir::Type> infer_types(const ir::Graph& graph, const ir::Node& node) 
     if (!operation.has_result(k)) continue;
     if (k >= types.size() || !types[k]) {
       throw Error("the shape of result {} of node '{}' cannot be inferred", k, operation.describe())
-          .note("its operands are " + operand_types(graph, operation));
+          .note("its operands are " + operand_types(graph, operation))
+          .help("bind the symbolic dimensions with --dim NAME=VALUE, or export with fixed shapes");
     }
     result[k] = *types[k];
   }

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <limits>
 
+#include "base/context.h"
 #include "base/error.h"
 #include "manifest.pb.h"
 #include "onnx/atomic_file.h"
@@ -26,7 +27,9 @@ constexpr std::array kDataTypes = {
 int32_t narrow(int64_t value) {
   if (value < 0 || value > std::numeric_limits<int32_t>::max()) {
     throw Error("{} does not fit into the manifest, whose numbers go up to {}", value,
-                std::numeric_limits<int32_t>::max());
+                std::numeric_limits<int32_t>::max())
+        .note("extents, ranks and counts of the sharded model are written there")
+        .help("use smaller dimensions");
   }
   return static_cast<int32_t>(value);
 }
@@ -295,9 +298,12 @@ Manifest read_manifest(const std::filesystem::path& folder) {
   std::error_code code;
   if (!std::filesystem::is_regular_file(path, code)) {
     throw Error("there is no {} in '{}'", kManifestFile, folder.string())
+        .note("it says how a folder of rank graphs belongs together")
         .help("give the folder that 'autosp-onnx shard MODEL -o FOLDER' wrote");
   }
-  return parse_manifest(read_bytes(path), fmt::format("'{}'", path.string()));
+  return with_context(
+      "it says how a folder of rank graphs belongs together", "shard the model again",
+      [&] { return parse_manifest(read_bytes(path), fmt::format("'{}'", path.string())); });
 }
 
 void write_manifest(const Manifest& manifest, const std::filesystem::path& folder) {
@@ -314,7 +320,8 @@ std::string fingerprint(std::string_view bytes) {
 }
 
 void describe_model(const std::filesystem::path& model, Manifest& manifest) {
-  const std::string bytes = read_bytes(model);
+  const std::string bytes = with_context("it is given as the model", "check that you may read it",
+                                         [&] { return read_bytes(model); });
   manifest.model_name = model.filename().string();
   manifest.model_bytes = static_cast<int64_t>(bytes.size());
   manifest.model_fingerprint = fingerprint(bytes);

@@ -59,6 +59,7 @@ inline int64_t checked_index(int64_t index, int64_t extent) {
 struct KernelRow {
   std::string_view op;
   Kernel kernel;
+  Aliasing aliasing = Aliasing::kNone;
 };
 
 // One table per file.

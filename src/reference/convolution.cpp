@@ -1,37 +1,22 @@
 // Convolution over one or more spatial axes, with groups, strides, dilations and pads.
-#include <algorithm>
-
-#include "reference/call.h"
+#include "reference/window.h"
 
 namespace autosp::reference {
 
 namespace {
 
-struct Window {
-  std::vector<int64_t> strides;
-  std::vector<int64_t> dilations;
-  std::vector<int64_t> before;  // pads
-};
-
-Window window_of(const Call& call) {
+Window conv_window(const Call& call) {
   const ir::Attributes& attributes = call.node.attributes;
   const ir::Shape& x = *call.operands[0].shape;
   const ir::Shape& w = *call.operands[1].shape;
   const ir::Shape& y = *call.results[0].shape;
-  const size_t spatial = x.size() - 2;
-  Window window{attributes.get_ints("strides"), attributes.get_ints("dilations"),
-                attributes.get_ints("pads")};
-  if (window.strides.empty()) window.strides.assign(spatial, 1);
-  if (window.dilations.empty()) window.dilations.assign(spatial, 1);
-  window.before.resize(spatial, 0);
+  Window window = window_of(attributes, x.size() - 2);
   const std::string automatic = attributes.get_string("auto_pad", "NOTSET");
-  if (automatic == "SAME_UPPER" || automatic == "SAME_LOWER") {
-    for (size_t k = 0; k < spatial; ++k) {
-      const int64_t reach =
-          (y[k + 2] - 1) * window.strides[k] + (w[k + 2] - 1) * window.dilations[k] + 1 - x[k + 2];
-      const int64_t total = std::max<int64_t>(reach, 0);
-      window.before[k] = automatic == "SAME_UPPER" ? total / 2 : total - total / 2;
-    }
+  if (automatic != "SAME_UPPER" && automatic != "SAME_LOWER") return window;
+  for (size_t k = 0; k < window.before.size(); ++k) {
+    const int64_t reach =
+        (y[k + 2] - 1) * window.strides[k] + (w[k + 2] - 1) * window.dilations[k] + 1;
+    window.pad_automatically(k, reach - x[k + 2], automatic == "SAME_UPPER");
   }
   return window;
 }
@@ -68,7 +53,7 @@ void conv(const Call& call) {
   const ir::Shape& x = *call.operands[0].shape;
   const ir::Shape& w = *call.operands[1].shape;
   const ir::Shape& y = *call.results[0].shape;
-  const Window window = window_of(call);
+  const Window window = conv_window(call);
   const Strides x_strides = row_major_strides(x);
   const Strides y_strides = row_major_strides(y);
   const int64_t groups = call.node.attributes.get_int("group", 1);

@@ -1,7 +1,5 @@
 // Transposed convolution: the gradient of a convolution with respect to its data, as an operator.
-#include <algorithm>
-
-#include "reference/call.h"
+#include "reference/window.h"
 
 namespace autosp::reference {
 
@@ -9,33 +7,21 @@ namespace {
 
 // Along each spatial axis, input i at window position p adds to result i·stride + p·dilation -
 // before.
-struct Window {
-  std::vector<int64_t> strides;
-  std::vector<int64_t> dilations;
-  std::vector<int64_t> before;
-};
-
-Window window_of(const Call& call) {
+Window transposed_window(const Call& call) {
   const ir::Attributes& attributes = call.node.attributes;
   const ir::Shape& x = *call.operands[0].shape;
   const ir::Shape& w = *call.operands[1].shape;
   const ir::Shape& y = *call.results[0].shape;
-  const size_t spatial = x.size() - 2;
-  Window window{attributes.get_ints("strides"), attributes.get_ints("dilations"),
-                attributes.get_ints("pads")};
-  if (window.strides.empty()) window.strides.assign(spatial, 1);
-  if (window.dilations.empty()) window.dilations.assign(spatial, 1);
-  window.before.resize(spatial, 0);
+  Window window = window_of(attributes, x.size() - 2);
   const std::string automatic = attributes.get_string("auto_pad", "NOTSET");
   const bool given_shape = attributes.has("output_shape");
   if (!given_shape && automatic != "SAME_UPPER" && automatic != "SAME_LOWER") return window;
   std::vector<int64_t> extra = attributes.get_ints("output_padding");
-  extra.resize(spatial, 0);
-  for (size_t k = 0; k < spatial; ++k) {
-    const int64_t reach = (x[k + 2] - 1) * window.strides[k] + extra[k] +
-                          (w[k + 2] - 1) * window.dilations[k] + 1 - y[k + 2];
-    const int64_t total = std::max<int64_t>(reach, 0);
-    window.before[k] = automatic == "SAME_UPPER" ? total / 2 : total - total / 2;
+  extra.resize(window.before.size(), 0);
+  for (size_t k = 0; k < window.before.size(); ++k) {
+    const int64_t reach =
+        (x[k + 2] - 1) * window.strides[k] + extra[k] + (w[k + 2] - 1) * window.dilations[k] + 1;
+    window.pad_automatically(k, reach - y[k + 2], automatic == "SAME_UPPER");
   }
   return window;
 }
@@ -54,7 +40,7 @@ void conv_transpose(const Call& call) {
   const ir::Shape& x = *call.operands[0].shape;
   const ir::Shape& w = *call.operands[1].shape;
   const ir::Shape& y = *call.results[0].shape;
-  const Window window = window_of(call);
+  const Window window = transposed_window(call);
   const Strides y_strides = row_major_strides(y);
   const int64_t channels_per_group = x[1] / call.node.attributes.get_int("group", 1);
   const std::span<const int64_t> x_space(x.begin() + 2, x.end());

@@ -177,31 +177,34 @@ T smaller(T x, T y) {
   return x < y || x != x ? x : y;
 }
 
+using enum Aliasing;
+
 constexpr KernelRow kRows[] = {
-    {"Add", binary<[](auto x, auto y) { return x + y; }>},
-    {"Sub", binary<[](auto x, auto y) { return x - y; }>},
-    {"Mul", binary<[](auto x, auto y) { return x * y; }>},
-    {"Div", binary<[](auto x, auto y) { return divide(x, y); }>},
-    {"Mod", mod},
-    {"Pow", pow},
-    {"Max", variadic<[](auto x, auto y) { return larger(x, y); }, NumericTypes>},
-    {"Min", variadic<[](auto x, auto y) { return smaller(x, y); }, NumericTypes>},
-    {"Sum", variadic<[](auto x, auto y) { return x + y; }, FloatTypes>},
-    {"Mean", mean},
+    {"Add", binary<[](auto x, auto y) { return x + y; }>, kElementwise},
+    {"Sub", binary<[](auto x, auto y) { return x - y; }>, kElementwise},
+    {"Mul", binary<[](auto x, auto y) { return x * y; }>, kElementwise},
+    {"Div", binary<[](auto x, auto y) { return divide(x, y); }>, kElementwise},
+    {"Mod", mod, kElementwise},
+    {"Pow", pow, kElementwise},
+    {"Max", variadic<[](auto x, auto y) { return larger(x, y); }, NumericTypes>, kElementwise},
+    {"Min", variadic<[](auto x, auto y) { return smaller(x, y); }, NumericTypes>, kElementwise},
+    {"Sum", variadic<[](auto x, auto y) { return x + y; }, FloatTypes>, kElementwise},
+    {"Mean", mean, kElementwise},
     {"PRelu", binary<[](auto x, auto slope) {
        return static_cast<decltype(x)>(x < decltype(x){0} ? x * slope : x);
-     }>},
-    {"Equal", compare<[](auto x, auto y) { return x == y; }, AllTypes>},
-    {"Less", compare<[](auto x, auto y) { return x < y; }>},
-    {"LessOrEqual", compare<[](auto x, auto y) { return x <= y; }>},
-    {"Greater", compare<[](auto x, auto y) { return y < x; }>},
-    {"GreaterOrEqual", compare<[](auto x, auto y) { return y <= x; }>},
-    {"BitwiseAnd", binary<[](auto x, auto y) { return x & y; }, IntegerTypes>},
-    {"BitwiseOr", binary<[](auto x, auto y) { return x | y; }, IntegerTypes>},
-    {"BitwiseXor", binary<[](auto x, auto y) { return x ^ y; }, IntegerTypes>},
-    {"And", compare<[](bool x, bool y) { return x && y; }, BoolType>},
-    {"Or", compare<[](bool x, bool y) { return x || y; }, BoolType>},
-    {"Xor", compare<[](bool x, bool y) { return x != y; }, BoolType>},
+     }>,
+     kElementwise},
+    {"Equal", compare<[](auto x, auto y) { return x == y; }, AllTypes>, kElementwise},
+    {"Less", compare<[](auto x, auto y) { return x < y; }>, kElementwise},
+    {"LessOrEqual", compare<[](auto x, auto y) { return x <= y; }>, kElementwise},
+    {"Greater", compare<[](auto x, auto y) { return y < x; }>, kElementwise},
+    {"GreaterOrEqual", compare<[](auto x, auto y) { return y <= x; }>, kElementwise},
+    {"BitwiseAnd", binary<[](auto x, auto y) { return x & y; }, IntegerTypes>, kElementwise},
+    {"BitwiseOr", binary<[](auto x, auto y) { return x | y; }, IntegerTypes>, kElementwise},
+    {"BitwiseXor", binary<[](auto x, auto y) { return x ^ y; }, IntegerTypes>, kElementwise},
+    {"And", compare<[](bool x, bool y) { return x && y; }, BoolType>, kElementwise},
+    {"Or", compare<[](bool x, bool y) { return x || y; }, BoolType>, kElementwise},
+    {"Xor", compare<[](bool x, bool y) { return x != y; }, BoolType>, kElementwise},
 };
 
 }  // namespace

@@ -67,7 +67,11 @@ void identity(const Call& call) {
 }
 
 constexpr KernelRow kRows[] = {
-    {"Where", where}, {"Clip", clip}, {"Cast", cast}, {"CastLike", cast}, {"Identity", identity},
+    {"Where", where, Aliasing::kElementwise},
+    {"Clip", clip, Aliasing::kElementwise},
+    {"Cast", cast},
+    {"CastLike", cast},
+    {"Identity", identity},
 };
 
 }  // namespace

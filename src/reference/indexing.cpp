@@ -191,9 +191,12 @@ void one_hot(const Call& call) {
 }
 
 constexpr KernelRow kRows[] = {
-    {"Gather", gather},        {"GatherElements", gather_elements},
-    {"GatherND", gather_nd},   {"ScatterElements", scatter_elements},
-    {"ScatterND", scatter_nd}, {"OneHot", one_hot},
+    {"Gather", gather},
+    {"GatherElements", gather_elements},
+    {"GatherND", gather_nd},
+    {"ScatterElements", scatter_elements, Aliasing::kOperandZero},
+    {"ScatterND", scatter_nd, Aliasing::kOperandZero},
+    {"OneHot", one_hot},
 };
 
 }  // namespace

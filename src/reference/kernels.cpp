@@ -3,19 +3,20 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "base/context.h"
 #include "reference/call.h"
 
 namespace autosp::reference {
 
 namespace {
 
-using Table = std::unordered_map<std::string_view, Kernel>;
+using Table = std::unordered_map<std::string_view, const KernelRow*>;
 
 Table make_table(std::initializer_list<std::span<const KernelRow>> parts) {
   Table result;
   for (const auto rows : parts) {
     for (const KernelRow& row : rows) {
-      AUTOSP_CHECK(result.emplace(row.op, row.kernel).second, "two kernels for {}", row.op);
+      AUTOSP_CHECK(result.emplace(row.op, &row).second, "two kernels for {}", row.op);
     }
   }
   return result;
@@ -35,18 +36,28 @@ const Table& own_table() {
   return table;
 }
 
-}  // namespace
-
-Kernel find_kernel(std::string_view domain, std::string_view op) {
+const KernelRow* find_row(std::string_view domain, std::string_view op) {
   if (!domain.empty() && domain != ir::kAutospDomain) return nullptr;
   const Table& table = domain.empty() ? standard_table() : own_table();
   const auto found = table.find(op);
   return found == table.end() ? nullptr : found->second;
 }
 
+}  // namespace
+
+Kernel find_kernel(std::string_view domain, std::string_view op) {
+  const KernelRow* row = find_row(domain, op);
+  return row == nullptr ? nullptr : row->kernel;
+}
+
+Aliasing aliasing_of(std::string_view domain, std::string_view op) {
+  const KernelRow* row = find_row(domain, op);
+  return row == nullptr ? Aliasing::kNone : row->aliasing;
+}
+
 std::vector<std::string> operators_with_kernels() {
   std::vector<std::string> names;
-  for (const auto& [op, kernel] : standard_table()) names.emplace_back(op);
+  for (const auto& [op, row] : standard_table()) names.emplace_back(op);
   std::ranges::sort(names);
   return names;
 }
@@ -55,7 +66,9 @@ std::vector<ir::Tensor> evaluate(const ir::Graph& graph, const ir::Node& node,
                                  std::span<const ir::Tensor> operands) {
   const Kernel kernel = find_kernel(node.domain, node.op);
   if (kernel == nullptr) {
-    throw Error("{}: there is no kernel for this operator", graph.describe(node));
+    throw Error("{}: there is no kernel for this operator", graph.describe(node))
+        .note("it is evaluated before the run, because its operands are constants")
+        .help("export the model with this part folded into a constant");
   }
   std::vector<Operand> inputs;
   for (size_t k = 0; k < node.inputs.size(); ++k) {
@@ -82,7 +95,8 @@ std::vector<ir::Tensor> evaluate(const ir::Graph& graph, const ir::Node& node,
   try {
     kernel(Call{node, inputs, results});
   } catch (Error& error) {
-    throw error.note("while evaluating " + graph.describe(node));
+    error.note("while evaluating " + graph.describe(node));
+    throw complete(error, "", "the model computes this from constants alone: export it again");
   }
   return tensors;
 }

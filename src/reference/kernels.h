@@ -36,8 +36,21 @@ struct Call {
 
 using Kernel = void (*)(const Call&);
 
+// What a kernel's first result may lie over, where that operand is of the result's type.
+enum class Aliasing : uint8_t {
+  kNone,
+  // Any operand: element i of every operand is read before element i of the result is written, and
+  // nothing else is read.
+  kElementwise,
+  // Operand 0: the kernel begins by copying it, or is done with an element before it writes it.
+  kOperandZero,
+};
+
 // The kernel of an operator, or null when there is none.
 Kernel find_kernel(std::string_view domain, std::string_view op);
+
+// Of that kernel; kNone when there is none.
+Aliasing aliasing_of(std::string_view domain, std::string_view op);
 
 // All standard operators with a kernel, sorted.
 std::vector<std::string> operators_with_kernels();

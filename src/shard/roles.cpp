@@ -43,32 +43,54 @@ bool names_floating_data(const std::string& input) {
                              "hidden_states", "targets", "labels"});
 }
 
-DimTag parse_tag(const ir::Graph& graph, const std::string& text) {
+std::string join(std::vector<std::string> names) {
+  if (names.size() > 8) {
+    names.resize(8);
+    names.emplace_back("...");
+  }
+  return fmt::format("{}", fmt::join(names, ", "));
+}
+
+std::string input_names(const ir::Graph& graph) {
+  std::vector<std::string> names;
+  for (ValueId input : graph.inputs()) names.push_back(graph.name_of(input));
+  return join(std::move(names));
+}
+
+// `option` is the one that names the dimension, for messages.
+DimTag parse_tag(const ir::Graph& graph, const std::string& text, const std::string& option) {
+  const std::string example =
+      fmt::format("write VALUE:AXIS, for example {} input_ids:{}", option, option == "--seq");
   const size_t colon = text.rfind(':');
-  if (colon == std::string::npos || colon + 1 == text.size()) {
-    throw Error("'{}' is not a dimension", text)
-        .help("write VALUE:AXIS, for example --seq input_ids:1");
+  if (colon == std::string::npos || colon + 1 == text.size() || colon == 0) {
+    throw Error("{} names '{}', which is not a dimension", option, text)
+        .note(fmt::format("the graph's inputs are: {}", input_names(graph)))
+        .help(example);
   }
   const std::string name = text.substr(0, colon);
   const auto value = graph.find(name);
   if (!value) {
     std::vector<std::string> names;
     for (const auto& candidate : graph.values()) names.push_back(candidate.name);
-    auto error = Error("the graph has no value '{}'", name);
-    if (const auto near = nearest_name(name, names); !near.empty())
-      error.help(fmt::format("did you mean '{}'?", near));
-    throw error;
+    const auto near = nearest_name(name, names);
+    throw Error("{} names '{}', but the graph has no such value", option, name)
+        .note(fmt::format("the graph's inputs are: {}", input_names(graph)))
+        .help(near.empty() ? example : fmt::format("did you mean '{}'?", near));
   }
   int axis = 0;
   const char* end = text.data() + text.size();
   const auto [stop, status] = std::from_chars(text.data() + colon + 1, end, axis);
   if (status != std::errc() || stop != end) {
-    throw Error("'{}' is not an axis of '{}'", text.substr(colon + 1), name)
-        .help("write VALUE:AXIS, for example --seq input_ids:1");
+    throw Error("{}: '{}' is not an axis of '{}'", option, text.substr(colon + 1), name)
+        .note(fmt::format("'{}' is {}", name, to_string(graph.type(*value))))
+        .help(example);
   }
   const auto rank = static_cast<int>(graph.shape(*value).size());
   if (axis < -rank || axis >= rank) {
-    throw Error("'{}' has {} dimensions; there is no axis {}", name, rank, axis);
+    throw Error("{}: '{}' has {} dimensions; there is no axis {}", option, name, rank, axis)
+        .note(fmt::format("'{}' is {}", name, to_string(graph.type(*value))))
+        .help(rank == 0 ? "name a value that has dimensions"
+                        : fmt::format("its axes are 0 to {}", rank - 1));
   }
   return {*value, axis < 0 ? axis + rank : axis};
 }
@@ -105,10 +127,11 @@ class Detector {
     if (const auto found = output_named(name)) return *found;
     std::vector<std::string> names;
     for (const auto& output : graph_.outputs()) names.push_back(output.name);
-    auto error = Error("{} names '{}', which is not an output of the graph", option, name);
-    if (const auto near = nearest_name(name, names); !near.empty())
-      error.help(fmt::format("did you mean '{}'?", near));
-    throw error;
+    const auto near = nearest_name(name, names);
+    throw Error("{} names '{}', which is not an output of the graph", option, name)
+        .note(fmt::format("its outputs are: {}", output_names()))
+        .help(near.empty() ? "give the name of an output"
+                           : fmt::format("did you mean '{}'?", near));
   }
 
   bool is_leaf(const std::string& name) const {
@@ -121,7 +144,15 @@ class Detector {
     for (const auto& [parameter, output] : options_.gradients) {
       const size_t k = required_output(output, "--grad");
       if (!is_leaf(parameter)) {
-        throw Error("--grad names the parameter '{}', which is no input or initializer", parameter);
+        throw Error("--grad names the parameter '{}', which is no input or initializer", parameter)
+            .note(fmt::format("the graph's inputs are: {}", input_names(graph_)))
+            .help("write --grad PARAMETER=OUTPUT, for example --grad w=w.grad");
+      }
+      check_gradient(parameter, k);
+      if (taken[k]) {
+        throw Error("--grad gives the output '{}' to two parameters", output)
+            .note(fmt::format("the second is '{}'", parameter))
+            .help("an output is the gradient of one parameter");
       }
       taken[k] = true;
       roles_.gradients.push_back({k, parameter});
@@ -142,26 +173,41 @@ class Detector {
             graph_.outputs()[roles_.gradients[0].output].name, roles_.gradients[0].parameter);
   }
 
+  // What the user says is a gradient has its parameter's shape and is of floating point.
+  void check_gradient(const std::string& parameter, size_t output) const {
+    const ir::Type& of = graph_.type(*graph_.find(parameter));
+    const ir::Type& type = graph_.type(graph_.outputs()[output].value);
+    if (of.shape == type.shape && ir::is_floating(of.dtype) && ir::is_floating(type.dtype)) return;
+    throw Error("--grad {0}={1}: '{1}' cannot be the gradient of '{0}'", parameter,
+                graph_.outputs()[output].name)
+        .note(fmt::format("'{}' is {}, but '{}' is {}", parameter, to_string(of),
+                          graph_.outputs()[output].name, to_string(type)))
+        .help("name an output of the parameter's shape, of a floating-point type");
+  }
+
   std::string output_names() const {
     std::vector<std::string> names;
     for (const auto& output : graph_.outputs()) names.push_back(output.name);
-    if (names.size() > 8) {
-      names.resize(8);
-      names.emplace_back("...");
-    }
-    return fmt::format("{}", fmt::join(names, ", "));
+    return join(std::move(names));
+  }
+
+  bool is_scalar(size_t output) const {
+    const ir::Type& type = graph_.type(graph_.outputs()[output].value);
+    return ir::is_floating(type.dtype) && type.num_elements() == 1;
   }
 
   void find_loss() {
     if (options_.loss) {
       roles_.loss = required_output(*options_.loss, "--loss");
+      if (!is_scalar(*roles_.loss)) {
+        throw Error("--loss names '{}', which is not one floating-point number", *options_.loss)
+            .note(fmt::format("it is {}",
+                              to_string(graph_.type(graph_.outputs()[*roles_.loss].value))))
+            .help("name the output that is differentiated: a floating-point scalar");
+      }
       because("loss: output '{}', as given by --loss", *options_.loss);
       return;
     }
-    auto is_scalar = [&](size_t k) {
-      const ir::Type& type = graph_.type(graph_.outputs()[k].value);
-      return ir::is_floating(type.dtype) && type.num_elements() == 1;
-    };
     auto is_gradient = [&](size_t k) {
       return std::ranges::any_of(roles_.gradients,
                                  [k](const Gradient& g) { return g.output == k; });
@@ -201,12 +247,29 @@ class Detector {
     }
   }
 
+  // Parameters are alike on every rank: none of their dimensions is split over tokens or samples.
+  void check_is_no_parameter(const DimTag& tag, const std::string& text,
+                             const std::string& option) const {
+    if (!roles_.is_parameter[tag.value.index()]) return;
+    const std::string& name = graph_.name_of(tag.value);
+    const auto gradient = std::ranges::find(roles_.gradients, name, &Gradient::parameter);
+    throw Error("{} {}: '{}' is a parameter", option, text, name)
+        .note(gradient == roles_.gradients.end()
+                  ? "nothing marks it as data"
+                  : fmt::format("its gradient is '{}'", graph_.outputs()[gradient->output].name))
+        .help(fmt::format("name a dimension of the data; the graph's inputs are: {}",
+                          input_names(graph_)));
+  }
+
   bool is_data_input(ValueId input) const { return !roles_.is_parameter[input.index()]; }
 
   void find_sequence() {
     if (!options_.sequence.empty()) {
-      for (const std::string& text : options_.sequence)
-        roles_.sequence.push_back(parse_tag(graph_, text));
+      for (const std::string& text : options_.sequence) {
+        const DimTag tag = parse_tag(graph_, text, "--seq");
+        check_is_no_parameter(tag, text, "--seq");
+        roles_.sequence.push_back(tag);
+      }
       because("sequence: as given by --seq");
       return;
     }
@@ -245,8 +308,11 @@ class Detector {
 
   void find_batch() {
     if (!options_.batch.empty()) {
-      for (const std::string& text : options_.batch)
-        roles_.batch.push_back(parse_tag(graph_, text));
+      for (const std::string& text : options_.batch) {
+        const DimTag tag = parse_tag(graph_, text, "--batch");
+        check_is_no_parameter(tag, text, "--batch");
+        roles_.batch.push_back(tag);
+      }
       because("batch: as given by --batch");
       return;
     }

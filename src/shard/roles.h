@@ -52,8 +52,9 @@ struct RoleOptions {
 // names of inputs and outputs that exporters use, and element types. The sequence may stay unknown:
 // the planner then looks for what the graph's softmaxes normalise.
 //
-// Throws Error when an option names something that does not exist, or when the graph has no
-// gradient outputs (it is no training graph).
+// Throws Error when an option names something that does not exist or cannot be that (a loss that is
+// no floating-point scalar, a gradient of another shape than its parameter, a sequence dimension of
+// a parameter), or when the graph has no gradient outputs (it is no training graph).
 Roles detect_roles(const ir::Graph& graph, const RoleOptions& options = {});
 
 }  // namespace autosp::shard

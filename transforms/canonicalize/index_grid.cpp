@@ -75,6 +75,14 @@ std::optional<IndexGrid> find_index_grid(const Shape& rows, const std::vector<Af
   return grid;
 }
 
+std::optional<int64_t> find_index_range(const Shape& rows, const Affine& index, size_t axis,
+                                        int64_t extent) {
+  const auto grid = find_index_grid(rows, {index}, {extent});
+  if (!grid || grid->columns[0].extent != rows[axis]) return std::nullopt;
+  if (rows[axis] > 1 && grid->columns[0].axes != std::vector<size_t>{axis}) return std::nullopt;
+  return grid->columns[0].begin;
+}
+
 ValueId gather_grid(Builder& build, ValueId data, const IndexGrid& grid, size_t num_prefix,
                     const std::string& name) {
   const Shape shape = build.shape(data);

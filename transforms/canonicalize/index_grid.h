@@ -33,6 +33,12 @@ struct IndexGrid {
 std::optional<IndexGrid> find_index_grid(const ir::Shape& rows, const std::vector<Affine>& columns,
                                          const ir::Shape& indexed);
 
+// The first entry of the range that the index of a GatherElements or ScatterElements along `axis`
+// counts through, one entry per step along that axis and the same in every row; nullopt when it
+// does anything else. `extent` is that of the data along the axis.
+std::optional<int64_t> find_index_range(const ir::Shape& rows, const Affine& index, size_t axis,
+                                        int64_t extent);
+
 // data[grid]: `data` has dimensions prefix..., indexed..., rest...; the result has prefix...,
 // rows..., rest... .
 ValueId gather_grid(ir::Builder& build, ValueId data, const IndexGrid& grid, size_t num_prefix,

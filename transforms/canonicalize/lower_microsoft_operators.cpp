@@ -10,6 +10,7 @@
 // flag are no longer inputs. What each operator means is in microsoft/.
 #include <unordered_map>
 
+#include "ir/gradient_names.h"
 #include "ir/rewriter.h"
 #include "transforms/canonicalize/canonicalize.h"
 #include "transforms/canonicalize/microsoft/lowering.h"
@@ -64,13 +65,6 @@ bool is_accumulator(const Node& node) {
          (node.op == "InPlaceAccumulatorV2" || node.op == "InPlaceAccumulator");
 }
 
-constexpr std::string_view kBufferSuffix = ".accumulation.buffer";
-
-std::string gradient_name(const std::string& buffer) {
-  return buffer.ends_with(kBufferSuffix) ? buffer.substr(0, buffer.size() - kBufferSuffix.size())
-                                         : buffer;
-}
-
 // Gives the accumulators' outputs their gradients' names and drops the inputs only they read.
 Graph without_accumulators(const Graph& before, const Graph& lowered) {
   std::unordered_map<ValueId, std::string> gradient_of_flag;
@@ -79,7 +73,7 @@ Graph without_accumulators(const Graph& before, const Graph& lowered) {
     if (!is_accumulator(node)) continue;
     const std::string& buffer = before.name_of(node.input(0));
     for (ValueId output : node.outputs) {
-      if (output) gradient_of_flag.emplace(output, gradient_name(buffer));
+      if (output) gradient_of_flag.emplace(output, ir::gradient_of_buffer(buffer).value_or(buffer));
     }
     for (ValueId input : {node.input(0), node.input(2)}) {
       if (input && before.value(input).kind == ir::ValueKind::kInput) {

@@ -89,14 +89,11 @@ bool raise_scatter_elements(Rewriter& rewriter, AffineAnalysis& affine, const No
   const size_t axis = ir::normalize_axis(node.attributes.get_int("axis", 0), shape.size());
   const auto index = affine.find(node.input(1));
   if (!index) return false;
-  const auto grid = find_index_grid(rows, {*index}, {shape[axis]});
-  if (!grid || grid->columns[0].extent != rows[axis] ||
-      (rows[axis] > 1 && grid->columns[0].axes != std::vector<size_t>{axis})) {
-    return false;
-  }
+  const auto begin = find_index_range(rows, *index, axis, shape[axis]);
+  if (!begin) return false;
   std::vector<int64_t> before(shape.size(), 0);
   std::vector<int64_t> after(shape.size(), 0);
-  before[axis] = grid->columns[0].begin;
+  before[axis] = *begin;
   for (size_t k = 0; k < shape.size(); ++k) after[k] = shape[k] - rows[k] - before[k];
   rewriter.map(node.output(0),
                pad_before_transpose(rewriter.build(), rewriter.mapped(node.input(2)), before, after,

@@ -63,15 +63,12 @@ bool simplify_gather_elements(Rewriter& rewriter, AffineAnalysis& affine, const 
   const size_t axis = ir::normalize_axis(node.attributes.get_int("axis", 0), shape.size());
   const auto index = affine.find(node.input(1));
   if (!index) return false;
-  const auto grid = find_index_grid(rows, {*index}, {shape[axis]});
-  if (!grid || grid->columns[0].extent != rows[axis] ||
-      (rows[axis] > 1 && grid->columns[0].axes != std::vector<size_t>{axis})) {
-    return false;
-  }
+  const auto begin = find_index_range(rows, *index, axis, shape[axis]);
+  if (!begin) return false;
   std::vector<int64_t> begins(shape.size(), 0);
   std::vector<int64_t> ends = rows;
-  begins[axis] = grid->columns[0].begin;
-  ends[axis] = begins[axis] + rows[axis];
+  begins[axis] = *begin;
+  ends[axis] = *begin + rows[axis];
   rewriter.map(node.output(0), rewriter.build().slice_all(rewriter.mapped(node.input(0)), begins,
                                                           ends, graph.name_of(node.output(0))));
   return true;

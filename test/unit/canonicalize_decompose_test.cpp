@@ -1,0 +1,165 @@
+// Decompositions: each pass keeps the outputs of small graphs, and leaves none of its operators.
+#include "transforms/canonicalize/canonicalize.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "support/pass_example.h"
+
+namespace autosp::transforms {
+namespace {
+
+using ir::DataType;
+using ir::Graph;
+using ir::Shape;
+using ir::Tensor;
+using test::apply;
+using test::count_nodes;
+using test::Example;
+using test::random_feeds;
+using test::run_graph;
+
+constexpr auto kFloat = DataType::kFloat32;
+
+TEST(DecomposeMeans, SumsOverCounts) {
+  for (const char* op :
+       {"ReduceMean", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"}) {
+    for (const bool keepdims : {false, true}) {
+      Example e;
+      const ValueId x = e.input("x", {3, 4, 5});
+      e.output(e.build.reduce(op, x, {1, -1}, keepdims));
+      const Graph after = apply(e.graph, decompose_means);
+      EXPECT_EQ(count_nodes(after, op), 0U);
+      EXPECT_EQ(count_nodes(after, "ReduceSum"), 1U);
+    }
+  }
+}
+
+TEST(DecomposeMeans, ReduceMeanWithoutAxesTakesAll) {
+  Example e;
+  const ValueId x = e.input("x", {3, 4});
+  e.output(e.build.node("ReduceMean", {x}, {kFloat, {}}, {{"keepdims", int64_t{0}}}));
+  EXPECT_EQ(count_nodes(apply(e.graph, decompose_means), "ReduceMean"), 0U);
+}
+
+TEST(DecomposeMeans, LogSumExpOfMinusInfinityIsMinusInfinity) {
+  Example e;
+  const ValueId x = e.build.constant(Tensor::filled({kFloat, {2, 3}}, -INFINITY));
+  e.output(e.build.reduce("ReduceLogSumExp", x, {1}, false));
+  apply(e.graph, decompose_means);
+}
+
+TEST(DecomposeMeans, MeanOfSeveralTensors) {
+  Example e;
+  const ValueId x = e.input("x", {3, 4});
+  const ValueId y = e.input("y", {4});
+  e.output(e.build.node("Mean", {x, y, x}, {kFloat, {3, 4}}));
+  EXPECT_EQ(count_nodes(apply(e.graph, decompose_means), "Mean"), 0U);
+}
+
+struct LossCase {
+  std::string reduction;
+  bool weighted;
+  bool ignores;
+  Shape inner;
+};
+
+class DecomposeLosses : public testing::TestWithParam<LossCase> {};
+
+TEST_P(DecomposeLosses, KeepsTheLossAndTheLogProbabilities) {
+  for (const std::string op : {"SoftmaxCrossEntropyLoss", "NegativeLogLikelihoodLoss"}) {
+    const LossCase& c = GetParam();
+    Example e;
+    Shape scores_shape = {6, 5};
+    Shape labels_shape = {6};
+    scores_shape.insert(scores_shape.end(), c.inner.begin(), c.inner.end());
+    labels_shape.insert(labels_shape.end(), c.inner.begin(), c.inner.end());
+    std::vector<ValueId> inputs = {
+        e.input("scores", scores_shape),
+        // The name "labels" puts -100 among the feeds.
+        e.input(c.ignores ? "labels" : "classes", labels_shape, DataType::kInt64)};
+    if (c.weighted) inputs.push_back(e.input("weights", {5}));
+    ir::Attributes attributes{{"reduction", c.reduction}};
+    if (c.ignores) attributes.set("ignore_index", int64_t{-100});
+    std::vector<ir::Type> types = {{kFloat, c.reduction == "none" ? labels_shape : Shape{}}};
+    const bool cross_entropy = op == "SoftmaxCrossEntropyLoss";
+    if (cross_entropy) types.push_back({kFloat, scores_shape});
+    const auto results = e.build.node(op, inputs, types, attributes);
+    for (ValueId result : results) e.output(result);
+    EXPECT_EQ(count_nodes(apply(e.graph, decompose_losses, {.num_tokens = 5}), op), 0U);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Forms, DecomposeLosses,
+    testing::Values(LossCase{"mean", false, true, {}}, LossCase{"mean", true, true, {}},
+                    LossCase{"mean", false, false, {}}, LossCase{"mean", true, false, {3}},
+                    LossCase{"sum", false, true, {}}, LossCase{"sum", true, true, {2, 3}},
+                    LossCase{"none", false, true, {}}, LossCase{"none", true, true, {3}}));
+
+TEST(DecomposeLossesOn, ARowWithoutValidLabelAddsZeroEvenWhenItsScoresAreInfinite) {
+  Example e;
+  const ValueId scores = e.input("scores", {2, 3});
+  const ValueId labels = e.input("labels", {2}, DataType::kInt64);
+  e.output(e.build.node("SoftmaxCrossEntropyLoss", {scores, labels}, {kFloat, {}},
+                        {{"ignore_index", int64_t{-100}}}));
+  const std::vector<float> numbers = {INFINITY, INFINITY, 0, 1, 2, 3};
+  const std::vector<int64_t> classes = {-100, 2};
+  const test::Tensors feeds = {{"scores", Tensor::from_values<float>({2, 3}, numbers)},
+                               {"labels", Tensor::from_values<int64_t>({2}, classes)}};
+  const test::Tensors got = run_graph(decompose_losses(e.graph), feeds);
+  EXPECT_NEAR(got.at("out0").value_as_double(0), 0.40760596, 1e-6);
+}
+
+TEST(DecomposeDropout, DropsWhatTheOperatorDrops) {
+  for (const bool seeded : {false, true}) {
+    Example e;
+    const ValueId x = e.input("x", {5, 40});
+    ir::Attributes attributes;
+    if (seeded) attributes.set("seed", int64_t{7});
+    const auto results = e.build.node(
+        "Dropout", {x, e.build.scalar(kFloat, 0.25), e.build.scalar(DataType::kBool, 1)},
+        {{kFloat, {5, 40}}, {DataType::kBool, {5, 40}}}, attributes);
+    e.output(results[0]);
+    e.output(results[1]);
+    const Graph after = apply(e.graph, decompose_dropout);
+    EXPECT_EQ(count_nodes(after, "Dropout"), 0U);
+    EXPECT_EQ(count_nodes(after, "RandomUniform"), 1U);
+  }
+}
+
+// A ratio between a draw and the float32 next to it: the whole operator and its parts must agree.
+TEST(DecomposeDropout, DrawsAreComparedAsFloat32) {
+  Example draws;
+  draws.output(draws.build.node("RandomUniform", {}, {DataType::kFloat64, {64}},
+                                {{"shape", std::vector<int64_t>{64}},
+                                 {"dtype", static_cast<int64_t>(DataType::kFloat64)},
+                                 {"seed", 7.0F}}));
+  const Tensor drawn = run_graph(draws.graph, {}).at("out0");
+  int64_t k = 0;  // the first draw that float32 rounds up
+  while (static_cast<float>(drawn.value_as_double(k)) <= drawn.value_as_double(k)) ++k;
+  const auto ratio = static_cast<float>(drawn.value_as_double(k));
+  Example e;
+  const auto results =
+      e.build.node("Dropout",
+                   {e.input("x", {64}), e.build.scalar(kFloat, static_cast<double>(ratio)),
+                    e.build.scalar(DataType::kBool, 1)},
+                   {{kFloat, {64}}, {DataType::kBool, {64}}}, {{"seed", int64_t{7}}});
+  e.output(results[0]);
+  e.output(results[1]);
+  const test::Tensors feeds = random_feeds(e.graph);
+  EXPECT_TRUE(run_graph(e.graph, feeds).at("out1").values<bool>()[static_cast<size_t>(k)]);
+  apply(e.graph, decompose_dropout);
+}
+
+TEST(DecomposeDropout, DropoutThatMayNotTrainStays) {
+  Example e;
+  const ValueId training = e.input("training", {}, DataType::kBool);
+  e.output(e.build.node("Dropout", {e.input("x", {5}), e.build.scalar(kFloat, 0.25), training},
+                        {kFloat, {5}}));
+  EXPECT_EQ(count_nodes(apply(e.graph, decompose_dropout), "Dropout"), 1U);
+}
+
+}  // namespace
+}  // namespace autosp::transforms
