@@ -61,15 +61,32 @@ Values constant_of_shape(Emitter&, Operation& operation) {
   return std::nullopt;
 }
 
-Values reshape(Emitter& emitter, Operation& operation) {
+// Reshape to `to`, which `asked` stands for in the model.
+Values checked_reshape(Emitter& emitter, const Operation& operation, const Shape& to,
+                       const Shape& asked) {
   const ValueId x = operand(operation, 0);
   const Shape& from = emitter.shape(x);
-  const auto target = emitter.graph().constant_ints(operand(operation, 1));
+  const int64_t elements = ir::num_elements(from);
+  if (std::ranges::any_of(to, [](int64_t extent) { return extent < 0; }) ||
+      ir::num_elements(to) != elements) {
+    throw Error("node '{}' reshapes '{}' of shape {} ({} elements) to {}", operation.describe(),
+                emitter.graph().name_of(x), ir::to_string(from), elements, ir::to_string(asked))
+        .note("a reshape keeps the number of elements")
+        .help("check the model with onnx.checker.check_model(model, full_check=True)");
+  }
+  return reshape_to(emitter, operation, x, to, operation.results.front());
+}
+
+Values reshape(Emitter& emitter, Operation& operation) {
+  const Shape& from = emitter.shape(operand(operation, 0));
+  const ValueId shape = operand(operation, 1);
+  const auto target = emitter.graph().constant_ints(shape);
   if (!target) {
     // The model may state what it does not compute.
-    if (operation.declared.empty() || !operation.declared[0]) return std::nullopt;
-    return reshape_to(emitter, operation, x, operation.declared[0]->shape,
-                      operation.results.front());
+    const bool stated = !operation.declared.empty() && operation.declared[0];
+    if (!stated || emitter.graph().type(shape).dtype != ir::DataType::kInt64) return std::nullopt;
+    return checked_reshape(emitter, operation, operation.declared[0]->shape,
+                           operation.declared[0]->shape);
   }
   const bool allow_zero = operation.attributes.get_int("allowzero", 0) != 0;
   Shape to = *target;
@@ -86,12 +103,7 @@ Values reshape(Emitter& emitter, Operation& operation) {
   const int64_t elements = ir::num_elements(from);
   if (open && known != 0) to[*open] = elements / known;
   if (open && known == 0) to[*open] = 0;
-  if (std::ranges::any_of(to, [](int64_t extent) { return extent < 0; }) ||
-      ir::num_elements(to) != elements) {
-    throw Error("node '{}' reshapes '{}' of shape {} ({} elements) to {}", operation.describe(),
-                emitter.graph().name_of(x), ir::to_string(from), elements, ir::to_string(*target));
-  }
-  return reshape_to(emitter, operation, x, std::move(to), operation.results.front());
+  return checked_reshape(emitter, operation, to, *target);
 }
 
 Values flatten(Emitter& emitter, Operation& operation) {
