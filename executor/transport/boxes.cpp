@@ -5,6 +5,10 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "reference/element_types.h"
 #include "reference/strided_loop.h"
 
@@ -44,6 +48,30 @@ int64_t offset_of(const Box& box, const reference::Strides& strides) {
   return offset;
 }
 
+// A copy too large for the caches does not read what it overwrites into them first.
+constexpr int64_t kStreamedBytes = int64_t{8} << 20;
+constexpr int64_t kStreamedRow = 256;
+
+#if defined(__x86_64__)
+__attribute__((target("avx"))) void stream_row(std::byte* out, const std::byte* in, size_t bytes) {
+  constexpr size_t kVector = sizeof(__m256i);
+  const size_t head = std::min(bytes, -reinterpret_cast<uintptr_t>(out) % kVector);
+  std::memcpy(out, in, head);
+  size_t k = head;
+  for (; k + kVector <= bytes; k += kVector) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(out + k),
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + k)));
+  }
+  std::memcpy(out + k, in + k, bytes - k);
+}
+void end_of_stream() { _mm_sfence(); }
+bool can_stream() { return __builtin_cpu_supports("avx"); }
+#else
+void stream_row(std::byte* out, const std::byte* in, size_t bytes) { std::memcpy(out, in, bytes); }
+void end_of_stream() {}
+bool can_stream() { return false; }
+#endif
+
 // Copies an index space between two strided places.
 void copy_strided(size_t element_size, const ir::Shape& extents, const std::byte* from,
                   const reference::Strides& from_strides, std::byte* to,
@@ -52,6 +80,13 @@ void copy_strided(size_t element_size, const ir::Shape& extents, const std::byte
   const auto [from_step, to_step] = loop.row_strides();
   const int64_t count = loop.row_extent();
   const auto size = static_cast<int64_t>(element_size);
+  if (from_step == 1 && to_step == 1 && count * size >= kStreamedRow &&
+      ir::num_elements(extents) * size >= kStreamedBytes && can_stream()) {
+    loop.for_each_row([&](const auto& at) {
+      stream_row(to + at[1] * size, from + at[0] * size, static_cast<size_t>(count * size));
+    });
+    return end_of_stream();
+  }
   loop.for_each_row([&](const auto& at) {
     const std::byte* in = from + at[0] * size;
     std::byte* out = to + at[1] * size;
