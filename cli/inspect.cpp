@@ -36,11 +36,12 @@ struct Findings {
   int64_t sequence = 0;
   int64_t kv_heads = 0;
   int64_t head_groups = 0;
+  shard::AttentionSizes attention;
   int64_t layers = 0;
   std::map<std::string, int64_t> operators;
 
-  // The most ranks that attention can keep busy; 0: no bound known.
-  int64_t head_limit() const { return kv_heads * head_groups; }
+  int64_t query_heads() const { return kv_heads * head_groups; }  // 0: none were found
+  std::vector<int64_t> sp_by_heads_alone() const { return shard::sp_by_heads_alone(attention); }
 };
 
 Findings find(const LoadedModel& model) {
@@ -58,6 +59,7 @@ Findings find(const LoadedModel& model) {
   findings.sequence = plan.sequence_extent;
   findings.kv_heads = plan.kv_heads;
   findings.head_groups = plan.head_groups;
+  findings.attention = plan.attention_sizes();
   findings.layers =
       std::ranges::count_if(
           plan.attention.contractions,
@@ -113,20 +115,26 @@ Json to_json(const LoadedModel& model, const Findings& findings) {
           {"batch", tags(model.roles.batch)},
           {"sequence_extent", findings.sequence},
           {"kv_heads", findings.kv_heads},
-          {"query_heads", findings.head_limit()},
+          {"query_heads", findings.query_heads()},
+          {"sp_by_heads_alone", findings.sp_by_heads_alone()},
+          {"splits_queries", findings.attention.splits_queries},
           {"attention_layers", findings.layers},
           {"reasons", model.roles.reasons}};
 }
 
 std::string limit_text(const Findings& findings) {
-  if (findings.head_limit() == 0) {
+  if (!findings.attention.found) {
     return fmt::format("sp up to {} (the sequence); no attention was found", findings.sequence);
   }
-  std::vector<int64_t> sizes = shard::usable_sp(findings.kv_heads, findings.head_groups);
+  std::vector<int64_t> sizes = findings.sp_by_heads_alone();
   std::erase_if(sizes, [&](int64_t sp) { return sp > findings.sequence; });
-  return fmt::format("sp {}: {} query heads ({} KV heads x {} groups), {} positions",
-                     fmt::join(sizes, ", "), findings.head_limit(), findings.kv_heads,
-                     findings.head_groups, findings.sequence);
+  return fmt::format(
+      "sp {} by heads alone: {} query heads ({} KV heads x {} groups)\n"
+      "  any other sp up to {} (positions) {}",
+      fmt::join(sizes, ", "), findings.attention.kv_heads * findings.attention.head_groups,
+      findings.attention.kv_heads, findings.attention.head_groups, findings.sequence,
+      findings.attention.splits_queries ? "splits queries too and gathers keys and values (axis r)"
+                                        : "gathers attention");
 }
 
 void print_report(const LoadedModel& model, const Findings& findings) {

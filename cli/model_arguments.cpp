@@ -93,9 +93,10 @@ void add_plan_options(CLI::App& command, PlanArguments& arguments) {
       ->type_name("M")
       ->capture_default_str();
   command
-      .add_option("--sp-mesh", arguments.sp_mesh,
-                  "How sp is divided: u over KV heads, g over query-head groups, as in "
-                  "--sp-mesh g=2,u=2; chosen when left out")
+      .add_option(
+          "--sp-mesh", arguments.sp_mesh,
+          "How sp is divided: u over KV heads, g over query heads of a KV head, r over query "
+          "positions, as in --sp-mesh u=4,g=2,r=2; chosen when left out")
       ->delimiter(',')
       ->type_name("AXIS=SIZE");
   command.add_flag("--strict", arguments.strict,

@@ -4,7 +4,8 @@
 // Home is the set of factor classes that hold a tagged sequence dimension. A value with two home
 // dimensions (attention scores, masks) cannot stay split by sequence. For each contraction that
 // touches such a value, the other factors that are parallel in both operands and the result, major
-// to minor, are its alternatives: the KV heads, then the query-head groups.
+// to minor, are its alternatives: the KV heads, then the query-head groups. Query positions are
+// another: query_positions.h.
 #pragma once
 
 #include <cstdint>

@@ -37,7 +37,7 @@ class Planner {
     plan_.strategies.resize(count);
     plan_.gathered.assign(count, false);
     replication_price_.assign(count, 0);
-    find_data_only();
+    data_only_ = data_only_nodes(analysis);
   }
 
   AxisPlan plan() {
@@ -50,17 +50,28 @@ class Planner {
  private:
   using FactorList = std::vector<const Factor*>;
 
-  // The node's factors of a set of classes.
-  FactorList factors_in(NodeId id, const ClassSet& classes) const {
+  FactorList home_factors(NodeId id) const {
     FactorList found;
     for (const Factor& factor : analysis_.node(id).factors) {
-      if (classes.contains(analysis_.class_of(factor.atom))) found.push_back(&factor);
+      if (problem_.home.contains(analysis_.class_of(factor.atom))) found.push_back(&factor);
     }
     return found;
   }
 
+  FactorList alternative_factors(NodeId id) const {
+    FactorList found;
+    if (problem_.alternative.empty()) return found;
+    for (size_t k : problem_.alternative[id.index()])
+      found.push_back(&analysis_.node(id).factors[k]);
+    return found;
+  }
+
+  bool splits_home(Label label) const {
+    return label == Label::kHome || problem_.alternative_is_home;
+  }
+
   Cuts cuts_of(AtomId atom, Label label) const {
-    if (label == Label::kHome) {
+    if (splits_home(label)) {
       if (const auto found = problem_.home_cuts.find(atom); found != problem_.home_cuts.end())
         return found->second;
     }
@@ -73,7 +84,7 @@ class Planner {
     Strategy strategy;
     strategy.operands.resize(node.inputs.size());
     strategy.results.resize(node.outputs.size());
-    const bool nested = label == Label::kHome && problem_.nested;
+    const bool nested = splits_home(label) && problem_.nested;
     Cuts operand_cuts = cuts_of(factor.atom, label);
     const Cuts result_cuts = cuts_of(factor.result_atom, label);
     if (factor.window && !covers(operand_cuts, result_cuts, *factor.window)) {
@@ -153,7 +164,7 @@ class Planner {
 
   bool can_split(const Factor& factor, Label label) const {
     if (factor.role == Role::kCoupled) return false;
-    if (label == Label::kHome) return true;
+    if (splits_home(label)) return true;
     // No rank may be left without a share of an alternative.
     return std::min(analysis_.atoms().size(factor.atom),
                     analysis_.atoms().size(factor.result_atom)) >= problem_.ranks;
@@ -163,8 +174,8 @@ class Planner {
                                         const std::vector<AxisLayout>& layouts) {
     const ir::Node& node = graph_.node(id);
     if (!analysis_.node(id).opaque.empty()) return std::nullopt;
-    const FactorList home = factors_in(id, problem_.home);
-    const FactorList own = label == Label::kHome ? home : factors_in(id, problem_.alternative);
+    const FactorList home = home_factors(id);
+    const FactorList own = label == Label::kHome ? home : alternative_factors(id);
     if (own.size() == 1 && can_split(*own[0], label)) return split_along(id, *own[0], label);
     if (!own.empty()) return std::nullopt;
     std::vector<AxisLayout> incoming(node.inputs.size());
@@ -194,18 +205,6 @@ class Planner {
     replication_price_[id.index()] =
         static_cast<int64_t>(kScale * price * bytes * (ranks - 1) / ranks) + 1;
     return replicated(id);
-  }
-
-  void find_data_only() {
-    data_only_.assign(graph_.nodes().size(), false);
-    for (size_t n = 0; n < graph_.nodes().size(); ++n) {
-      data_only_[n] = std::ranges::all_of(graph_.nodes()[n].inputs, [&](ValueId input) {
-        if (!input) return true;
-        const ir::Value& value = graph_.value(input);
-        if (value.kind == ir::ValueKind::kResult) return bool{data_only_[value.producer.index()]};
-        return value.kind == ir::ValueKind::kConstant || !analysis_.is_fresh_per_use(input);
-      });
-    }
   }
 
   // What cannot be split either way runs whole; what may not take the alternative does not.

@@ -11,6 +11,7 @@
 #include "shard/cut_points.h"
 #include "shard/factors.h"
 #include "shard/layout.h"
+#include "shard/query_positions.h"
 
 namespace autosp::shard {
 
@@ -26,9 +27,11 @@ struct Strategy {
 struct AxisProblem {
   int64_t ranks = 1;
   ClassSet home;
-  CutPoints home_cuts;   // of every home atom
-  bool nested = false;   // home cut points count over all sequence axes (see AxisLayout)
-  ClassSet alternative;  // may be empty
+  CutPoints home_cuts;       // of every home atom
+  bool nested = false;       // home cut points count over all sequence axes (see AxisLayout)
+  FactorChoice alternative;  // the factor to split instead, by node; may be empty
+  // The alternative is a home factor too (the query positions) and has its cut points.
+  bool alternative_is_home = false;
   // Price of running a view on the whole of a value instead of a shard, as a fraction of its bytes.
   // Without it, an axis that gathers K and V would gather them only after they are repeated.
   // Negative: not allowed.

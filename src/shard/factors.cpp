@@ -243,6 +243,20 @@ void FactorAnalysis::collect_view(NodeId id) {
   }
 }
 
+std::vector<bool> data_only_nodes(const FactorAnalysis& analysis) {
+  const ir::Graph& graph = analysis.graph();
+  std::vector<bool> result(graph.nodes().size(), false);
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    result[n] = std::ranges::all_of(graph.nodes()[n].inputs, [&](ValueId input) {
+      if (!input) return true;
+      const ir::Value& value = graph.value(input);
+      if (value.kind == ir::ValueKind::kResult) return bool{result[value.producer.index()]};
+      return value.kind == ir::ValueKind::kConstant || !analysis.is_fresh_per_use(input);
+    });
+  }
+  return result;
+}
+
 std::string FactorAnalysis::describe_dims(const DimAtoms& dims) const {
   std::vector<std::string> words;
   for (const AtomList& atoms : dims) {

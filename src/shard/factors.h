@@ -91,4 +91,7 @@ class FactorAnalysis {
   std::vector<NodeFactors> nodes_;
 };
 
+// By node: computed from data inputs and constants alone (masks, positions, counts).
+std::vector<bool> data_only_nodes(const FactorAnalysis& analysis);
+
 }  // namespace autosp::shard

@@ -19,6 +19,7 @@ namespace autosp::shard {
 
 // A mesh axis, outer to inner in a Mesh. The field's roles:
 //   dp  data parallel: splits the batch
+//   r   query positions: splits the sequence, and inside attention the queries (keys are whole)
 //   g   head groups: splits the sequence, and query-head groups inside attention
 //   u   Ulysses: splits the sequence, and KV heads inside attention
 struct MeshAxis {

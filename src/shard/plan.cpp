@@ -15,7 +15,7 @@ namespace {
 // in favour of fewer exchanges.
 constexpr int64_t kCollectivePrice = 64;
 
-// On an axis whose K and V are gathered: see AxisProblem::view_replication_price.
+// On the axes whose K and V are gathered: see AxisProblem::view_replication_price.
 constexpr double kViewPrice = 0.01;
 
 class PlanMaker {
@@ -26,6 +26,7 @@ class PlanMaker {
     plan_.analysis = std::make_shared<FactorAnalysis>(graph, plan_.roles.is_parameter);
     plan_.home = find_home(*plan_.analysis, plan_.roles);
     plan_.attention = find_attention(*plan_.analysis, plan_.home);
+    plan_.query_positions = find_query_positions(*plan_.analysis, plan_.home, plan_.attention);
   }
 
   Plan make() {
@@ -56,15 +57,16 @@ class PlanMaker {
         head_groups_ = &alternative;
       }
     }
-    if (plan_.attention.alternatives.empty()) return;
+    if (plan_.attention.contractions.empty()) return;
     plan_.kv_heads = kv_heads_ != nullptr ? kv_heads_->size : 1;
     plan_.head_groups = head_groups_ != nullptr ? head_groups_->size : 1;
   }
 
   // The alternative an axis takes inside attention; empty when the model has none for it.
-  ClassSet alternative_of(const std::string& axis) const {
+  FactorChoice alternative_of(const std::string& axis) const {
+    if (axis == "r") return plan_.query_positions;
     const Alternative* found = axis == "u" ? kv_heads_ : axis == "g" ? head_groups_ : nullptr;
-    return found != nullptr ? found->classes : ClassSet{};
+    return found != nullptr ? factors_of(*plan_.analysis, found->classes) : FactorChoice{};
   }
 
   std::vector<AtomId> sequence_atoms() const {
@@ -96,31 +98,18 @@ class PlanMaker {
   }
 
   void choose_mesh() {
-    int64_t u = options_.sp;
-    int64_t g = 1;
-    if (!options_.sp_mesh.empty()) {
-      u = options_.sp_mesh.contains("u") ? options_.sp_mesh.at("u") : 1;
-      g = options_.sp_mesh.contains("g") ? options_.sp_mesh.at("g") : 1;
-      for (const auto& [name, size] : options_.sp_mesh) {
-        if (name != "u" && name != "g") {
-          throw Error("--sp-mesh names the axis '{}'", name)
-              .help("the axes are u (KV heads) and g (query-head groups)");
-        }
-        if (size < 1) throw Error("--sp-mesh gives axis {} the size {}", name, size);
-      }
-      if (u * g != options_.sp) {
-        throw Error("--sp-mesh u={},g={} has {} ranks, --sp asks for {}", u, g, u * g, options_.sp);
-      }
-    } else if (plan_.kv_heads > 0) {
-      if (const auto division = divide_sp(options_.sp, plan_.kv_heads, plan_.head_groups)) {
-        u = division->u;
-        g = division->g;
-      }
-    }
+    const AttentionSizes sizes = plan_.attention_sizes();
+    SpDivision division{.u = options_.sp};  // where nothing divides, attention is gathered
+    if (!options_.sp_mesh.empty())
+      division = requested_division(options_.sp_mesh, options_.sp, sizes);
+    else
+      division = divide_sp(options_.sp, sizes).value_or(division);
     std::vector<MeshAxis> axes;
-    if (options_.dp > 1) axes.push_back({"dp", options_.dp});
-    if (g > 1) axes.push_back({"g", g});
-    if (u > 1 || axes.empty()) axes.push_back({"u", u});
+    for (const auto& [name, size] : {MeshAxis{"dp", options_.dp}, MeshAxis{"r", division.r},
+                                     MeshAxis{"g", division.g}, MeshAxis{"u", division.u}}) {
+      if (size > 1) axes.push_back({name, size});
+    }
+    if (axes.empty()) axes.push_back({"u", 1});
     plan_.mesh = Mesh(std::move(axes));
   }
 
@@ -186,7 +175,8 @@ class PlanMaker {
           choose_cut_points(*plan_.analysis, problem.home, sequence_atoms(), options_.sp);
       problem.nested = true;
       problem.alternative = alternative_of(axis.name);
-      if (axis.name == "g") problem.view_replication_price = kViewPrice;
+      problem.alternative_is_home = axis.name == "r";
+      if (axis.name != "u") problem.view_replication_price = kViewPrice;
       problem.alternative_forbidden = forbidden_alternatives(k);
     }
     plan_.axes[k] = plan_axis(*plan_.analysis, problem);
@@ -224,9 +214,9 @@ class PlanMaker {
       ++home;
       if (factor.role == Role::kCoupled) return "elements along the split dimension meet in it";
     }
-    return home > 1
-               ? "two of its dimensions are the sequence and no head dimension is left to split"
-               : "no factor of it can be split";
+    return home > 1 ? "two of its dimensions are the sequence, and neither heads nor queries can "
+                      "be split"
+                    : "no factor of it can be split";
   }
 
   void report_gathered() {
@@ -249,7 +239,7 @@ class PlanMaker {
                           format_bytes(static_cast<double>(first.bytes)), plan_.gathered.size()))
         .help("without --strict it is gathered, computed whole on every rank and sliced again")
         .help(fmt::format("the heads divide without gathering for --sp {}",
-                          fmt::join(usable_sp(plan_.kv_heads, plan_.head_groups), ", ")));
+                          fmt::join(sp_by_heads_alone(plan_.attention_sizes()), ", ")));
   }
 
   // Masks, counts and positions: gathering them costs next to nothing and is how attention works.
@@ -288,23 +278,15 @@ class PlanMaker {
 
 }  // namespace
 
-std::optional<SpDivision> divide_sp(int64_t sp, int64_t kv_heads, int64_t head_groups) {
-  for (int64_t u = std::min(sp, kv_heads); u >= 1; --u) {
-    if (sp % u == 0 && sp / u <= head_groups) return SpDivision{u, sp / u};
-  }
-  return std::nullopt;
-}
-
-std::vector<int64_t> usable_sp(int64_t kv_heads, int64_t head_groups) {
-  std::vector<int64_t> sizes;
-  for (int64_t sp = 1; sp <= kv_heads * head_groups; ++sp) {
-    if (divide_sp(sp, kv_heads, head_groups)) sizes.push_back(sp);
-  }
-  return sizes;
-}
-
 Plan make_plan(const ir::Graph& graph, Roles roles, const PlanOptions& options) {
   return PlanMaker(graph, std::move(roles), options).make();
+}
+
+AttentionSizes Plan::attention_sizes() const {
+  return {.found = !attention.contractions.empty(),
+          .kv_heads = std::max<int64_t>(kv_heads, 1),
+          .head_groups = std::max<int64_t>(head_groups, 1),
+          .splits_queries = any_choice(query_positions)};
 }
 
 Layout Plan::operand_layout(NodeId node, size_t operand) const {
@@ -350,7 +332,9 @@ std::string explain(const Plan& plan, ValueId value) {
                         axis.gathered[info.producer.index()]
                             ? "gathered: it can be split neither by home nor by the alternative"
                         : home ? "at home (split by the sequence or batch where it has one)"
-                               : "alternative (split by heads, whole sequence)");
+                        : plan.mesh.axes()[k].name == "r"
+                            ? "alternative (split by query positions, whole keys and values)"
+                            : "alternative (split by heads, whole sequence)");
     for (size_t label : {0, 1}) {
       const char* name = label == 0 ? "home       " : "alternative";
       if (!strategies[label]) {

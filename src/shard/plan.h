@@ -12,14 +12,16 @@
 #include "shard/axis_plan.h"
 #include "shard/factors.h"
 #include "shard/layout.h"
+#include "shard/query_positions.h"
 #include "shard/roles.h"
+#include "shard/sp_division.h"
 
 namespace autosp::shard {
 
 struct PlanOptions {
   int64_t sp = 1;                          // sequence-parallel ranks
   int64_t dp = 1;                          // data-parallel ranks
-  std::map<std::string, int64_t> sp_mesh;  // "u" and "g" sizes; empty: chosen
+  std::map<std::string, int64_t> sp_mesh;  // sizes of "r", "g" and "u"; empty: chosen
   bool strict = false;                     // an operator that must be gathered is an error
 };
 
@@ -40,6 +42,7 @@ class Plan {
   Roles roles;
   HomeClasses home;
   AttentionSites attention;
+  FactorChoice query_positions;       // inside attention, by node
   std::vector<AxisProblem> problems;  // by mesh axis
   std::vector<AxisPlan> axes;         // by mesh axis
   std::vector<GatheredOperator> gathered;
@@ -53,18 +56,8 @@ class Plan {
   int64_t sequence_extent = 0;
   int64_t kv_heads = 0;
   int64_t head_groups = 0;
+  AttentionSizes attention_sizes() const;
 };
-
-// How sp is divided: as many ranks over KV heads (u) as there are heads and sp allows, the rest
-// over query-head groups (g). Empty when no division keeps every rank busy.
-struct SpDivision {
-  int64_t u = 1;
-  int64_t g = 1;
-};
-std::optional<SpDivision> divide_sp(int64_t sp, int64_t kv_heads, int64_t head_groups);
-
-// Every sp that can be divided so, in ascending order.
-std::vector<int64_t> usable_sp(int64_t kv_heads, int64_t head_groups);
 
 // Plans a canonical graph. The graph must outlive the plan.
 //

@@ -339,6 +339,8 @@ BAD_CALLS = {
     "endless time-out": (["run", GRAPHS, "--feed", FEED, "--timeout", "1e30"], "at most 1000000"),
     "time-out of no number": (["validate", LLAMA, GRAPHS, "--timeout", "nan"], "at most 1000000"),
     "mesh without size": (["shard", LLAMA, "--sp-mesh", "u", "-o", "out"], "--sp-mesh takes NAME=VALUE"),
+    "mesh of another size": (["shard", LLAMA, "--sp", 8, "--sp-mesh", "r=2,u=2", "-o", "out"], "has 4 ranks, --sp asks"),
+    "mesh beyond the heads": (["shard", LLAMA, "--sp", 8, "--sp-mesh", "u=8", "-o", "out"], "attention has 4 KV heads"),
     "folder is a file": (["shard", LLAMA, "-o", __file__], "is a file"),
     "folder in a file": (["shard", LLAMA, "-o", f"{__file__}/out"], "Not a directory"),
     "no manifest": (["run", GRAPHS, "--feed", FEED], "there is no manifest.json"),
@@ -387,7 +389,8 @@ def test_inspect_reports_roles_and_limits(autosp_onnx):
     assert report["loss"] == "loss" and len(report["gradients"]) == 21
     assert report["sequence_extent"] == 64
     text = autosp_onnx("inspect", GRAPHS / "llama.onnx", "--dim", "seq=64").stdout
-    assert "sp 1, 2, 3, 4, 6, 8: 8 query heads (4 KV heads x 2 groups), 64 positions" in text
+    assert "sp 1, 2, 3, 4, 6, 8 by heads alone: 8 query heads (4 KV heads x 2 groups)" in text
+    assert "any other sp up to 64 (positions) splits queries too and gathers keys and values (axis r)" in text
     assert "seq              input_ids:1, labels:1" in autosp_onnx("inspect", GRAPHS / "llama.onnx", "--dims").stdout
 
 

@@ -65,19 +65,14 @@ executor::Arrays rank_feeds(const SpmdProgram& program, const test::Tensors& fee
   return result;
 }
 
-// The real collectives, on every kind of mesh: all ranks must hold every result.
-TEST_P(CommittedGraphs, EveryRankThatRunsHoldsTheWholeResults) {
-  const Graph graph = run_passes(import_committed(GetParam()));
-  const shard::Roles roles = shard::detect_roles(graph);
+// Runs every rank on each kind of mesh: all must hold every result.
+void expect_whole_results(const Graph& graph, const shard::Roles& roles,
+                          const std::vector<shard::PlanOptions>& meshes) {
   const test::Tensors feeds = test::random_feeds(graph);
   const test::Tensors whole = run_graph(graph, feeds);
-  // Models that work on blocks of the sequence split by whole blocks, of which there may be few.
-  const int64_t most = shard::make_plan(graph, roles, {}).sequence_extent;
-  for (const shard::PlanOptions& options :
-       {shard::PlanOptions{.sp = 3, .dp = 2}, shard::PlanOptions{.sp = 4, .dp = 2},
-        shard::PlanOptions{.sp = std::min<int64_t>(8, most)}}) {
-    SCOPED_TRACE(fmt::format("sp {}, dp {}", options.sp, options.dp));
+  for (const shard::PlanOptions& options : meshes) {
     const shard::Plan plan = shard::make_plan(graph, roles, options);
+    SCOPED_TRACE(plan.mesh.to_string());
     const SpmdProgram program = build_program(plan);
     std::vector<std::shared_ptr<const Graph>> graphs;
     std::vector<executor::Arrays> fed;
@@ -91,6 +86,38 @@ TEST_P(CommittedGraphs, EveryRankThatRunsHoldsTheWholeResults) {
       SCOPED_TRACE(fmt::format("rank {}", rank.rank));
       test::expect_close(rank.outputs, whole, 1e-4);
     }
+  }
+}
+
+TEST_P(CommittedGraphs, EveryRankThatRunsHoldsTheWholeResults) {
+  const Graph graph = run_passes(import_committed(GetParam()));
+  const shard::Roles roles = shard::detect_roles(graph);
+  // Models that work on blocks of the sequence split by whole blocks, of which there may be few.
+  const int64_t most = shard::make_plan(graph, roles, {}).sequence_extent;
+  expect_whole_results(
+      graph, roles, {{.sp = 3, .dp = 2}, {.sp = 4, .dp = 2}, {.sp = std::min<int64_t>(8, most)}});
+}
+
+// As many ranks as one likes: query positions are split where heads do not suffice.
+TEST_P(CommittedGraphs, QueriesAreSplitWhereHeadsDoNotSuffice) {
+  const Graph graph = run_passes(import_committed(GetParam()));
+  const shard::Roles roles = shard::detect_roles(graph);
+  const shard::Plan undivided = shard::make_plan(graph, roles, {});
+  if (!undivided.attention_sizes().splits_queries) {
+    EXPECT_TRUE(undivided.attention.contractions.empty());
+    return;
+  }
+  const auto at_most = [&](int64_t ranks) {
+    return std::min<int64_t>(ranks, undivided.sequence_extent);
+  };
+  expect_whole_results(graph, roles,
+                       {{.sp = at_most(5), .dp = 2, .sp_mesh = {{"r", at_most(5)}}},
+                        {.sp = at_most(7)},
+                        {.sp = at_most(16)}});
+  for (int64_t ranks : {at_most(5), at_most(7), at_most(16)}) {
+    const shard::Plan plan = shard::make_plan(graph, roles, {.sp = ranks});
+    for (const shard::GatheredOperator& gathered : plan.gathered)
+      EXPECT_FALSE(plan.attention.touches[gathered.node.index()]) << gathered.reason;
   }
 }
 

@@ -165,6 +165,14 @@ INSTANTIATE_TEST_SUITE_P(Meshes, FusedAttention,
                                          Case{4, 3, {.sp = 3, .sp_mesh = {{"g", 3}}}},
                                          Case{2, 2, {.sp = 2, .dp = 2}}, Case{5, 1, {.sp = 3}}));
 
+// Query positions: alone, beside heads and batches, beyond the heads.
+INSTANTIATE_TEST_SUITE_P(
+    MeshesWithQueries, FusedAttention,
+    testing::Values(Case{4, 2, {.sp = 5}}, Case{4, 2, {.sp = 7, .dp = 2}}, Case{2, 2, {.sp = 8}},
+                    Case{1, 1, {.sp = 3}}, Case{1, 3, {.sp = 6}}, Case{3, 1, {.sp = 12}},
+                    Case{2, 3, {.sp = 12, .sp_mesh = {{"r", 2}, {"g", 3}, {"u", 2}}}},
+                    Case{4, 1, {.sp = 4, .dp = 2, .sp_mesh = {{"r", 2}, {"u", 2}}}}));
+
 // Each of q, k, v, o once in each direction; the statistics stay where they are.
 TEST(FusedAttentionTraffic, IsThatOfUlysses) {
   const Graph graph = Layer(4, 2).build();
@@ -174,6 +182,23 @@ TEST(FusedAttentionTraffic, IsThatOfUlysses) {
     if (record.kind == StepKind::kAllToAll) ++exchanges;
   }
   EXPECT_EQ(exchanges, 8);
+}
+
+// K and V once, each way: gathered for both passes, their gradients scattered.
+TEST(FusedAttentionTraffic, OverQueriesIsThatOfKeysAndValues) {
+  const Graph graph = Layer(4, 2).build();
+  const shard::Plan plan = shard::make_plan(graph, roles_of(graph, true), {.sp = 5});
+  EXPECT_EQ(plan.mesh.to_string(), "r 5");
+  std::map<StepKind, std::vector<int64_t>> sent;
+  for (const auto& record : list_collectives(build_program(plan))) {
+    if (record.purpose == Purpose::kReshard) sent[record.kind].push_back(record.bytes_per_rank);
+  }
+  const int64_t tokens = kBatch * 4 * kWidth * 4;                     // bytes of one position of K
+  const std::vector<int64_t> gathered(2, 4 * 3 * tokens);             // the largest shard, to four
+  const std::vector<int64_t> scattered(2, (kSequence - 2) * tokens);  // all but the smallest shard
+  EXPECT_EQ(sent[StepKind::kAllGather], gathered);
+  EXPECT_EQ(sent[StepKind::kReduceScatter], scattered);
+  EXPECT_EQ(sent.size(), 2U);
 }
 
 TEST(FusedAttentionTraffic, TheSequenceIsFoundWithoutTags) {
