@@ -303,6 +303,7 @@ void Importer::import_node(Scope& scope, const onnx::NodeProto& node) {
   if (const auto function = function_of(node, operation)) {
     return inline_function(scope, node, operation, *function);
   }
+  check_attributes(operation);
   const auto values = emit_normal_form(emitter_, operation);
   for (int k = 0; k < node.output_size(); ++k) {
     if (!node.output(k).empty()) scope.values[node.output(k)] = values[static_cast<size_t>(k)];

@@ -129,7 +129,40 @@ void check_arity(const ir::Graph& graph, const Operation& operation, const onnx:
   }
 }
 
+onnx::AttributeProto::AttributeType type_of(const ir::Attribute& attribute) {
+  // In the order of the variant.
+  constexpr onnx::AttributeProto::AttributeType kTypes[] = {
+      onnx::AttributeProto::INT,    onnx::AttributeProto::FLOAT,  onnx::AttributeProto::STRING,
+      onnx::AttributeProto::INTS,   onnx::AttributeProto::FLOATS, onnx::AttributeProto::STRINGS,
+      onnx::AttributeProto::TENSOR,
+  };
+  static_assert(std::size(kTypes) == std::variant_size_v<ir::Attribute>);
+  return kTypes[attribute.index()];
+}
+
 }  // namespace
+
+void check_attributes(const Operation& operation) {
+  const onnx::OpSchema* schema = onnx::OpSchemaRegistry::Schema(
+      operation.op, static_cast<int>(operation.version), operation.domain);
+  if (schema == nullptr) return;
+  for (const auto& [name, value] : operation.attributes) {
+    const auto found = schema->attributes().find(name);
+    if (found == schema->attributes().end()) {
+      throw Error("node '{}' has an attribute '{}', which the operator does not have",
+                  operation.describe(), name)
+          .note(fmt::format("this is operator-set version {}", operation.version))
+          .help("check the model with onnx.checker.check_model, and export it again");
+    }
+    if (found->second.type != type_of(value)) {
+      const auto name_of = [](auto type) { return onnx::AttributeProto_AttributeType_Name(type); };
+      throw Error("node '{}' has an attribute '{}' of type {}", operation.describe(), name,
+                  name_of(type_of(value)))
+          .note(fmt::format("the operator's is of type {}", name_of(found->second.type)))
+          .help("check the model with onnx.checker.check_model, and export it again");
+    }
+  }
+}
 
 std::string Operation::describe() const {
   return fmt::format("{}: {}{}{}", name.empty() && !results.empty() ? results[0] : name, domain,

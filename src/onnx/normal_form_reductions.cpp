@@ -10,6 +10,18 @@ namespace {
 
 using ir::Shape;
 
+// Whether reduced axes stay, with extent 1. What ONNX leaves open about other numbers than 0 and 1,
+// implementations answer differently.
+int64_t keepdims_of(const Operation& operation) {
+  const int64_t keepdims = operation.attributes.get_int("keepdims", 1);
+  if (keepdims != 0 && keepdims != 1) {
+    throw Error("node '{}' has keepdims {}", operation.describe(), keepdims)
+        .note("it is 0 or 1")
+        .help("check the model, and export it again");
+  }
+  return keepdims;
+}
+
 Values reduce(Emitter& emitter, Operation& operation) {
   const size_t rank = emitter.rank(operand(operation, 0));
   auto axes = take_ints(emitter, operation, "axes", 1);
@@ -21,15 +33,21 @@ Values reduce(Emitter& emitter, Operation& operation) {
   }
   axes = checked_axes(operation, *std::move(axes), rank);
   std::ranges::sort(*axes);
-  operation.attributes.set("keepdims", operation.attributes.get_int("keepdims", 1));
+  operation.attributes.set("keepdims", keepdims_of(operation));
   set_input(operation, 1, emitter.int64s(*std::move(axes)));
   return std::nullopt;
 }
 
-Values arg_reduce(Emitter& emitter, Operation& operation) {
+// Operators whose axis counts from operand 0's rank and is 0 unless stated.
+Values with_axis(Emitter& emitter, Operation& operation) {
   operation.attributes.set("axis", checked_axis(operation, operation.attributes.get_int("axis", 0),
                                                 emitter.rank(operand(operation, 0))));
   return std::nullopt;
+}
+
+Values arg_reduce(Emitter& emitter, Operation& operation) {
+  operation.attributes.set("keepdims", keepdims_of(operation));
+  return with_axis(emitter, operation);
 }
 
 // Before version 13 these flatten their operand to a matrix at `axis`.
@@ -57,14 +75,9 @@ Values layer_normalization(Emitter& emitter, Operation& operation) {
   return std::nullopt;
 }
 
-// Operators whose axis counts from operand 0's rank and is 0 unless stated.
-Values axis_from_zero(Emitter& emitter, Operation& operation) {
-  return arg_reduce(emitter, operation);
-}
-
 Values scatter(Emitter& emitter, Operation& operation) {
   operation.op = "ScatterElements";
-  return arg_reduce(emitter, operation);
+  return with_axis(emitter, operation);
 }
 
 constexpr RuleRow kRules[] = {
@@ -81,10 +94,10 @@ constexpr RuleRow kRules[] = {
     {"Hardmax", softmax},
     {"LayerNormalization", layer_normalization},
     {"SimplifiedLayerNormalization", layer_normalization},
-    {"Gather", axis_from_zero},
-    {"GatherElements", axis_from_zero},
-    {"ScatterElements", axis_from_zero},
-    {"Concat", axis_from_zero},
+    {"Gather", with_axis},
+    {"GatherElements", with_axis},
+    {"ScatterElements", with_axis},
+    {"Concat", with_axis},
     {"Scatter", scatter},
 };
 

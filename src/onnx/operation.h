@@ -31,6 +31,10 @@ struct Operation {
 // and for operands it does not accept.
 std::vector<std::optional<ir::Type>> infer(const ir::Graph& graph, const Operation& operation);
 
+// Throws Error unless the attributes are those of the operator, at its version, and of their types.
+// Passes what libonnx has no schema for.
+void check_attributes(const Operation& operation);
+
 // Result types of operators that libonnx has no schema for (ONNX Runtime's training operators);
 // nullopt for others.
 std::optional<std::vector<std::optional<ir::Type>>> infer_training_operator(

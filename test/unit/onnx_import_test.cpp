@@ -1,4 +1,5 @@
 // Importing: normal form, shape arithmetic, symbolic dimensions, functions, errors.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -281,6 +282,17 @@ TEST(Import, NamesOperandsThatDoNotFit) {
       [] { parse("g (float[2,3] a, float[2,3] b) => (float[2,3] y) { y = MatMul(a, b) }"); });
   EXPECT_THAT(message, HasSubstr("y: MatMul"));
   EXPECT_THAT(message, HasSubstr("'a' float32[2, 3], 'b' float32[2, 3]"));
+}
+
+TEST(Import, NamesAttributesThatTheOperatorDoesNotHave) {
+  const auto message = [](const char* node) {
+    return message_of(
+        [&] { parse(fmt::format("g (float[2,3] x) => (float[a,b] y) {{ [n] y = {} }}", node)); });
+  };
+  EXPECT_THAT(message("Transpose <perms = [1, 0]> (x)"),
+              HasSubstr("'n: Transpose' has an attribute 'perms', which the operator does not"));
+  EXPECT_THAT(message("Transpose <perm = 1> (x)"), HasSubstr("attribute 'perm' of type INT"));
+  EXPECT_THAT(message("ReduceSum <keepdims = -100> (x)"), HasSubstr("has keepdims -100"));
 }
 
 TEST(Import, NamesShapesThatDependOnData) {
