@@ -10,67 +10,13 @@
 #include "ir/rewriter.h"
 #include "transforms/canonicalize/canonicalize.h"
 #include "transforms/canonicalize/constants.h"
+#include "transforms/canonicalize/node_key.h"
 
 namespace autosp::transforms {
 
 using ir::Graph;
 using ir::Node;
 using ir::Rewriter;
-
-namespace {
-
-void append_bytes(std::string& key, const void* data, size_t size) {
-  key.append(reinterpret_cast<const char*>(&size), sizeof(size));
-  key.append(static_cast<const char*>(data), size);
-}
-
-void append(std::string& key, const std::string& text) {
-  append_bytes(key, text.data(), text.size());
-}
-
-void append(std::string& key, const ir::Tensor& tensor) {
-  append(key, to_string(tensor.type()));
-  append_bytes(key, tensor.bytes().data(), tensor.bytes().size());
-}
-
-void append(std::string& key, const ir::Attribute& attribute) {
-  key.push_back(static_cast<char>(attribute.index()));
-  std::visit(
-      [&](const auto& value) {
-        using T = std::decay_t<decltype(value)>;
-        if constexpr (std::is_arithmetic_v<T>) {
-          append_bytes(key, &value, sizeof(value));
-        } else if constexpr (std::is_same_v<T, std::string> || std::is_same_v<T, ir::Tensor>) {
-          append(key, value);
-        } else if constexpr (std::is_same_v<T, std::vector<std::string>>) {
-          for (const std::string& item : value) append(key, item);
-        } else {
-          append_bytes(key, value.data(), value.size() * sizeof(value[0]));
-        }
-      },
-      attribute);
-}
-
-std::string key_of(const Graph& from, const Node& node, const std::vector<ValueId>& operands) {
-  std::string key;
-  append(key, node.domain);
-  append(key, node.op);
-  for (ValueId operand : operands) {
-    const size_t index = operand ? operand.index() : ~size_t{0};
-    append_bytes(key, &index, sizeof(index));
-  }
-  for (ValueId output : node.outputs) append(key, output ? to_string(from.type(output)) : "");
-  for (const auto& [name, attribute] : node.attributes) {
-    append(key, name);
-    append(key, attribute);
-  }
-  return key;
-}
-
-// Constants too large to be worth comparing are told apart by identity.
-constexpr int64_t kComparedBytes = int64_t{1} << 22;
-
-}  // namespace
 
 Graph eliminate_common_subexpressions(const Graph& graph) {
   Rewriter rewriter(graph);
@@ -79,11 +25,9 @@ Graph eliminate_common_subexpressions(const Graph& graph) {
   for (size_t v = 0; v < graph.values().size(); ++v) {
     const ir::Value& value = graph.values()[v];
     if (value.kind != ir::ValueKind::kConstant || parameter[v]) continue;
-    if (value.type.num_bytes() > kComparedBytes) continue;
-    std::string key;
-    append(key, value.constant);
+    if (value.type.num_bytes() > kComparedConstantBytes) continue;
     const ValueId here = rewriter.mapped(ValueId(v));
-    rewriter.map(ValueId(v), constants.emplace(std::move(key), here).first->second);
+    rewriter.map(ValueId(v), constants.emplace(constant_key(value.constant), here).first->second);
   }
   std::unordered_map<std::string, const Node*> seen;
   for (const Node& node : graph.nodes()) {
@@ -92,7 +36,7 @@ Graph eliminate_common_subexpressions(const Graph& graph) {
       continue;
     }
     const auto [found, is_new] =
-        seen.emplace(key_of(graph, node, rewriter.mapped(node.inputs)), &node);
+        seen.emplace(node_key(graph, node, rewriter.mapped(node.inputs)), &node);
     if (is_new) {
       rewriter.copy(node);
       continue;

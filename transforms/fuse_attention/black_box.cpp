@@ -1,0 +1,255 @@
+#include "transforms/fuse_attention/black_box.h"
+
+#include <algorithm>
+
+#include "reference/kernels.h"
+#include "transforms/canonicalize/constants.h"
+
+namespace autosp::transforms::fusion {
+
+using ir::DataType;
+using ir::Graph;
+using ir::Node;
+using ir::Tensor;
+
+Sizes::Sizes(const CanonicalFactors& canonical, bool square_values) {
+  constexpr int64_t kKeys = 7;
+  const auto assign = [&](const AtomList& atoms, int64_t one, int64_t each) {
+    for (const AtomId atom : atoms) sizes_[atom] = atoms.size() == 1 ? one : each;
+  };
+  assign(canonical.batch, 2, 2);
+  assign(canonical.kv_heads, 2, 2);
+  assign(canonical.groups, 3, 2);
+  assign(canonical.queries, 5, 5);
+  assign(canonical.keys, kKeys, kKeys);
+  assign(canonical.width, 4, 2);
+  assign(canonical.value_width, 3, 2);
+  if (square_values && !canonical.value_width.empty()) {
+    AtomList others = canonical.value_width;
+    others.pop_back();
+    const int64_t rest = product(others);
+    sizes_[canonical.value_width.back()] = (kKeys + rest - 1) / rest;
+  }
+}
+
+Sizes::Sizes(const LocalFactors& factors, const CanonicalFactors& canonical) {
+  for (const AtomId atom :
+       concat({canonical.full(), canonical.width, canonical.value_width})) {
+    sizes_[atom] = factors.size(atom);
+  }
+}
+
+int64_t Sizes::of(AtomId atom) const {
+  const auto found = sizes_.find(atom);
+  if (found == sizes_.end()) refuse("a dimension is neither batch, head, position nor width");
+  return found->second;
+}
+
+int64_t Sizes::product(const AtomList& atoms) const {
+  int64_t result = 1;
+  for (const AtomId atom : atoms) result *= of(atom);
+  return result;
+}
+
+Block arranged(const Block& block, const AtomList& order, const Sizes& sizes) {
+  std::vector<int64_t> strides(order.size(), 0);
+  for (size_t k = 0; k < order.size(); ++k) {
+    int64_t stride = 1;
+    for (size_t d = block.order.size(); d-- > 0;) {
+      if (block.order[d] == order[k]) strides[k] = stride;
+      stride *= sizes.of(block.order[d]);
+    }
+  }
+  Block result{.order = order, .values = std::vector<double>(
+                                   static_cast<size_t>(sizes.product(order)))};
+  std::vector<int64_t> index(order.size(), 0);
+  int64_t at = 0;
+  for (double& value : result.values) {
+    value = block.values[static_cast<size_t>(at)];
+    for (size_t k = order.size(); k-- > 0;) {
+      at += strides[k];
+      if (++index[k] < sizes.of(order[k])) break;
+      at -= strides[k] * index[k];
+      index[k] = 0;
+    }
+  }
+  return result;
+}
+
+namespace {
+
+bool draws(const GraphFacts& facts, ValueId value, int depth) {
+  const Node* node = facts.graph().producer(value);
+  if (node == nullptr || depth == 0) return false;
+  if (is_random(*node)) return true;
+  return facts.home_positions(value) >= 2 &&
+         std::ranges::any_of(node->inputs, [&](ValueId input) {
+           return input && draws(facts, input, depth - 1);
+         });
+}
+
+}  // namespace
+
+std::vector<Term> find_terms(const GraphFacts& facts, const Cutout& cutout,
+                             const LocalFactors& factors, const CanonicalFactors& canonical) {
+  std::vector<Term> terms;
+  std::map<std::pair<ValueId, AtomList>, size_t> known;  // by value and layout
+  const AtomList full = canonical.full();
+  for (const TermUse& use : cutout.terms) {
+    const AtomList layout = factors.atoms(use.inside);
+    AtomList order;
+    for (const AtomId atom : full) {
+      if (std::ranges::find(layout, atom) != layout.end()) order.push_back(atom);
+    }
+    if (order.size() != layout.size()) {
+      refuse("operand '{}' has an index that scores lack", facts.graph().name_of(use.root));
+    }
+    const auto [entry, is_new] =
+        known.try_emplace({facts.representative(use.root), layout}, terms.size());
+    if (is_new) {
+      terms.push_back({.root = use.root,
+                       .order = order,
+                       .dtype = facts.graph().type(use.root).dtype,
+                       .random = draws(facts, use.root, 40)});
+    }
+    terms[entry->second].uses.push_back(use.inside);
+  }
+  return terms;
+}
+
+BlackBox::BlackBox(const Cutout& cutout, const LocalFactors& factors,
+                   const CanonicalFactors& canonical, const RegionRoles& roles,
+                   const std::vector<Term>& terms, bool square_values)
+    : cutout_(&cutout),
+      factors_(&factors),
+      canonical_(&canonical),
+      roles_(&roles),
+      terms_(&terms),
+      sizes_(canonical, square_values) {}
+
+ir::Shape BlackBox::shape_of(ValueId inside) const {
+  ir::Shape shape;
+  for (const AtomList& atoms : factors_->dims(inside)) shape.push_back(sizes_.product(atoms));
+  return shape;
+}
+
+namespace {
+
+DataType widened(DataType dtype) { return is_floating(dtype) ? DataType::kFloat64 : dtype; }
+
+std::vector<Tensor> evaluate(const Node& node, const std::vector<Tensor>& operands,
+                             const std::vector<ir::Type>& types) {
+  const reference::Kernel kernel = reference::find_kernel(node.domain, node.op);
+  if (kernel == nullptr) refuse("operator {} has no kernel", node.op);
+  std::vector<reference::Operand> inputs;
+  for (const Tensor& operand : operands) {
+    if (operand.dtype() == DataType::kUndefined) {
+      inputs.emplace_back();
+    } else {
+      inputs.push_back({operand.dtype(), &operand.shape(), operand.bytes().data()});
+    }
+  }
+  std::vector<Tensor> tensors;
+  std::vector<reference::Result> results;
+  for (const ir::Type& type : types) tensors.emplace_back(type);
+  for (Tensor& tensor : tensors) {
+    results.push_back({tensor.dtype(), &tensor.shape(), tensor.mutable_bytes()});
+  }
+  kernel(reference::Call{node, inputs, results});
+  return tensors;
+}
+
+}  // namespace
+
+Tensor BlackBox::to_tensor(const Block& block, ValueId inside) const {
+  const Block laid_out = arranged(block, factors_->atoms(inside), sizes_);
+  const DataType dtype = widened(cutout_->graph.type(inside).dtype);
+  Tensor tensor(ir::Type{dtype, shape_of(inside)});
+  if (dtype == DataType::kFloat64) {
+    std::ranges::copy(laid_out.values, tensor.mutable_values<double>().begin());
+  } else if (dtype == DataType::kBool) {
+    std::ranges::transform(laid_out.values, tensor.mutable_values<bool>().begin(),
+                           [](double value) { return value != 0; });
+  } else {
+    refuse("operand '{}' is {}", cutout_->graph.name_of(inside), ir::name_of(dtype));
+  }
+  return tensor;
+}
+
+std::map<ResultRole, Block> BlackBox::run(const std::map<OperandRole, Block>& operands,
+                                          const std::vector<Block>& terms,
+                                          const std::vector<ResultRole>& wanted) const {
+  const Graph& graph = cutout_->graph;
+  std::vector<Tensor> values(graph.values().size());
+  std::vector<bool> known(graph.values().size(), false);
+  const auto set = [&](ValueId value, Tensor tensor) {
+    values[value.index()] = std::move(tensor);
+    known[value.index()] = true;
+  };
+  for (const auto& [role, block] : operands) {
+    const ValueId input = input_of(*cutout_, *roles_, role);
+    if (input) set(input, to_tensor(block, input));
+  }
+  for (size_t t = 0; t < terms.size(); ++t) {
+    for (ValueId use : (*terms_)[t].uses) set(use, to_tensor(terms[t], use));
+  }
+  std::vector<bool> needed(graph.values().size(), false);
+  for (const ResultRole role : wanted) needed[cutout_->results.at(role).index()] = true;
+  std::vector<bool> runs(graph.nodes().size(), false);
+  for (size_t n = graph.nodes().size(); n-- > 0;) {
+    const Node& node = graph.nodes()[n];
+    runs[n] = std::ranges::any_of(node.outputs, [&](ValueId output) {
+      return output && needed[output.index()] && !known[output.index()];
+    });
+    if (!runs[n]) continue;
+    for (ValueId input : node.inputs) {
+      if (input) needed[input.index()] = true;
+    }
+  }
+  for (const auto& [input, number] : cutout_->uniform) {
+    if (!needed[input.index()]) continue;
+    set(input, Tensor::filled({widened(graph.type(input).dtype), shape_of(input)}, number));
+  }
+
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    if (!runs[n]) continue;
+    Node node = graph.nodes()[n];
+    const auto& is_data = factors_->analysis().node(NodeId(n)).is_data;
+    std::vector<Tensor> inputs;
+    for (size_t k = 0; k < node.inputs.size(); ++k) {
+      const ValueId input = node.inputs[k];
+      if (!input) {
+        inputs.emplace_back();
+      } else if (!is_data[k] && (node.is("Reshape") || node.is("Expand"))) {
+        inputs.push_back(Tensor::int64s(shape_of(node.outputs[0])));
+      } else if (!is_data[k]) {
+        inputs.push_back(graph.constant(input));
+      } else {
+        AUTOSP_CHECK(known[input.index()], "'{}' has no value", graph.name_of(input));
+        inputs.push_back(values[input.index()]);
+      }
+    }
+    if (node.is("Cast")) {
+      const auto to = static_cast<DataType>(node.attributes.get_int("to", 1));
+      node.attributes.set("to", static_cast<int64_t>(widened(to)));
+    }
+    std::vector<ir::Type> types;
+    for (ValueId output : node.outputs) {
+      types.push_back({widened(graph.type(output).dtype), shape_of(output)});
+    }
+    std::vector<Tensor> results = evaluate(node, inputs, types);
+    for (size_t k = 0; k < results.size(); ++k) set(node.outputs[k], std::move(results[k]));
+  }
+
+  std::map<ResultRole, Block> results;
+  for (const ResultRole role : wanted) {
+    const ValueId value = cutout_->results.at(role);
+    const auto numbers = values[value.index()].values<double>();
+    const Block laid_out{.order = factors_->atoms(value),
+                         .values = std::vector<double>(numbers.begin(), numbers.end())};
+    results[role] = arranged(laid_out, canonical_->of(role), sizes_);
+  }
+  return results;
+}
+
+}  // namespace autosp::transforms::fusion

@@ -1,0 +1,78 @@
+// A region as a black box: evaluated in float64, at small sizes, on any operands.
+//
+// Sizes belong to local factors, so the region computes the same at every size. There are fewer
+// queries (5) than keys (7), though one sequence has both; shapes that the region names are
+// recomputed from factors; numbers that fill a tensor fill a smaller one; and masks are free
+// variables: what the graph's own mask is, is another question (masks.h).
+#pragma once
+
+#include <map>
+
+#include "transforms/fuse_attention/local_factors.h"
+
+namespace autosp::transforms::fusion {
+
+// A dense array with one dimension per atom. Entries of a bool array are 0 and 1.
+struct Block {
+  AtomList order;
+  std::vector<double> values;
+};
+
+// Operands of the region other than those of its contractions, uses of one value together.
+struct Term {
+  std::vector<ValueId> uses;  // in the cut-out
+  ValueId root;               // in the whole graph
+  AtomList order;             // as in CanonicalFactors::full()
+  ir::DataType dtype = ir::DataType::kUndefined;
+  bool random = false;  // drawn anew in every run
+
+  bool is_bool() const { return dtype == ir::DataType::kBool; }
+};
+
+// Refuses a term with a factor that scores lack.
+std::vector<Term> find_terms(const GraphFacts& facts, const Cutout& cutout,
+                             const LocalFactors& factors, const CanonicalFactors& canonical);
+
+class Sizes {
+ public:
+  // `square_values`: as many value columns as keys or more, so that values can be an identity.
+  Sizes(const CanonicalFactors& canonical, bool square_values);
+  // The graph's own.
+  Sizes(const LocalFactors& factors, const CanonicalFactors& canonical);
+  int64_t of(AtomId atom) const;  // refuses an atom that is no factor of attention
+  int64_t product(const AtomList& atoms) const;
+
+ private:
+  std::unordered_map<AtomId, int64_t> sizes_;
+};
+
+// The block with its dimensions in this order; dimensions that it lacks are repeated.
+Block arranged(const Block& block, const AtomList& order, const Sizes& sizes);
+
+class BlackBox {
+ public:
+  BlackBox(const Cutout& cutout, const LocalFactors& factors, const CanonicalFactors& canonical,
+           const RegionRoles& roles, const std::vector<Term>& terms, bool square_values);
+
+  const Sizes& sizes() const { return sizes_; }
+  const CanonicalFactors& canonical() const { return *canonical_; }
+
+  // Operands by role, arranged as CanonicalFactors::of says; one block per term. Returns the
+  // results that `wanted` names, arranged likewise.
+  std::map<ResultRole, Block> run(const std::map<OperandRole, Block>& operands,
+                                  const std::vector<Block>& terms,
+                                  const std::vector<ResultRole>& wanted) const;
+
+ private:
+  ir::Shape shape_of(ValueId inside) const;
+  ir::Tensor to_tensor(const Block& block, ValueId inside) const;
+
+  const Cutout* cutout_;
+  const LocalFactors* factors_;
+  const CanonicalFactors* canonical_;
+  const RegionRoles* roles_;
+  const std::vector<Term>* terms_;
+  Sizes sizes_;
+};
+
+}  // namespace autosp::transforms::fusion

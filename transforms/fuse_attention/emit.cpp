@@ -1,0 +1,407 @@
+#include "transforms/fuse_attention/emit.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "ir/rewriter.h"
+#include "transforms/fuse_attention/arrange.h"
+
+namespace autosp::transforms::fusion {
+
+using ir::Attributes;
+using ir::DataType;
+using ir::Graph;
+using ir::Node;
+using ir::Shape;
+using ir::Tensor;
+using ir::Type;
+
+namespace {
+
+// Copies a graph on demand: a value's producer is copied, or the operator that it is fused into is
+// emitted, once everything that reads is there.
+class Replacer {
+ public:
+  Replacer(const GraphFacts& facts, const std::vector<const RegionPlan*>& plans)
+      : facts_(facts),
+        rewriter_(facts.graph()),
+        build_(rewriter_.build()),
+        done_(facts.graph().values().size(), false),
+        emitted_(plans.size()) {
+    for (size_t v = 0; v < done_.size(); ++v) {
+      done_[v] = facts.graph().values()[v].kind != ir::ValueKind::kResult;
+    }
+    for (size_t p = 0; p < plans.size(); ++p) {
+      emitted_[p].plan = plans[p];
+      for (const auto& [role, value] : plans[p]->cutout.result_of) fused_[value] = {p, role};
+      inside_.insert(plans[p]->cutout.nodes.begin(), plans[p]->cutout.nodes.end());
+    }
+  }
+
+  Graph replace() {
+    for (size_t n = 0; n < facts_.graph().nodes().size(); ++n) {
+      if (inside_.contains(NodeId(n))) continue;
+      for (ValueId output : facts_.graph().nodes()[n].outputs) {
+        if (output) make(output);
+      }
+    }
+    for (const ir::Output& output : facts_.graph().outputs()) make(output.value);
+    return std::move(rewriter_).finish();
+  }
+
+ private:
+  struct Emitted {
+    const RegionPlan* plan = nullptr;
+    bool has_operands = false;
+    bool has_forward = false;
+    bool has_backward = false;
+    std::vector<ValueId> operands;  // of Attention, without the first three
+    ValueId query, key, value;
+    ValueId query_factor;  // what the scores are multiplied by, constant along keys
+    ValueId output, row_max, row_sum;
+  };
+
+  // The new value that stands for `value`.
+  ValueId make(ValueId value) {
+    if (!done_[value.index()]) {
+      if (const auto fused = fused_.find(value); fused != fused_.end()) {
+        Emitted& emitted = emitted_[fused->second.first];
+        if (fused->second.second == ResultRole::kOutput) {
+          emit_forward(emitted);
+        } else {
+          emit_backward(emitted);
+        }
+      } else {
+        const Node& node = *facts_.graph().producer(value);
+        for (ValueId input : node.inputs) {
+          if (input) make(input);
+        }
+        rewriter_.copy(node);
+        for (ValueId output : node.outputs) {
+          if (output) done_[output.index()] = true;
+        }
+      }
+    }
+    return rewriter_.mapped(value);
+  }
+
+  // A value of the cut-out, arranged.
+  ValueId operand(const RegionPlan& plan, ValueId inside, const std::vector<AtomList>& groups) {
+    const ValueId value = make(plan.cutout.original[inside.index()]);
+    return arrange(build_, value, plan.factors->atoms(inside), groups, *plan.factors);
+  }
+
+  static std::vector<AtomList> query_groups(const CanonicalFactors& c) {
+    return {c.batch, c.heads(), c.queries, c.width};
+  }
+  static std::vector<AtomList> key_groups(const CanonicalFactors& c) {
+    return {c.batch, c.kv_heads, c.keys, c.width};
+  }
+  static std::vector<AtomList> value_groups(const CanonicalFactors& c) {
+    return {c.batch, c.kv_heads, c.keys, c.value_width};
+  }
+  static std::vector<AtomList> output_groups(const CanonicalFactors& c) {
+    return {c.batch, c.heads(), c.queries, c.value_width};
+  }
+  static std::vector<AtomList> groups_of(const CanonicalFactors& c, ResultRole role) {
+    switch (role) {
+      case ResultRole::kOutput:
+        return output_groups(c);
+      case ResultRole::kQueryGradient:
+        return query_groups(c);
+      case ResultRole::kKeyGradient:
+        return key_groups(c);
+      case ResultRole::kValueGradient:
+        return value_groups(c);
+    }
+    return {};
+  }
+
+  // The type that the scores are computed from.
+  DataType dtype_of(const RegionPlan& plan) const {
+    return facts_.graph().type(facts_.graph().node(plan.roles.scores).inputs[0]).dtype;
+  }
+
+  ValueId role_operand(const RegionPlan& plan, OperandRole role,
+                       const std::vector<AtomList>& groups) {
+    const ValueId x = operand(plan, input_of(plan.cutout, plan.roles, role), groups);
+    return build_.cast(x, dtype_of(plan));
+  }
+
+  void emit_operands(Emitted& emitted) {
+    if (emitted.has_operands) return;
+    emitted.has_operands = true;
+    const RegionPlan& plan = *emitted.plan;
+    const CanonicalFactors& c = plan.canonical;
+    emitted.query = role_operand(plan, OperandRole::kQuery, query_groups(c));
+    emitted.key = role_operand(plan, OperandRole::kKey, key_groups(c));
+    emitted.value = role_operand(plan, OperandRole::kValue, value_groups(c));
+    for (size_t t = 0; t < plan.terms.size(); ++t) {
+      if (plan.meaning.terms[t].kind != TermKind::kScale) continue;
+      ValueId factor = operand(plan, plan.terms[t].uses[0], {c.batch, c.heads(), c.queries, {}});
+      factor = build_.cast(factor, dtype_of(plan));
+      emitted.query_factor = emitted.query_factor
+                                 ? build_.binary("Mul", emitted.query_factor, factor)
+                                 : factor;
+    }
+    if (emitted.query_factor) {
+      emitted.query = build_.binary("Mul", emitted.query, emitted.query_factor);
+    }
+    emitted.operands = {bias(plan)};
+    append_interval(plan, emitted.operands);
+    emitted.operands.push_back(key_mask(plan));
+    append_segments(plan, emitted.operands);
+    while (!emitted.operands.empty() && !emitted.operands.back()) emitted.operands.pop_back();
+  }
+
+  // --- Bias.
+
+  ValueId bias(const RegionPlan& plan) {
+    const DataType dtype = dtype_of(plan);
+    std::vector<ValueId> summands;
+    for (const BiasPart& part : plan.visibility.biases) {
+      summands.push_back(bias_part(plan, part, dtype));
+    }
+    for (const size_t t : plan.visibility.kept) {
+      summands.push_back(kept_bias(plan, plan.terms[t], plan.meaning.terms[t], dtype));
+    }
+    ValueId total;
+    for (ValueId summand : summands) {
+      total = total ? build_.binary("Add", total, summand) : summand;
+    }
+    return total;
+  }
+
+  static std::vector<AtomList> score_groups(const CanonicalFactors& c) {
+    return {c.batch, c.heads(), c.queries, c.keys};
+  }
+
+  ValueId bias_part(const RegionPlan& plan, const BiasPart& part, DataType dtype) {
+    const auto groups = score_groups(plan.canonical);
+    if (part.known) {
+      Shape shape;
+      for (const AtomId atom : part.known->order) shape.push_back(plan.factors->size(atom));
+      const ValueId constant = build_.constant(numbers(DataType::kFloat32, shape, part.known->values));
+      return build_.cast(arrange(build_, constant, part.known->order, groups, *plan.factors), dtype);
+    }
+    ValueId product;
+    for (ValueId value : part.product) {
+      const ValueId factor = build_.cast(operand(plan, value, groups), dtype);
+      product = product ? build_.binary("Mul", product, factor) : factor;
+    }
+    if (part.factor != 1) {
+      product = build_.binary("Mul", product, build_.scalar(dtype, part.factor));
+    }
+    return product;
+  }
+
+  // A mask or bias over queries and keys, as the graph computes it.
+  ValueId kept_bias(const RegionPlan& plan, const Term& term, const TermMeaning& meaning,
+                    DataType dtype) {
+    const ValueId x = operand(plan, term.uses[0], score_groups(plan.canonical));
+    if (!term.is_bool()) return build_.cast(x, dtype);
+    const ValueId zero = build_.scalar(dtype, 0);
+    const ValueId lowest = build_.scalar(
+        dtype, dtype == DataType::kFloat16 ? -65504 : std::numeric_limits<float>::lowest());
+    return meaning.masking_value ? build_.where(x, lowest, zero) : build_.where(x, zero, lowest);
+  }
+
+  static Tensor numbers(DataType dtype, const Shape& shape, const std::vector<double>& values) {
+    Tensor tensor(Type{dtype, shape});
+    if (dtype == DataType::kFloat32) {
+      std::ranges::transform(values, tensor.mutable_values<float>().begin(),
+                             [](double value) { return static_cast<float>(value); });
+    } else {
+      std::ranges::transform(values, tensor.mutable_values<int64_t>().begin(),
+                             [](double value) { return static_cast<int64_t>(value); });
+    }
+    return tensor;
+  }
+
+  // --- Vectors.
+
+  void append_interval(const RegionPlan& plan, std::vector<ValueId>& operands) {
+    const Sizes sizes(*plan.factors, plan.canonical);
+    const int64_t queries = sizes.product(plan.canonical.queries);
+    const int64_t keys = sizes.product(plan.canonical.keys);
+    size_t rows = static_cast<size_t>(queries);
+    for (const Literal& literal : plan.visibility.literals) {
+      rows = std::max(rows, literal.begin.size());
+    }
+    std::vector<int64_t> begin(rows, 0);
+    std::vector<int64_t> end(rows, keys);
+    for (const Literal& literal : plan.visibility.literals) {
+      if (literal.kind != Literal::Kind::kInterval) continue;
+      for (size_t r = 0; r < rows; ++r) {
+        begin[r] = std::max(begin[r], literal.begin[r % literal.begin.size()]);
+        end[r] = std::min(end[r], literal.end[r % literal.end.size()]);
+      }
+    }
+    ValueId first;
+    ValueId last;
+    const Shape shape = {static_cast<int64_t>(rows) / queries, queries};
+    if (std::ranges::any_of(begin, [](int64_t j) { return j != 0; })) {
+      first = build_.constant(Tensor::int64s(begin).reshaped(shape), "attention_begin");
+    }
+    if (std::ranges::any_of(end, [&](int64_t j) { return j != keys; })) {
+      last = build_.constant(Tensor::int64s(end).reshaped(shape), "attention_end");
+    }
+    for (const Literal& literal : plan.visibility.literals) {
+      apply_bound(plan, literal, keys, first, last);
+    }
+    operands.push_back(first);
+    operands.push_back(last);
+  }
+
+  void apply_bound(const RegionPlan& plan, const Literal& literal, int64_t keys, ValueId& first,
+                   ValueId& last) {
+    const std::vector<AtomList> groups = {plan.canonical.batch, plan.canonical.queries};
+    const auto whole = [&](int64_t number) { return build_.scalar(DataType::kInt64, number); };
+    if (literal.kind == Literal::Kind::kBegin || literal.kind == Literal::Kind::kEnd) {
+      ValueId bound = build_.cast(operand(plan, literal.value, groups), DataType::kInt64);
+      if (literal.offset != 0) bound = build_.binary("Add", bound, whole(literal.offset));
+      bound = build_.binary("Max", build_.binary("Min", bound, whole(keys)), whole(0));
+      const bool is_begin = literal.kind == Literal::Kind::kBegin;
+      ValueId& side = is_begin ? first : last;
+      side = side ? build_.binary(is_begin ? "Max" : "Min", side, bound) : bound;
+    } else if (literal.kind == Literal::Kind::kQueries) {
+      const ValueId sees = operand(plan, literal.value, groups);
+      const ValueId unbound = last ? last : whole(keys);
+      last = literal.positive ? build_.where(sees, unbound, whole(0))
+                              : build_.where(sees, whole(0), unbound);
+    }
+  }
+
+  ValueId key_mask(const RegionPlan& plan) {
+    const std::vector<AtomList> groups = {plan.canonical.batch, plan.canonical.keys};
+    const Sizes sizes(*plan.factors, plan.canonical);
+    const int64_t keys = sizes.product(plan.canonical.keys);
+    ValueId mask;
+    for (const Literal& literal : plan.visibility.literals) {
+      ValueId one;
+      if (literal.kind == Literal::Kind::kKeys) {
+        one = operand(plan, literal.value, groups);
+        if (!literal.positive) one = build_.unary("Not", one);
+      } else if (literal.kind == Literal::Kind::kKnownKeys) {
+        Tensor known(Type{DataType::kBool, {static_cast<int64_t>(literal.known.size()) / keys, keys}});
+        std::ranges::transform(literal.known, known.mutable_values<bool>().begin(),
+                               [](int64_t seen) { return seen != 0; });
+        one = build_.constant(known, "attention_keys");
+      } else {
+        continue;
+      }
+      mask = mask ? build_.binary("And", mask, one) : one;
+    }
+    return mask;
+  }
+
+  void append_segments(const RegionPlan& plan, std::vector<ValueId>& operands) {
+    for (const Literal& literal : plan.visibility.literals) {
+      if (literal.kind != Literal::Kind::kSameSegment) continue;
+      const ValueId query =
+          operand(plan, literal.value, {plan.canonical.batch, plan.canonical.queries});
+      const ValueId key =
+          operand(plan, literal.key_segment, {plan.canonical.batch, plan.canonical.keys});
+      operands.push_back(build_.cast(query, DataType::kInt64));
+      operands.push_back(build_.cast(key, DataType::kInt64));
+      return;
+    }
+  }
+
+  // --- The operators.
+
+  static Attributes attributes_of(const RegionPlan& plan) {
+    Attributes attributes = {{"scale", static_cast<float>(plan.meaning.scale)}};
+    if (plan.meaning.softcap != 0) {
+      attributes.set("softcap", static_cast<float>(plan.meaning.softcap));
+    }
+    if (plan.verified.dead_rows != DeadRows::kNone) {
+      attributes.set("dead_rows", std::string(name_of(plan.verified.dead_rows)));
+      attributes.set("dead_row_gradient", int64_t{plan.verified.dead_row_gradient});
+    }
+    return attributes;
+  }
+
+  void emit_forward(Emitted& emitted) {
+    if (emitted.has_forward) return;
+    emitted.has_forward = true;
+    emit_operands(emitted);
+    const RegionPlan& plan = *emitted.plan;
+    std::vector<ValueId> operands = {emitted.query, emitted.key, emitted.value};
+    operands.insert(operands.end(), emitted.operands.begin(), emitted.operands.end());
+    Shape shape = build_.shape(emitted.query);
+    shape.back() = build_.shape(emitted.value).back();
+    Shape rows = shape;
+    rows.pop_back();
+    const ValueId result = plan.cutout.result_of.at(ResultRole::kOutput);
+    const std::string name = facts_.graph().name_of(result);
+    const DataType dtype = build_.dtype(emitted.query);
+    const DataType statistics =
+        dtype == DataType::kFloat64 ? DataType::kFloat64 : DataType::kFloat32;
+    const auto results = build_.node(
+        "Attention", operands, {Type{dtype, shape}, Type{statistics, rows}, Type{statistics, rows}},
+        attributes_of(plan), std::string(ir::kAutospDomain),
+        {name + "_attention", name + "_row_max", name + "_row_sum"});
+    emitted.output = results[0];
+    emitted.row_max = results[1];
+    emitted.row_sum = results[2];
+    finish_result(emitted, ResultRole::kOutput, emitted.output);
+  }
+
+  void emit_backward(Emitted& emitted) {
+    if (emitted.has_backward) return;
+    emitted.has_backward = true;
+    emit_forward(emitted);
+    const RegionPlan& plan = *emitted.plan;
+    const ValueId gradient =
+        role_operand(plan, OperandRole::kOutputGradient, output_groups(plan.canonical));
+    std::vector<ValueId> operands = {gradient,        emitted.query,   emitted.key,    emitted.value,
+                                     emitted.output, emitted.row_max, emitted.row_sum};
+    operands.insert(operands.end(), emitted.operands.begin(), emitted.operands.end());
+    std::vector<std::string> names;
+    for (const ResultRole role : {ResultRole::kQueryGradient, ResultRole::kKeyGradient,
+                                  ResultRole::kValueGradient}) {
+      names.push_back(facts_.graph().name_of(plan.cutout.result_of.at(role)) + "_attention");
+    }
+    const Graph& to = build_.graph();
+    auto results =
+        build_.node("AttentionGrad", operands,
+                    {to.type(emitted.query), to.type(emitted.key), to.type(emitted.value)},
+                    attributes_of(plan), std::string(ir::kAutospDomain), names);
+    if (emitted.query_factor) {
+      results[0] = build_.binary("Mul", results[0], emitted.query_factor);
+    }
+    finish_result(emitted, ResultRole::kQueryGradient, results[0]);
+    finish_result(emitted, ResultRole::kKeyGradient, results[1]);
+    finish_result(emitted, ResultRole::kValueGradient, results[2]);
+  }
+
+  void finish_result(const Emitted& emitted, ResultRole role, ValueId x) {
+    const RegionPlan& plan = *emitted.plan;
+    const ValueId original = plan.cutout.result_of.at(role);
+    const double factor = plan.verified.factors.at(role);
+    const Type& type = facts_.graph().type(original);
+    x = arrange_back(build_, x, groups_of(plan.canonical, role),
+                     plan.factors->atoms(plan.cutout.results.at(role)), type.shape, *plan.factors);
+    if (factor != 1) x = build_.binary("Mul", x, build_.scalar_like(x, factor));
+    x = build_.cast(x, type.dtype);
+    rewriter_.map(original, x);
+    done_[original.index()] = true;
+  }
+
+  const GraphFacts& facts_;
+  ir::Rewriter rewriter_;
+  ir::Builder& build_;
+  std::vector<bool> done_;
+  std::vector<Emitted> emitted_;
+  std::map<ValueId, std::pair<size_t, ResultRole>> fused_;
+  std::unordered_set<NodeId> inside_;
+};
+
+}  // namespace
+
+Graph replace_regions(const GraphFacts& facts, const std::vector<const RegionPlan*>& plans) {
+  return Replacer(facts, plans).replace();
+}
+
+}  // namespace autosp::transforms::fusion

@@ -1,0 +1,206 @@
+#include "transforms/fuse_attention/flash_formulas.h"
+
+#include <cmath>
+
+namespace autosp::transforms::fusion {
+
+std::string_view name_of(DeadRows dead_rows) {
+  switch (dead_rows) {
+    case DeadRows::kNone:
+      return "none";
+    case DeadRows::kUniform:
+      return "uniform";
+    case DeadRows::kZero:
+      return "zero";
+    case DeadRows::kUnmasked:
+      return "unmasked";
+    case DeadRows::kNan:
+      return "nan";
+  }
+  return "";
+}
+
+namespace {
+
+using Vector = std::vector<double>;
+
+// One row of scores per (batch, head, query).
+class Flash {
+ public:
+  Flash(const CanonicalFactors& canonical, const Sizes& sizes, const Meaning& meaning,
+        const FlashOperands& from, DeadRows dead_rows, bool dead_row_gradient)
+      : canonical_(canonical),
+        sizes_(sizes),
+        meaning_(meaning),
+        dead_rows_(dead_rows),
+        dead_row_gradient_(dead_row_gradient) {
+    rows_ = concat({canonical.batch, canonical.heads()});
+    queries_ = size(canonical.queries);
+    keys_ = size(canonical.keys);
+    width_ = size(canonical.width);
+    value_width_ = size(canonical.value_width);
+    query_ = repeated(from.operands.at(OperandRole::kQuery), canonical.queries, canonical.width);
+    key_ = repeated(from.operands.at(OperandRole::kKey), canonical.keys, canonical.width);
+    value_ = repeated(from.operands.at(OperandRole::kValue), canonical.keys, canonical.value_width);
+    if (from.operands.contains(OperandRole::kOutputGradient)) {
+      output_gradient_ = repeated(from.operands.at(OperandRole::kOutputGradient), canonical.queries,
+                                  canonical.value_width);
+    }
+    const size_t count = size(concat({rows_, canonical.queries, canonical.keys}));
+    bias_.assign(count, 0);
+    factor_.assign(count, 1);
+    masked_.assign(count, false);
+    for (size_t t = 0; t < from.terms.size(); ++t) {
+      const TermKind kind = meaning.terms[t].kind;
+      if (kind == TermKind::kAdd || kind == TermKind::kScale) {
+        const Vector values = spread(from.terms[t]);
+        for (size_t k = 0; k < count; ++k) {
+          if (kind == TermKind::kAdd) bias_[k] += values[k];
+          if (kind == TermKind::kScale) factor_[k] *= values[k];
+        }
+      }
+      if (from.masked[t].values.empty()) continue;
+      const Vector mask = spread(from.masked[t]);
+      for (size_t k = 0; k < count; ++k) masked_[k] = masked_[k] || mask[k] != 0;
+    }
+  }
+
+  std::map<ResultRole, Block> run() {
+    const size_t groups = size(rows_);
+    output_.assign(groups * queries_ * value_width_, 0);
+    query_gradient_.assign(groups * queries_ * width_, 0);
+    key_gradient_.assign(groups * keys_ * width_, 0);
+    value_gradient_.assign(groups * keys_ * value_width_, 0);
+    for (size_t group = 0; group < groups; ++group) {
+      for (size_t i = 0; i < queries_; ++i) run_row(group, i);
+    }
+    std::map<ResultRole, Block> results;
+    results[ResultRole::kOutput] = {canonical_.of(ResultRole::kOutput), output_};
+    if (!output_gradient_.empty()) {
+      results[ResultRole::kQueryGradient] = {canonical_.of(ResultRole::kQueryGradient),
+                                             query_gradient_};
+      results[ResultRole::kKeyGradient] = {canonical_.of(ResultRole::kKeyGradient),
+                                           summed_over_groups(key_gradient_, keys_ * width_)};
+      results[ResultRole::kValueGradient] = {
+          canonical_.of(ResultRole::kValueGradient),
+          summed_over_groups(value_gradient_, keys_ * value_width_)};
+    }
+    return results;
+  }
+
+ private:
+  size_t size(const AtomList& atoms) const { return static_cast<size_t>(sizes_.product(atoms)); }
+
+  // An operand once for every query head.
+  Vector repeated(const Block& block, const AtomList& positions, const AtomList& width) const {
+    return arranged(block, concat({rows_, positions, width}), sizes_).values;
+  }
+  Vector spread(const Block& block) const {
+    return arranged(block, canonical_.full(), sizes_).values;
+  }
+
+  Vector summed_over_groups(const Vector& per_head, size_t block) const {
+    const size_t groups = size(canonical_.groups);
+    Vector result(per_head.size() / groups, 0);
+    for (size_t k = 0; k < per_head.size(); ++k) {
+      result[k / (block * groups) * block + k % block] += per_head[k];
+    }
+    return result;
+  }
+
+  // The weights of one row; `bend` is the softcap's derivative.
+  Vector weights(size_t group, size_t i, Vector& bend) const {
+    Vector s(keys_);
+    bend.assign(keys_, 1);
+    bool dead = true;
+    const size_t row = (group * queries_ + i) * keys_;
+    for (size_t j = 0; j < keys_; ++j) {
+      double dot = 0;
+      for (size_t d = 0; d < width_; ++d) {
+        dot += query_[(group * queries_ + i) * width_ + d] * key_[(group * keys_ + j) * width_ + d];
+      }
+      s[j] = meaning_.scale * dot * factor_[row + j];
+      if (meaning_.softcap != 0) {
+        const double t = std::tanh(s[j] / meaning_.softcap);
+        bend[j] = 1 - t * t;
+        s[j] = meaning_.softcap * t;
+      }
+      s[j] += bias_[row + j];
+      dead = dead && masked_[row + j];
+    }
+    Vector p(keys_, 0);
+    if (dead && dead_rows_ != DeadRows::kUnmasked) {
+      const double weight = dead_rows_ == DeadRows::kUniform ? 1.0 / static_cast<double>(keys_)
+                            : dead_rows_ == DeadRows::kZero  ? 0
+                                                             : NAN;
+      p.assign(keys_, weight);
+      return p;
+    }
+    double max = -INFINITY;
+    for (size_t j = 0; j < keys_; ++j) {
+      if (dead || !masked_[row + j]) max = std::max(max, s[j]);
+    }
+    double sum = 0;
+    for (size_t j = 0; j < keys_; ++j) {
+      if (dead || !masked_[row + j]) sum += p[j] = std::exp(s[j] - max);
+    }
+    for (double& weight : p) weight /= sum;
+    return p;
+  }
+
+  void run_row(size_t group, size_t i) {
+    Vector bend;
+    const Vector p = weights(group, i, bend);
+    const size_t row = group * queries_ + i;
+    double* output = &output_[row * value_width_];
+    for (size_t j = 0; j < keys_; ++j) {
+      for (size_t e = 0; e < value_width_; ++e) {
+        output[e] += p[j] * value_[(group * keys_ + j) * value_width_ + e];
+      }
+    }
+    if (output_gradient_.empty()) return;
+    const double* gradient = &output_gradient_[row * value_width_];
+    double delta = 0;
+    bool dead = true;
+    for (size_t e = 0; e < value_width_; ++e) delta += gradient[e] * output[e];
+    for (size_t j = 0; j < keys_; ++j) dead = dead && masked_[row * keys_ + j];
+    for (size_t j = 0; j < keys_; ++j) {
+      double dp = 0;
+      for (size_t e = 0; e < value_width_; ++e) {
+        dp += gradient[e] * value_[(group * keys_ + j) * value_width_ + e];
+        value_gradient_[(group * keys_ + j) * value_width_ + e] += p[j] * gradient[e];
+      }
+      double ds = p[j] * (dp - delta) * bend[j] * meaning_.scale * factor_[row * keys_ + j];
+      if (masked_[row * keys_ + j] && !(dead && dead_row_gradient_)) ds = 0;
+      for (size_t d = 0; d < width_; ++d) {
+        query_gradient_[row * width_ + d] += ds * key_[(group * keys_ + j) * width_ + d];
+        key_gradient_[(group * keys_ + j) * width_ + d] += ds * query_[row * width_ + d];
+      }
+    }
+  }
+
+  const CanonicalFactors& canonical_;
+  const Sizes& sizes_;
+  const Meaning& meaning_;
+  DeadRows dead_rows_;
+  bool dead_row_gradient_;
+  AtomList rows_;
+  size_t queries_ = 0;
+  size_t keys_ = 0;
+  size_t width_ = 0;
+  size_t value_width_ = 0;
+  Vector query_, key_, value_, output_gradient_;
+  Vector bias_, factor_;
+  std::vector<bool> masked_;
+  Vector output_, query_gradient_, key_gradient_, value_gradient_;
+};
+
+}  // namespace
+
+std::map<ResultRole, Block> flash_attention(const CanonicalFactors& canonical, const Sizes& sizes,
+                                            const Meaning& meaning, const FlashOperands& operands,
+                                            DeadRows dead_rows, bool dead_row_gradient) {
+  return Flash(canonical, sizes, meaning, operands, dead_rows, dead_row_gradient).run();
+}
+
+}  // namespace autosp::transforms::fusion

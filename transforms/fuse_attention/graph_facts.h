@@ -1,0 +1,82 @@
+// What the analyses of one graph's attention regions share.
+//
+// A value with two home positions (two sequence dimensions) is born by a contraction (attention
+// scores and their gradient) or by broadcasting (masks, biases, random numbers). The former, and
+// every quadratic value computed from them, are the core. Masks stay out of it, so one that all
+// layers share does not join their regions.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+#include "shard/attention.h"
+#include "shard/factors.h"
+
+namespace autosp::transforms::fusion {
+
+// Why a region stays decomposed. Thrown inside the pass only, and caught per region.
+struct Refused {
+  std::string reason;
+};
+
+template <typename... Args>
+[[noreturn]] void refuse(fmt::format_string<Args...> format, Args&&... args) {
+  throw Refused{fmt::format(format, std::forward<Args>(args)...)};
+}
+
+bool is_contraction(const ir::Node& node);
+// Reshape, Transpose and their kin; Expand is apart, for it is not a view going down.
+bool is_view(const ir::Node& node);
+// Each result element comes from the operand elements at its position.
+bool is_elementwise(const ir::Node& node);
+
+class GraphFacts {
+ public:
+  GraphFacts(const shard::FactorAnalysis& analysis, const shard::HomeClasses& home,
+             const std::vector<bool>& is_parameter);
+
+  const ir::Graph& graph() const { return analysis_->graph(); }
+  const shard::FactorAnalysis& analysis() const { return *analysis_; }
+  const shard::HomeClasses& home() const { return *home_; }
+
+  int home_positions(ValueId value) const { return home_positions_[value.index()]; }
+  bool is_core(ValueId value) const { return core_[value.index()]; }
+  bool is_output(ValueId value) const { return output_[value.index()]; }
+  const std::vector<NodeId>& readers(ValueId value) const { return readers_[value.index()]; }
+  NodeId producer(ValueId value) const { return graph().value(value).producer; }
+
+  // The first value that is computed alike: masks that were copied per reader are one again.
+  ValueId representative(ValueId value) const { return representative_[value.index()]; }
+
+  // The one number that every element of the value is known to be. Parameters are never known.
+  std::optional<double> uniform(ValueId value) const { return uniform_[value.index()]; }
+
+ private:
+  void find_core();
+  void find_representatives(const std::vector<bool>& is_parameter);
+  void find_uniform(const std::vector<bool>& is_parameter);
+
+  const shard::FactorAnalysis* analysis_;
+  const shard::HomeClasses* home_;
+  std::vector<int> home_positions_;
+  std::vector<bool> core_;
+  std::vector<bool> output_;
+  std::vector<std::vector<NodeId>> readers_;
+  std::vector<ValueId> representative_;
+  std::vector<std::optional<double>> uniform_;
+};
+
+// A connected component of operators over core values, in graph order.
+struct Region {
+  std::vector<NodeId> nodes;
+  std::vector<NodeId> born;    // contractions that make core values from others
+  std::vector<NodeId> ending;  // contractions that make others from core values
+};
+
+// The regions of a graph, in graph order. Reductions that leave a region and come back (the maximum
+// and the sum of a softmax written out) are inside it, with what is between.
+std::vector<Region> find_regions(const GraphFacts& facts);
+
+}  // namespace autosp::transforms::fusion

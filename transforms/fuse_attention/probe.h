@@ -1,0 +1,32 @@
+// What a region computes, found by feeding it: scale, softcap, and what each of its other operands
+// does to the weights.
+#pragma once
+
+#include "transforms/fuse_attention/black_box.h"
+
+namespace autosp::transforms::fusion {
+
+enum class TermKind : uint8_t {
+  kMask,    // bool: weights are 0 where it has the masking value
+  kAdd,     // added to the scores
+  kScale,   // multiplies the scores, constant along keys
+  kUnused,  // no effect on the output
+};
+
+struct TermMeaning {
+  TermKind kind = TermKind::kUnused;
+  bool masking_value = true;  // of kMask
+};
+
+struct Meaning {
+  double scale = 1;
+  double softcap = 0;  // 0: none
+  std::vector<TermMeaning> terms;
+};
+
+// Refuses what is no softmax of scaled, capped, biased, masked scores. `square` is a black box with
+// square values.
+Meaning infer_meaning(const GraphFacts& facts, const BlackBox& square,
+                      const std::vector<Term>& terms);
+
+}  // namespace autosp::transforms::fusion

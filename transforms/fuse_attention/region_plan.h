@@ -1,0 +1,45 @@
+// All that is known about one region that will be replaced.
+#pragma once
+
+#include <memory>
+
+#include "transforms/fuse_attention/fuse_attention.h"
+#include "transforms/fuse_attention/masks.h"
+#include "transforms/fuse_attention/verify.h"
+
+namespace autosp::transforms::fusion {
+
+// The mask and bias of one attention, over all its terms. Values are of the cut-out.
+struct Visibility {
+  std::vector<Literal> literals;
+  std::vector<BiasPart> biases;
+  std::vector<size_t> kept;   // terms that stay values over queries and keys
+  bool may_be_dead = false;   // a row may see no key
+  std::string description;
+};
+
+// Stays where it is: the factors refer to the cut-out.
+struct RegionPlan {
+  RegionPlan() = default;
+  RegionPlan(const RegionPlan&) = delete;
+
+  RegionRoles roles;
+  Cutout cutout;
+  std::unique_ptr<LocalFactors> factors;
+  CanonicalFactors canonical;
+  std::vector<Term> terms;
+  Meaning meaning;
+  std::vector<TermParts> parts;  // by term
+  Visibility visibility;
+  Verified verified;
+  AttentionRegion report;
+
+  bool has_backward() const { return cutout.results.size() > 1; }
+  ValueId root(OperandRole role) const;          // in the whole graph
+  std::vector<ValueId> mask_operands() const;    // likewise: what the fused operator reads
+};
+
+// Analyses, infers and verifies; refuses what must stay.
+std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& region);
+
+}  // namespace autosp::transforms::fusion

@@ -1,0 +1,213 @@
+#include "transforms/fuse_attention/verify.h"
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+namespace autosp::transforms::fusion {
+
+namespace {
+
+constexpr double kTolerance = 1e-9;
+
+enum class Case : uint8_t { kPlain, kMasked, kDeadRow };
+
+class Verifier {
+ public:
+  Verifier(const BlackBox& box, const Cutout& cutout, const Meaning& meaning,
+           const std::vector<Term>& terms, const std::vector<std::optional<double>>& mask_numbers)
+      : box_(box), meaning_(meaning), terms_(terms), mask_numbers_(mask_numbers) {
+    for (const auto& [role, value] : cutout.results) results_.push_back(role);
+    backward_ = results_.size() > 1;
+    for (size_t t = 0; t < terms.size(); ++t) {
+      masks_ = masks_ || meaning.terms[t].kind == TermKind::kMask || mask_numbers[t];
+    }
+  }
+
+  Verified verify() {
+    for (int trial = 0; trial < 2; ++trial) require_equal(Case::kPlain);
+    if (!masks_) return verified_;
+    for (int trial = 0; trial < 2; ++trial) require_equal(Case::kMasked);
+    find_dead_rows();
+    return verified_;
+  }
+
+ private:
+  Block random_block(const AtomList& order, double amplitude = 1) {
+    Block block{.order = order,
+                .values = std::vector<double>(static_cast<size_t>(box_.sizes().product(order)))};
+    std::normal_distribution<double> normal;
+    for (double& value : block.values) value = amplitude * normal(generator_);
+    return block;
+  }
+
+  // Where a term masks: at random, but key 2 is seen by all; in a dead row, not even that. Dead
+  // are the rows of query 1, or, where the term is the same for all queries, of the first batch
+  // entry.
+  Block random_mask(const Term& term, Case which) {
+    Block block = random_block(term.order);
+    const CanonicalFactors& canonical = box_.canonical();
+    const bool per_query =
+        std::ranges::find(term.order, canonical.queries[0]) != term.order.end();
+    std::bernoulli_distribution coin(0.5);
+    std::vector<int64_t> index(term.order.size(), 0);
+    for (double& value : block.values) {
+      const auto at = [&](AtomId atom) {
+        const auto found = std::ranges::find(term.order, atom);
+        return found == term.order.end() ? int64_t{-1}
+                                         : index[static_cast<size_t>(found - term.order.begin())];
+      };
+      const int64_t key = at(canonical.keys[0]);
+      const int64_t query = at(canonical.queries[0]);
+      const bool first = canonical.batch.empty() || at(canonical.batch[0]) <= 0;
+      const bool dead = which == Case::kDeadRow && (per_query ? query == 1 : first);
+      // A mask without keys hides whole rows: only in the dead case.
+      const bool hidden = key >= 0 && key != 2 && coin(generator_);
+      value = dead || hidden ? 1 : 0;
+      for (size_t k = index.size(); k-- > 0;) {
+        if (++index[k] < box_.sizes().of(term.order[k])) break;
+        index[k] = 0;
+      }
+    }
+    return block;
+  }
+
+  struct Trial {
+    FlashOperands flash;
+    std::map<ResultRole, Block> region;
+  };
+
+  Trial run(Case which) {
+    const CanonicalFactors& canonical = box_.canonical();
+    Trial trial;
+    auto& operands = trial.flash.operands;
+    const double bend = meaning_.softcap == 0
+                            ? 1
+                            : 2 * std::sqrt(std::fabs(meaning_.softcap / meaning_.scale));
+    for (const OperandRole role : {OperandRole::kQuery, OperandRole::kKey, OperandRole::kValue}) {
+      operands[role] =
+          random_block(canonical.of(role), role == OperandRole::kQuery ? std::min(bend, 1e3) : 1);
+    }
+    if (backward_) {
+      operands[OperandRole::kOutputGradient] =
+          random_block(canonical.of(OperandRole::kOutputGradient));
+    }
+    std::vector<Block> fed;
+    for (size_t t = 0; t < terms_.size(); ++t) {
+      const Term& term = terms_[t];
+      const TermMeaning& meaning = meaning_.terms[t];
+      Block value = random_block(term.order);
+      Block mask;
+      if (meaning.kind == TermKind::kMask) {
+        mask = random_mask(term, which);
+        if (which == Case::kPlain) std::ranges::fill(mask.values, 0);
+        value = mask;
+        for (double& entry : value.values) entry = (entry != 0) == meaning.masking_value ? 1 : 0;
+      } else if (meaning.kind == TermKind::kScale) {
+        for (double& entry : value.values) entry = 0.5 + std::fabs(entry);
+      } else if (term.is_bool()) {
+        for (double& entry : value.values) entry = entry > 0 ? 1 : 0;
+      }
+      trial.flash.terms.push_back(value);
+      if (meaning.kind == TermKind::kAdd && mask_numbers_[t] && which != Case::kPlain) {
+        // An additive mask holds 0 and its number, and nothing else.
+        mask = random_mask(term, which);
+        std::ranges::fill(trial.flash.terms.back().values, 0);
+        for (size_t k = 0; k < value.values.size(); ++k) {
+          value.values[k] = mask.values[k] != 0 ? *mask_numbers_[t] : 0;
+        }
+      }
+      trial.flash.masked.push_back(std::move(mask));
+      fed.push_back(std::move(value));
+    }
+    trial.region = box_.run(operands, fed, results_);
+    return trial;
+  }
+
+  struct Mismatch {
+    double error = 0;
+    ResultRole where = ResultRole::kOutput;
+  };
+
+  // A gradient may leave the region scaled; the first comparison finds by how much.
+  double factor_of(ResultRole role, const std::vector<double>& want,
+                   const std::vector<double>& got) {
+    const auto known = verified_.factors.find(role);
+    if (known != verified_.factors.end()) return known->second;
+    double xy = 0;
+    double xx = 1e-300;
+    for (size_t k = 0; k < want.size(); ++k) {
+      xy += want[k] * got[k];
+      xx += want[k] * want[k];
+    }
+    const double factor = xy / xx;
+    const double rounded = std::fabs(factor - 1) < 1e-9 ? 1 : factor;
+    verified_.factors[role] = rounded;
+    return rounded;
+  }
+
+  Mismatch compare(const Trial& trial, DeadRows dead_rows, bool dead_row_gradient) {
+    const auto wanted = flash_attention(box_.canonical(), box_.sizes(), meaning_, trial.flash,
+                                        dead_rows, dead_row_gradient);
+    Mismatch worst;
+    for (const auto& [role, block] : trial.region) {
+      const std::vector<double>& want = wanted.at(role).values;
+      const double factor = factor_of(role, want, block.values);
+      double largest = 1e-30;
+      double difference = 0;
+      for (size_t k = 0; k < want.size(); ++k) {
+        const double got = block.values[k];
+        if (std::isnan(got) != std::isnan(want[k])) difference = INFINITY;
+        if (std::isnan(got) || std::isnan(want[k])) continue;
+        largest = std::max(largest, std::fabs(got));
+        difference = std::max(difference, std::fabs(got - factor * want[k]));
+      }
+      if (!(difference / largest <= worst.error)) worst = {difference / largest, role};
+    }
+    return worst;
+  }
+
+  void require_equal(Case which) {
+    const Mismatch worst = compare(run(which), DeadRows::kNan, false);
+    if (!(worst.error <= kTolerance)) {
+      refuse("{} the {} differs from attention's by {:.1e}",
+             which == Case::kPlain ? "unmasked," : "masked,", name_of(worst.where), worst.error);
+    }
+    verified_.error = std::max(verified_.error, worst.error);
+  }
+
+  void find_dead_rows() {
+    const Trial trial = run(Case::kDeadRow);
+    for (const DeadRows dead_rows :
+         {DeadRows::kUniform, DeadRows::kZero, DeadRows::kUnmasked, DeadRows::kNan}) {
+      for (const bool gradient : {true, false}) {
+        const Mismatch worst = compare(trial, dead_rows, gradient);
+        if (!(worst.error <= kTolerance)) continue;
+        verified_.dead_rows = dead_rows;
+        verified_.dead_row_gradient = gradient;
+        return;
+      }
+    }
+    verified_.dead_rows_known = false;
+  }
+
+  const BlackBox& box_;
+  const Meaning& meaning_;
+  const std::vector<Term>& terms_;
+  const std::vector<std::optional<double>>& mask_numbers_;
+  std::vector<ResultRole> results_;
+  bool backward_ = false;
+  bool masks_ = false;
+  std::mt19937_64 generator_{7};
+  Verified verified_;
+};
+
+}  // namespace
+
+Verified verify_region(const BlackBox& box, const Cutout& cutout, const Meaning& meaning,
+                       const std::vector<Term>& terms,
+                       const std::vector<std::optional<double>>& mask_numbers) {
+  return Verifier(box, cutout, meaning, terms, mask_numbers).verify();
+}
+
+}  // namespace autosp::transforms::fusion
