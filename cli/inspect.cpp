@@ -74,6 +74,9 @@ Findings find(const LoadedModel& model) {
             return false;
           }) /
       2;  // the scores forward, and their gradient backward
+  for (const transforms::AttentionRegion& region : model.attention) {
+    if (region.fused) ++findings.layers;
+  }
   return findings;
 }
 
@@ -88,6 +91,26 @@ int print_dims(const Arguments& arguments) {
   if (dims.empty()) fmt::print("every input has a fixed shape\n");
   for (const auto& dim : dims) fmt::print("{:<16} {}\n", dim.name, fmt::join(dim.uses, ", "));
   return 0;
+}
+
+Json attention_json(const LoadedModel& model) {
+  Json regions = Json::array();
+  for (const transforms::AttentionRegion& region : model.attention) {
+    Json entry = {{"name", region.name}, {"fused", region.fused}};
+    if (region.fused) {
+      entry["backward"] = region.backward;
+      entry["heads"] = region.heads;
+      entry["kv_heads"] = region.kv_heads;
+      entry["scale"] = region.scale;
+      entry["softcap"] = region.softcap;
+      entry["mask"] = region.mask;
+      entry["dead_rows"] = region.dead_rows;
+    } else {
+      entry["reason"] = region.reason;
+    }
+    regions.push_back(std::move(entry));
+  }
+  return regions;
 }
 
 Json to_json(const LoadedModel& model, const Findings& findings) {
@@ -119,6 +142,7 @@ Json to_json(const LoadedModel& model, const Findings& findings) {
           {"sp_by_heads_alone", findings.sp_by_heads_alone()},
           {"splits_queries", findings.attention.splits_queries},
           {"attention_layers", findings.layers},
+          {"attention", attention_json(model)},
           {"reasons", model.roles.reasons}};
 }
 
@@ -150,6 +174,9 @@ void print_report(const LoadedModel& model, const Findings& findings) {
     fmt::print("  {:<24} {}\n", graph.name_of(input), ir::to_string(graph.type(input)));
   }
   fmt::print("attention\n  {} layers\n", findings.layers);
+  for (const transforms::AttentionRegion& region : model.attention) {
+    fmt::print("  {}\n", region.to_string());
+  }
   fmt::print("limits\n  {}\n", limit_text(findings));
 }
 

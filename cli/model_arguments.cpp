@@ -67,6 +67,12 @@ void add_model_options(CLI::App& command, ModelArguments& arguments) {
 
 void add_pass_options(CLI::App& command, PassArguments& arguments) {
   command
+      .add_option("--attention", arguments.attention,
+                  "fused: attention becomes one operator that forms no scores; unfused: it stays "
+                  "as exported")
+      ->check(CLI::IsMember({"fused", "unfused"}))
+      ->capture_default_str();
+  command
       .add_option("--passes", arguments.passes,
                   fmt::format("Runs these passes only, in this order, comma-separated: {}",
                               fmt::join(transforms::pass_names(), ", ")))
@@ -190,6 +196,7 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
                     .bindings = {.dims = parse_counts(arguments.dims, "--dim"), .input_shapes = {}},
                     .graph = {},
                     .roles = {},
+                    .attention = {},
                     .timings = {}};
   const auto begin = std::chrono::steady_clock::now();
   model.graph = onnx_io::import_model(arguments.model, model.bindings);
@@ -201,14 +208,30 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
   const auto print_after = [&](const transforms::Pass& pass, const ir::Graph& graph) {
     if (wants_print(pass.name)) fmt::print("{}", onnx_io::print_text(graph));
   };
-  model.graph = transforms::run_passes(
-      model.graph, {.passes = passes.passes, .after = print_after, .timings = &model.timings});
+  const shard::RoleOptions role_choices = role_options(arguments);
+  transforms::PipelineOptions options{
+      .passes = passes.passes,
+      .context = {.roles = role_choices, .attention = &model.attention},
+      .after = print_after,
+      .timings = &model.timings};
+  const auto find_roles = [&] {
+    model.roles = with_context(
+        fmt::format("while looking for the roles of the inputs and outputs of '{}'",
+                    arguments.model.string()),
+        "'autosp-onnx inspect MODEL' shows what is found; --seq, --batch, --loss and --grad "
+        "override",
+        [&] { return shard::detect_roles(model.graph, role_choices); });
+  };
+  model.graph = transforms::run_passes(model.graph, options);
+  find_roles();
+  if (passes.passes.empty() && passes.attention == "fused") {
+    for (const transforms::Pass& pass : transforms::attention_passes()) {
+      options.passes.emplace_back(pass.name);
+    }
+    model.graph = transforms::run_passes(model.graph, options);
+    find_roles();
+  }
   if (passes.timing) print_timings(model.timings);
-  model.roles = with_context(
-      fmt::format("while looking for the roles of the inputs and outputs of '{}'",
-                  arguments.model.string()),
-      "'autosp-onnx inspect MODEL' shows what is found; --seq, --batch, --loss and --grad override",
-      [&] { return shard::detect_roles(model.graph, role_options(arguments)); });
   return model;
 }
 

@@ -24,6 +24,7 @@ struct ModelArguments {
 };
 
 struct PassArguments {
+  std::string attention = "fused";  // or "unfused"
   std::vector<std::string> passes;
   std::vector<std::string> print_after;
   bool timing = false;
@@ -45,6 +46,7 @@ struct LoadedModel {
   onnx_io::ImportOptions bindings;
   ir::Graph graph;  // canonical
   shard::Roles roles;
+  std::vector<transforms::AttentionRegion> attention;  // empty when it is to stay unfused
   std::vector<transforms::PassTiming> timings;  // reading the file first
 };
 

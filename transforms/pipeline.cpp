@@ -38,21 +38,47 @@ constexpr Pass kCanonicalPasses[] = {
      privatize_constant_subgraphs},
 };
 
+Graph fuse_attention_in(const Graph& graph, const PassContext& context) {
+  FusedAttention fused = fuse_attention(graph, shard::detect_roles(graph, context.roles));
+  if (context.attention != nullptr) {
+    context.attention->insert(context.attention->end(), fused.regions.begin(),
+                              fused.regions.end());
+  }
+  return std::move(fused.graph);
+}
+
+constexpr Pass kAttentionPasses[] = {
+    {.name = "fuse_attention",
+     .summary = "attention becomes one operator, forward and backward",
+     .run_in = fuse_attention_in},
+    {"simplify_views", "", simplify_views},
+    {"eliminate_common_subexpressions", "", eliminate_common_subexpressions},
+    {"privatize_constant_subgraphs", "", privatize_constant_subgraphs},
+};
+
+std::vector<const Pass*> all_passes() {
+  std::vector<const Pass*> passes;
+  for (const Pass& pass : kCanonicalPasses) passes.push_back(&pass);
+  for (const Pass& pass : kAttentionPasses) passes.push_back(&pass);
+  return passes;
+}
+
 }  // namespace
 
 std::span<const Pass> canonical_passes() { return kCanonicalPasses; }
+std::span<const Pass> attention_passes() { return kAttentionPasses; }
 
 std::vector<std::string> pass_names() {
   std::vector<std::string> names;
-  for (const Pass& pass : kCanonicalPasses) {
-    if (std::ranges::find(names, pass.name) == names.end()) names.emplace_back(pass.name);
+  for (const Pass* pass : all_passes()) {
+    if (std::ranges::find(names, pass->name) == names.end()) names.emplace_back(pass->name);
   }
   return names;
 }
 
 const Pass& find_pass(std::string_view name) {
-  for (const Pass& pass : kCanonicalPasses) {
-    if (pass.name == name) return pass;
+  for (const Pass* pass : all_passes()) {
+    if (pass->name == name) return *pass;
   }
   const std::vector<std::string> names = pass_names();
   Error error("there is no pass named '{}'", name);
@@ -69,6 +95,9 @@ Graph run_passes(const Graph& graph, const PipelineOptions& options) {
   if (passes.empty()) {
     for (const Pass& pass : kCanonicalPasses) passes.push_back(&pass);
   }
+  if (options.passes.empty() && options.fuse_attention) {
+    for (const Pass& pass : kAttentionPasses) passes.push_back(&pass);
+  }
   Graph result = graph;
   for (const Pass* pass : passes) {
     const auto begin = std::chrono::steady_clock::now();
@@ -76,7 +105,7 @@ Graph run_passes(const Graph& graph, const PipelineOptions& options) {
     result = with_context(fmt::format("in the pass '{}'", pass->name),
                           "check the model with onnx.checker.check_model(model, full_check=True), "
                           "and export it again",
-                          [&] { return pass->run(result); });
+                          [&] { return pass->apply(result, options.context); });
     verify(result);
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
     if (options.timings != nullptr) {

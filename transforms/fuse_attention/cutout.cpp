@@ -67,7 +67,9 @@ class Cutter {
   }
 
   ValueId add_input(ValueId root) {
-    return record(cutout_.graph.add_input(graph_.name_of(root), graph_.type(root)), root);
+    return record(
+        cutout_.graph.add_input(cutout_.graph.fresh_name(graph_.name_of(root)), graph_.type(root)),
+        root);
   }
 
   // A copy of `node` on these operands; returns its first result.

@@ -1,0 +1,253 @@
+#include "support/attention_layers.h"
+
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "ir/builder.h"
+
+namespace autosp::test {
+
+namespace {
+
+using ir::DataType;
+using ir::Shape;
+using ir::Tensor;
+using ir::Type;
+
+constexpr int64_t kHidden = 10;
+
+class Layer {
+ public:
+  explicit Layer(const LayerOptions& options) : options_(options), build_(graph_) {
+    const Shape tokens = {options.batch, options.sequence, kHidden};
+    heads_ = options.kv_heads * options.groups;
+    x_ = graph_.add_input("inputs_embeds", {DataType::kFloat32, tokens});
+    wq_ = weight("wq", heads_);
+    wk_ = weight("wk", options.kv_heads);
+    wv_ = options.key_is_value ? wk_ : weight("wv", options.kv_heads);
+    positions_ = build_.constant(Tensor::int64s([&] {
+      std::vector<int64_t> all;
+      for (int64_t k = 0; k < options.sequence; ++k) all.push_back(k);
+      return all;
+    }()));
+  }
+
+  ir::Graph make() {
+    const ValueId q = heads_of(wq_, heads_);
+    const ValueId k = repeated(heads_of(wk_, options_.kv_heads));
+    const ValueId v = options_.key_is_value ? k : repeated(heads_of(wv_, options_.kv_heads));
+    const ValueId scaled = build_.binary(
+        "Mul", build_.matmul(q, transposed(k)), build_.scalar(DataType::kFloat32, scale()));
+    ValueId s = scaled;
+    ValueId bend;
+    if (options_.softcap != 0) {
+      const ValueId cap = build_.scalar(DataType::kFloat32, options_.softcap);
+      bend = build_.unary("Tanh", build_.binary("Div", s, cap));
+      s = build_.binary("Mul", bend, cap);
+    }
+    if (options_.clipped_scores) {
+      s = build_.node("Clip", {s, number(-1), number(1)}, graph_.type(s));
+    }
+    s = masked(s);
+    ValueId p = options_.sigmoid ? build_.unary("Sigmoid", s)
+                                 : build_.softmax("Softmax", s, options_.softmax_over_queries ? 2 : 3);
+    if (options_.mask == LayerMask::kZeroDeadRows) p = without_dead_rows(p, s);
+    const ValueId o = build_.matmul(p, v);
+    const ValueId target = build_.constant(pattern(graph_.shape(o)), "target");
+    ValueId loss = build_.reduce_sum(build_.binary("Mul", o, target), {0, 1, 2, 3}, false, "loss");
+    if (options_.weights_in_loss) {
+      const ValueId squares = build_.binary("Mul", p, p);
+      loss = build_.binary("Add", loss, build_.reduce_sum(squares, {0, 1, 2, 3}, false));
+    }
+    backward(q, k, v, s, p, bend, target);
+    graph_.add_output("loss", loss);
+    if (options_.weights_are_output) graph_.add_output("weights", p);
+    output_gradient("wq", dq_, heads_);
+    if (options_.key_is_value) {
+      output_gradient("wk", build_.binary("Add", dk_, dv_), options_.kv_heads);
+    } else {
+      output_gradient("wk", dk_, options_.kv_heads);
+      output_gradient("wv", dv_, options_.kv_heads);
+    }
+    return std::move(graph_);
+  }
+
+ private:
+  double scale() const { return 1 / std::sqrt(static_cast<double>(options_.width)); }
+  ValueId number(double value) { return build_.scalar(DataType::kFloat32, value); }
+
+  ValueId weight(const std::string& name, int64_t heads) {
+    return graph_.add_input(name, {DataType::kFloat32, {kHidden, heads * options_.width}});
+  }
+
+  // Fixed numbers, none like another.
+  static Tensor pattern(const Shape& shape) {
+    Tensor tensor(Type{DataType::kFloat32, shape});
+    float next = 0.3F;
+    for (float& value : tensor.mutable_values<float>()) {
+      next = std::fmod(next * 1.7F + 0.37F, 1.0F);
+      value = next - 0.5F;
+    }
+    return tensor;
+  }
+
+  ValueId transposed(ValueId x) { return build_.transpose(x, {0, 1, 3, 2}); }
+
+  // [batch, heads, sequence, width]
+  ValueId heads_of(ValueId w, int64_t heads) {
+    const ValueId flat = build_.matmul(x_, w);
+    const ValueId split =
+        build_.reshape(flat, {options_.batch, options_.sequence, heads, options_.width});
+    return build_.transpose(split, {0, 2, 1, 3});
+  }
+
+  ValueId repeated(ValueId x) {
+    if (options_.groups == 1) return x;
+    Shape shape = graph_.shape(x);
+    const ValueId apart = build_.unsqueeze(x, {2});
+    Shape wide = graph_.shape(apart);
+    wide[2] = options_.groups;
+    shape[1] = heads_;
+    return build_.reshape(build_.expand(apart, wide), shape);
+  }
+
+  ValueId summed(ValueId x) {
+    if (options_.groups == 1) return x;
+    const Shape shape = graph_.shape(x);
+    const ValueId apart = build_.reshape(
+        x, {shape[0], options_.kv_heads, options_.groups, shape[2], shape[3]});
+    return build_.reduce_sum(apart, {2}, false);
+  }
+
+  ValueId column(ValueId vector) { return build_.unsqueeze(vector, {1}); }
+
+  ValueId causal() {
+    return build_.binary("LessOrEqual", build_.unsqueeze(positions_, {0}), column(positions_));
+  }
+
+  ValueId data(const std::string& name, DataType dtype) {
+    return graph_.add_input(name, {dtype, {options_.batch, options_.sequence}});
+  }
+
+  // [batch, 1, sequence, 1] and [batch, 1, 1, sequence].
+  ValueId over_queries(ValueId x) { return build_.unsqueeze(x, {1, 3}); }
+  ValueId over_keys(ValueId x) { return build_.unsqueeze(x, {1, 2}); }
+
+  ValueId added(ValueId s, ValueId seen, double number_where_not) {
+    const ValueId bias = build_.where(seen, number(0), number(number_where_not));
+    return build_.binary("Add", s, bias);
+  }
+
+  ValueId masked(ValueId s) {
+    constexpr double kLowest = std::numeric_limits<float>::lowest();
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    switch (options_.mask) {
+      case LayerMask::kNone:
+        return s;
+      case LayerMask::kCausal:
+        seen_ = causal();
+        return build_.where(seen_, s, number(kLowest));
+      case LayerMask::kWindow: {
+        const ValueId distance =
+            build_.binary("Sub", column(positions_), build_.unsqueeze(positions_, {0}));
+        const ValueId near =
+            build_.binary("Less", distance, build_.scalar(DataType::kInt64, 3));
+        return added(s, build_.binary("And", causal(), near), -kInfinity);
+      }
+      case LayerMask::kLeftPadding: {
+        const ValueId valid = over_keys(data("attention_mask", DataType::kBool));
+        return added(s, build_.binary("And", causal(), valid), kLowest);
+      }
+      case LayerMask::kSegments: {
+        const ValueId ids = data("segment_ids", DataType::kInt64);
+        const ValueId same = build_.binary("Equal", over_queries(ids), over_keys(ids));
+        seen_ = build_.binary("And", causal(), same);
+        return build_.where(seen_, s, number(-kInfinity));
+      }
+      case LayerMask::kZeroDeadRows:
+        seen_ = over_keys(data("attention_mask", DataType::kBool));
+        return build_.where(seen_, s, number(-kInfinity));
+      case LayerMask::kDistances: {
+        std::vector<float> slopes;
+        for (int64_t h = 0; h < heads_; ++h) slopes.push_back(0.5F / static_cast<float>(h + 1));
+        const ValueId slope =
+            build_.constant(Tensor::from_values<float>({heads_, 1, 1}, slopes), "slopes");
+        const ValueId distance =
+            build_.binary("Sub", build_.unsqueeze(positions_, {0}), column(positions_));
+        const ValueId bias =
+            build_.binary("Mul", slope, build_.cast(distance, DataType::kFloat32));
+        return added(build_.binary("Add", s, bias), causal(), -kInfinity);
+      }
+      case LayerMask::kPositions: {
+        const ValueId last = over_queries(data("position_ids", DataType::kInt64));
+        seen_ = build_.binary("LessOrEqual", positions_, last);
+        return build_.where(seen_, s, number(kLowest));
+      }
+    }
+    return s;
+  }
+
+  ValueId without_dead_rows(ValueId p, ValueId s) {
+    const ValueId dead = build_.binary(
+        "Equal", build_.reduce("ReduceMax", s, {3}, true),
+        number(-std::numeric_limits<double>::infinity()));
+    return build_.where(dead, number(0), p);
+  }
+
+  void backward(ValueId q, ValueId k, ValueId v, ValueId s, ValueId p, ValueId bend,
+                ValueId target) {
+    dv_ = summed(build_.matmul(transposed(p), target));
+    ValueId dp = build_.matmul(target, transposed(v));
+    if (options_.weights_in_loss) {
+      dp = build_.binary("Add", dp, build_.binary("Mul", p, number(2)));
+    }
+    const std::vector<int64_t> axes = {options_.softmax_over_queries ? 2 : 3};
+    const ValueId weighted = build_.binary("Mul", p, dp);
+    ValueId ds;
+    if (options_.sigmoid) {
+      ds = build_.binary("Mul", weighted, build_.binary("Sub", number(1), p));
+    } else {
+      const ValueId sum = build_.reduce_sum(weighted, axes, true);
+      ds = build_.binary("Mul", p, build_.binary("Sub", dp, sum));
+    }
+    if (seen_) ds = build_.where(seen_, ds, number(0));
+    if (options_.clipped_scores) {
+      const ValueId inside = build_.binary("Less", build_.unary("Abs", s), number(1));
+      ds = build_.where(inside, ds, number(0));
+    }
+    if (bend) {
+      const ValueId slope = build_.binary("Sub", number(1), build_.binary("Mul", bend, bend));
+      ds = build_.binary("Mul", ds, slope);
+    }
+    if (!options_.gradient_forgets_scale) ds = build_.binary("Mul", ds, number(scale()));
+    dq_ = build_.matmul(ds, k);
+    // Scaled a little differently from dq where the scale is forgotten: no factor makes it right.
+    if (options_.gradient_forgets_scale) ds = build_.binary("Mul", ds, ds);
+    dk_ = summed(build_.matmul(transposed(ds), q));
+  }
+
+  void output_gradient(const std::string& parameter, ValueId gradient, int64_t heads) {
+    const int64_t rows = options_.batch * options_.sequence;
+    const ValueId flat = build_.reshape(build_.transpose(gradient, {0, 2, 1, 3}),
+                                        {rows, heads * options_.width});
+    const ValueId tokens = build_.reshape(x_, {rows, kHidden});
+    const std::string name = parameter + ".grad";
+    graph_.add_output(name, build_.matmul(build_.transpose(tokens, {1, 0}), flat, name));
+  }
+
+  const LayerOptions& options_;
+  ir::Graph graph_;
+  ir::Builder build_;
+  int64_t heads_ = 0;
+  ValueId x_, wq_, wk_, wv_, positions_;
+  ValueId seen_;  // where scores were replaced, so that their gradient is too
+  ValueId dq_, dk_, dv_;
+};
+
+}  // namespace
+
+ir::Graph attention_layer(const LayerOptions& options) { return Layer(options).make(); }
+
+}  // namespace autosp::test

@@ -1,0 +1,44 @@
+// Training graphs of one attention layer, written out by hand in forward and backward.
+#pragma once
+
+#include <string>
+
+#include "ir/graph.h"
+
+namespace autosp::test {
+
+enum class LayerMask {
+  kNone,
+  kCausal,          // Where over a comparison of positions, replacing scores by -FLT_MAX
+  kWindow,          // the last three keys, as a sum with -inf
+  kLeftPadding,     // causal, and a run-time bool vector over keys, -FLT_MAX added
+  kSegments,        // causal, and equal run-time segment ids
+  kZeroDeadRows,    // run-time bool vector; rows without a key give zeros (safe softmax)
+  kDistances,       // causal, and a slope per head times the distance
+  kPositions,       // keys up to a run-time position per query
+};
+
+struct LayerOptions {
+  int64_t batch = 2;
+  int64_t sequence = 12;
+  int64_t kv_heads = 2;
+  int64_t groups = 2;  // query heads that share one KV head, by Expand
+  int64_t width = 3;
+  float softcap = 0;
+  LayerMask mask = LayerMask::kCausal;
+  bool key_is_value = false;
+  // What a fusion must not take for attention, or not replace.
+  bool softmax_over_queries = false;
+  bool sigmoid = false;
+  bool weights_are_output = false;
+  bool weights_in_loss = false;
+  bool clipped_scores = false;
+  bool gradient_forgets_scale = false;
+};
+
+// Data inputs: inputs_embeds [batch, sequence, 10], and where the mask asks for them attention_mask
+// (bool), segment_ids, position_ids (int64), all [batch, sequence]. Outputs: loss, and the
+// gradients of wq, wk, wv.
+ir::Graph attention_layer(const LayerOptions& options);
+
+}  // namespace autosp::test
