@@ -88,6 +88,33 @@ bool draws(const GraphFacts& facts, ValueId value, int depth) {
          });
 }
 
+// The term whose constant has the same elements under another shape; the number of terms if none
+// has. Forward and backward carry copies of one mask as [S, S] and [S, S, 1].
+size_t equal_constant(const GraphFacts& facts, const LocalFactors& factors,
+                      const CanonicalFactors& canonical, const std::vector<Term>& terms,
+                      const TermUse& use, const AtomList& order) {
+  const Graph& graph = facts.graph();
+  constexpr int64_t kMostElements = int64_t{1} << 22;
+  if (!graph.is_constant(use.root) || graph.type(use.root).num_elements() > kMostElements) {
+    return terms.size();
+  }
+  const Sizes sizes(factors, canonical);
+  const auto elements = [&](ValueId root, ValueId inside) {
+    Block block{.order = factors.atoms(inside), .values = {}};
+    for (int64_t k = 0; k < graph.type(root).num_elements(); ++k) {
+      block.values.push_back(graph.constant(root).value_as_double(k));
+    }
+    return arranged(block, order, sizes).values;
+  };
+  for (size_t t = 0; t < terms.size(); ++t) {
+    const Term& term = terms[t];
+    if (!graph.is_constant(term.root) || term.order != order) continue;
+    if (term.dtype != graph.type(use.root).dtype) continue;
+    if (elements(term.root, term.uses[0]) == elements(use.root, use.inside)) return t;
+  }
+  return terms.size();
+}
+
 }  // namespace
 
 std::vector<Term> find_terms(const GraphFacts& facts, const Cutout& cutout,
@@ -107,6 +134,9 @@ std::vector<Term> find_terms(const GraphFacts& facts, const Cutout& cutout,
     const auto [entry, is_new] =
         known.try_emplace({facts.representative(use.root), layout}, terms.size());
     if (is_new) {
+      entry->second = equal_constant(facts, factors, canonical, terms, use, order);
+    }
+    if (entry->second == terms.size()) {
       terms.push_back({.root = use.root,
                        .order = order,
                        .dtype = facts.graph().type(use.root).dtype,

@@ -86,39 +86,43 @@ std::string name_intervals(const std::vector<int64_t>& begin, const std::vector<
   return fmt::format("causal, window {}", window);
 }
 
+// Rows that share keys fix each other's numbers; rows that share none may differ by any.
 std::optional<std::vector<double>> find_key_vector(const std::vector<double>& matrix,
                                                    const std::vector<bool>& visible, int64_t rows,
                                                    int64_t keys) {
   const auto n = static_cast<size_t>(keys);
-  // The row that sees most keys; every other one has to be it plus a number.
-  size_t widest = 0;
-  int64_t most = -1;
   double largest = 0;
-  for (size_t i = 0; i < static_cast<size_t>(rows); ++i) {
-    int64_t seen = 0;
-    for (size_t j = 0; j < n; ++j) {
-      if (!visible[i * n + j]) continue;
-      ++seen;
-      largest = std::max(largest, std::fabs(matrix[i * n + j]));
-    }
-    if (seen > most) {
-      most = seen;
-      widest = i;
-    }
+  for (size_t k = 0; k < matrix.size(); ++k) {
+    if (visible[k]) largest = std::max(largest, std::fabs(matrix[k]));
   }
   std::vector<double> vector(n, 0);
-  for (size_t j = 0; j < n; ++j) {
-    if (visible[widest * n + j]) vector[j] = matrix[widest * n + j];
-  }
-  for (size_t i = 0; i < static_cast<size_t>(rows); ++i) {
-    std::optional<double> shift;
-    for (size_t j = 0; j < n; ++j) {
-      if (!visible[i * n + j]) continue;
-      if (!visible[widest * n + j]) return std::nullopt;
-      const double difference = matrix[i * n + j] - vector[j];
-      if (!shift) shift = difference;
-      if (std::fabs(difference - *shift) > 1e-6 * largest) return std::nullopt;
+  std::vector<bool> known(n, false);
+  std::vector<size_t> open;
+  for (size_t i = 0; i < static_cast<size_t>(rows); ++i) open.push_back(i);
+  bool start = false;  // no open row shares a key with a settled one: begin anew with any
+  while (!open.empty()) {
+    std::vector<size_t> waiting;
+    bool settled = false;
+    for (const size_t i : open) {
+      std::optional<double> shift;
+      for (size_t j = 0; j < n && !shift; ++j) {
+        if (visible[i * n + j] && known[j]) shift = matrix[i * n + j] - vector[j];
+      }
+      if (!shift && !(start && !settled)) {
+        waiting.push_back(i);
+        continue;
+      }
+      settled = true;
+      for (size_t j = 0; j < n; ++j) {
+        if (!visible[i * n + j]) continue;
+        const double entry = matrix[i * n + j] - shift.value_or(0);
+        if (!known[j]) vector[j] = entry;
+        known[j] = true;
+        if (std::fabs(entry - vector[j]) > 1e-6 * largest) return std::nullopt;
+      }
     }
+    start = !settled;
+    open = std::move(waiting);
   }
   return vector;
 }

@@ -176,9 +176,8 @@ class Dissector {
 
   void leaf(ValueId value, const Extent& extent, bool wanted) {
     const std::string& name = graph_.name_of(value);
-    if (extent.heads || (extent.queries && extent.keys)) {
-      stop("'{}' is given over {}", name, extent.heads ? "heads" : "queries and keys");
-    }
+    if (extent.queries && extent.keys) return read_entries(value, true, wanted);
+    if (extent.heads) stop("'{}' is given over heads", name);
     if (graph_.type(value).dtype != ir::DataType::kBool) stop("'{}' is no mask", name);
     parts_.literals.push_back({.kind = extent.queries ? Literal::Kind::kQueries
                                                       : Literal::Kind::kKeys,
@@ -373,8 +372,8 @@ class Dissector {
   // --- Biases: the summands of `value`.
 
   void mask_by(double number) {
-    if (parts_.number && *parts_.number != number) stop("masks of {} and {}", *parts_.number, number);
-    parts_.number = number;
+    if (parts_.number && *parts_.number != number) parts_.several_numbers = true;
+    parts_.number = std::min(number, parts_.number.value_or(number));
   }
 
   void sum(ValueId value) {
@@ -384,7 +383,7 @@ class Dissector {
     const Node* node = graph_.producer(value);
     const Extent extent = extent_of(value);
     if (node == nullptr || !(extent.queries && extent.keys)) {
-      if (extent.queries && extent.keys) stop("'{}' is given over queries and keys", graph_.name_of(value));
+      if (extent.queries && extent.keys) return read_entries(value, false, true);
       parts_.biases.push_back({.product = {value}});
       return;
     }
@@ -496,7 +495,9 @@ class Dissector {
 
   void read_entries(ValueId value, bool is_mask, bool wanted) {
     const auto tensor = known_tensor(facts_, cutout_.original[value.index()]);
-    if (!tensor || tensor->num_elements() > kMostKnownElements) stop("not known before the run");
+    if (!tensor || tensor->num_elements() > kMostKnownElements) {
+      stop("'{}' is given over queries and keys", graph_.name_of(value));
+    }
     const Block entries = arranged(
         block_of(*tensor, value),
         [&] {
@@ -520,7 +521,7 @@ class Dissector {
     }
     if (!is_mask && number != 0) mask_by(number);
     read_mask(value, visible, copies);
-    if (!is_mask) read_bias(entries, visible, copies);
+    if (!is_mask) read_bias(value, entries, visible, copies);
   }
 
   void read_mask(ValueId value, const std::vector<bool>& visible, size_t copies) {
@@ -531,13 +532,13 @@ class Dissector {
       }
       return true;
     }();
-    if (!equal && extent_of(value).heads) stop("heads see different keys");
+    if (!equal && extent_of(value).heads) stop("in '{}' heads see different keys", graph_.name_of(value));
     RowIntervals all;
     for (size_t copy = 0; copy < (equal ? 1 : copies); ++copy) {
       const auto begin = visible.begin() + static_cast<std::ptrdiff_t>(copy * matrix);
       const std::vector<bool> one(begin, begin + static_cast<std::ptrdiff_t>(matrix));
       const auto found = find_row_intervals(one, queries_, keys_);
-      if (!found) stop("rows see keys with gaps");
+      if (!found) stop("in '{}' queries see keys with gaps", graph_.name_of(value));
       all.begin.insert(all.begin.end(), found->begin.begin(), found->begin.end());
       all.end.insert(all.end.end(), found->end.begin(), found->end.end());
       all.keys.insert(all.keys.end(), found->keys.begin(), found->keys.end());
@@ -552,7 +553,7 @@ class Dissector {
                                .end = std::move(all.end)});
   }
 
-  void read_bias(const Block& entries, const std::vector<bool>& visible, size_t copies) {
+  void read_bias(ValueId value, const Block& entries, const std::vector<bool>& visible, size_t copies) {
     const auto matrix = static_cast<size_t>(queries_ * keys_);
     AtomList order = entries.order;
     std::erase(order, canonical_.queries[0]);
@@ -564,7 +565,7 @@ class Dissector {
       const auto vector = find_key_vector({entries.values.begin() + at, entries.values.begin() + end},
                                           {visible.begin() + at, visible.begin() + end}, queries_,
                                           keys_);
-      if (!vector) stop("no vector over keys gives it");
+      if (!vector) stop("no vector over keys gives '{}'", graph_.name_of(value));
       any = any || std::ranges::any_of(*vector, [](double entry) { return entry != 0; });
       vectors.values.insert(vectors.values.end(), vector->begin(), vector->end());
     }

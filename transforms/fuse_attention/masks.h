@@ -43,7 +43,8 @@ struct BiasPart {
 struct TermParts {
   std::vector<Literal> literals;
   std::vector<BiasPart> biases;
-  std::optional<double> number;  // what an additive mask adds where it masks
+  std::optional<double> number;  // what an additive mask adds where it masks: the least of them
+  bool several_numbers = false;
   bool kept = false;             // stays a bias over queries and keys, as it is computed
   std::string why_kept;
 };

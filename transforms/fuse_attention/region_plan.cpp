@@ -54,73 +54,95 @@ void refuse_leaks(const GraphFacts& facts, const Cutout& cutout) {
   }
 }
 
-// Whether some row may see no key under these literals.
-bool may_be_dead(const GraphFacts& facts, const RegionPlan& plan) {
+// The interval of keys that each query sees, as far as it is known now and the same for the batch.
+struct KnownIntervals {
+  int64_t queries = 0;
+  int64_t keys = 0;
+  std::vector<int64_t> begin;
+  std::vector<int64_t> end;
+};
+
+KnownIntervals known_intervals(const RegionPlan& plan) {
   const Sizes sizes(*plan.factors, plan.canonical);
-  const auto queries = static_cast<size_t>(sizes.product(plan.canonical.queries));
-  const int64_t keys = sizes.product(plan.canonical.keys);
-  std::vector<int64_t> begin(queries, 0);
-  std::vector<int64_t> end(queries, keys);
-  bool own_segment = false;
+  KnownIntervals known{.queries = sizes.product(plan.canonical.queries),
+                       .keys = sizes.product(plan.canonical.keys),
+                       .begin = {},
+                       .end = {}};
+  const auto rows = static_cast<size_t>(known.queries);
+  known.begin.assign(rows, 0);
+  known.end.assign(rows, known.keys);
   for (const Literal& literal : plan.visibility.literals) {
-    if (literal.kind == Literal::Kind::kInterval) {
-      for (size_t k = 0; k < literal.begin.size(); ++k) {
-        begin[k % queries] = std::max(begin[k % queries], literal.begin[k]);
-        end[k % queries] = std::min(end[k % queries], literal.end[k]);
-      }
-    } else if (literal.kind == Literal::Kind::kSameSegment &&
-               facts.representative(plan.cutout.original[literal.value.index()]) ==
-                   facts.representative(plan.cutout.original[literal.key_segment.index()])) {
-      own_segment = true;
-    } else {
-      return true;
+    for (size_t k = 0; k < literal.begin.size(); ++k) {
+      known.begin[k % rows] = std::max(known.begin[k % rows], literal.begin[k]);
+      known.end[k % rows] = std::min(known.end[k % rows], literal.end[k]);
     }
   }
-  for (size_t i = 0; i < queries; ++i) {
-    if (begin[i] >= end[i]) return true;
+  return known;
+}
+
+// What a vector is a rearranged copy of.
+ValueId source_of(const GraphFacts& facts, ValueId value) {
+  for (const ir::Node* node = facts.graph().producer(value); node != nullptr && is_view(*node);
+       node = facts.graph().producer(value)) {
+    value = node->inputs[0];
+  }
+  return facts.representative(value);
+}
+
+// Whether some row may see no key under these literals.
+bool may_be_dead(const GraphFacts& facts, const RegionPlan& plan) {
+  bool own_segment = false;
+  for (const Literal& literal : plan.visibility.literals) {
+    if (literal.kind == Literal::Kind::kInterval) continue;
+    const bool own = literal.kind == Literal::Kind::kSameSegment &&
+                     source_of(facts, plan.cutout.original[literal.value.index()]) ==
+                         source_of(facts, plan.cutout.original[literal.key_segment.index()]);
+    if (!own) return true;
+    own_segment = true;
+  }
+  const KnownIntervals known = known_intervals(plan);
+  for (size_t i = 0; i < known.begin.size(); ++i) {
+    if (known.begin[i] >= known.end[i]) return true;
     // A query sees its own segment at its own position at least.
     const auto self = static_cast<int64_t>(i);
-    if (own_segment && !(begin[i] <= self && self < end[i])) return true;
+    if (own_segment && !(known.begin[i] <= self && self < known.end[i])) return true;
   }
   return false;
 }
 
 std::string describe(const RegionPlan& plan) {
-  const Sizes sizes(*plan.factors, plan.canonical);
   std::vector<std::string> words;
+  const auto say = [&](std::string word) {
+    if (std::ranges::find(words, word) == words.end()) words.push_back(std::move(word));
+  };
+  const KnownIntervals known = known_intervals(plan);
+  const std::string name = name_intervals(known.begin, known.end, known.queries, known.keys);
+  if (name != "full") say(name);
   for (const Literal& literal : plan.visibility.literals) {
     switch (literal.kind) {
       case Literal::Kind::kInterval:
-        words.push_back(name_intervals(literal.begin, literal.end,
-                                       sizes.product(plan.canonical.queries),
-                                       sizes.product(plan.canonical.keys)));
         break;
       case Literal::Kind::kBegin:
       case Literal::Kind::kEnd:
-        words.emplace_back("positions");
+        say("positions");
         break;
       case Literal::Kind::kKeys:
       case Literal::Kind::kKnownKeys:
-        words.emplace_back("key mask");
+        say("key mask");
         break;
       case Literal::Kind::kQueries:
-        words.emplace_back("query mask");
+        say("query mask");
         break;
       case Literal::Kind::kSameSegment:
-        words.emplace_back("segments");
+        say("segments");
         break;
     }
   }
-  if (!plan.visibility.biases.empty()) words.emplace_back("bias vector");
+  if (!plan.visibility.biases.empty()) say("bias vector");
   for (const size_t t : plan.visibility.kept) {
-    words.push_back(fmt::format("bias kept ({})", plan.parts[t].why_kept));
+    say(fmt::format("bias kept ({})", plan.parts[t].why_kept));
   }
-  std::erase(words, "full");
-  std::vector<std::string> once;
-  for (const std::string& word : words) {
-    if (std::ranges::find(once, word) == once.end()) once.push_back(word);
-  }
-  return once.empty() ? "none" : fmt::format("{}", fmt::join(once, ", "));
+  return words.empty() ? "none" : fmt::format("{}", fmt::join(words, ", "));
 }
 
 // What float32 makes of a row in which every score has had this number added.
@@ -164,6 +186,7 @@ void settle_dead_rows(RegionPlan& plan) {
   }
   if (!plan.verified.dead_rows_known) refuse("what rows without a key give, no formula says");
   for (const TermParts& parts : plan.parts) {
+    if (parts.several_numbers) refuse("rows without a key mix different masking numbers");
     if (parts.number && !parts.kept) {
       plan.verified.dead_rows = rounded_dead_rows(*parts.number, plan.verified.dead_rows);
     }
