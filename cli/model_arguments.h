@@ -47,7 +47,7 @@ struct LoadedModel {
   ir::Graph graph;  // canonical
   shard::Roles roles;
   std::vector<transforms::AttentionRegion> attention;  // empty when it is to stay unfused
-  std::vector<transforms::PassTiming> timings;  // reading the file first
+  std::vector<transforms::PassTiming> timings;         // reading the file first
 };
 
 // Prints what --print-after asks for to stdout, and what --timing asks for to stderr.

@@ -41,8 +41,7 @@ constexpr Pass kCanonicalPasses[] = {
 Graph fuse_attention_in(const Graph& graph, const PassContext& context) {
   FusedAttention fused = fuse_attention(graph, shard::detect_roles(graph, context.roles));
   if (context.attention != nullptr) {
-    context.attention->insert(context.attention->end(), fused.regions.begin(),
-                              fused.regions.end());
+    context.attention->insert(context.attention->end(), fused.regions.begin(), fused.regions.end());
   }
   return std::move(fused.graph);
 }

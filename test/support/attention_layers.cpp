@@ -38,8 +38,8 @@ class Layer {
     const ValueId q = heads_of(wq_, heads_);
     const ValueId k = repeated(heads_of(wk_, options_.kv_heads));
     const ValueId v = options_.key_is_value ? k : repeated(heads_of(wv_, options_.kv_heads));
-    const ValueId scaled = build_.binary(
-        "Mul", build_.matmul(q, transposed(k)), build_.scalar(DataType::kFloat32, scale()));
+    const ValueId scaled = build_.binary("Mul", build_.matmul(q, transposed(k)),
+                                         build_.scalar(DataType::kFloat32, scale()));
     ValueId s = scaled;
     ValueId bend;
     if (options_.softcap != 0) {
@@ -51,8 +51,9 @@ class Layer {
       s = build_.node("Clip", {s, number(-1), number(1)}, graph_.type(s));
     }
     s = masked(s);
-    ValueId p = options_.sigmoid ? build_.unary("Sigmoid", s)
-                                 : build_.softmax("Softmax", s, options_.softmax_over_queries ? 2 : 3);
+    ValueId p = options_.sigmoid
+                    ? build_.unary("Sigmoid", s)
+                    : build_.softmax("Softmax", s, options_.softmax_over_queries ? 2 : 3);
     if (options_.mask == LayerMask::kZeroDeadRows) p = without_dead_rows(p, s);
     const ValueId o = build_.matmul(p, v);
     const ValueId target = build_.constant(pattern(graph_.shape(o)), "target");
@@ -116,8 +117,8 @@ class Layer {
   ValueId summed(ValueId x) {
     if (options_.groups == 1) return x;
     const Shape shape = graph_.shape(x);
-    const ValueId apart = build_.reshape(
-        x, {shape[0], options_.kv_heads, options_.groups, shape[2], shape[3]});
+    const ValueId apart =
+        build_.reshape(x, {shape[0], options_.kv_heads, options_.groups, shape[2], shape[3]});
     return build_.reduce_sum(apart, {2}, false);
   }
 
@@ -152,8 +153,7 @@ class Layer {
       case LayerMask::kWindow: {
         const ValueId distance =
             build_.binary("Sub", column(positions_), build_.unsqueeze(positions_, {0}));
-        const ValueId near =
-            build_.binary("Less", distance, build_.scalar(DataType::kInt64, 3));
+        const ValueId near = build_.binary("Less", distance, build_.scalar(DataType::kInt64, 3));
         return added(s, build_.binary("And", causal(), near), -kInfinity);
       }
       case LayerMask::kLeftPadding: {
@@ -176,8 +176,7 @@ class Layer {
             build_.constant(Tensor::from_values<float>({heads_, 1, 1}, slopes), "slopes");
         const ValueId distance =
             build_.binary("Sub", build_.unsqueeze(positions_, {0}), column(positions_));
-        const ValueId bias =
-            build_.binary("Mul", slope, build_.cast(distance, DataType::kFloat32));
+        const ValueId bias = build_.binary("Mul", slope, build_.cast(distance, DataType::kFloat32));
         return added(build_.binary("Add", s, bias), causal(), -kInfinity);
       }
       case LayerMask::kPositions: {
@@ -190,9 +189,8 @@ class Layer {
   }
 
   ValueId without_dead_rows(ValueId p, ValueId s) {
-    const ValueId dead = build_.binary(
-        "Equal", build_.reduce("ReduceMax", s, {3}, true),
-        number(-std::numeric_limits<double>::infinity()));
+    const ValueId dead = build_.binary("Equal", build_.reduce("ReduceMax", s, {3}, true),
+                                       number(-std::numeric_limits<double>::infinity()));
     return build_.where(dead, number(0), p);
   }
 
@@ -230,8 +228,8 @@ class Layer {
 
   void output_gradient(const std::string& parameter, ValueId gradient, int64_t heads) {
     const int64_t rows = options_.batch * options_.sequence;
-    const ValueId flat = build_.reshape(build_.transpose(gradient, {0, 2, 1, 3}),
-                                        {rows, heads * options_.width});
+    const ValueId flat =
+        build_.reshape(build_.transpose(gradient, {0, 2, 1, 3}), {rows, heads * options_.width});
     const ValueId tokens = build_.reshape(x_, {rows, kHidden});
     const std::string name = parameter + ".grad";
     graph_.add_output(name, build_.matmul(build_.transpose(tokens, {1, 0}), flat, name));

@@ -9,13 +9,13 @@ namespace autosp::test {
 
 enum class LayerMask {
   kNone,
-  kCausal,          // Where over a comparison of positions, replacing scores by -FLT_MAX
-  kWindow,          // the last three keys, as a sum with -inf
-  kLeftPadding,     // causal, and a run-time bool vector over keys, -FLT_MAX added
-  kSegments,        // causal, and equal run-time segment ids
-  kZeroDeadRows,    // run-time bool vector; rows without a key give zeros (safe softmax)
-  kDistances,       // causal, and a slope per head times the distance
-  kPositions,       // keys up to a run-time position per query
+  kCausal,        // Where over a comparison of positions, replacing scores by -FLT_MAX
+  kWindow,        // the last three keys, as a sum with -inf
+  kLeftPadding,   // causal, and a run-time bool vector over keys, -FLT_MAX added
+  kSegments,      // causal, and equal run-time segment ids
+  kZeroDeadRows,  // run-time bool vector; rows without a key give zeros (safe softmax)
+  kDistances,     // causal, and a slope per head times the distance
+  kPositions,     // keys up to a run-time position per query
 };
 
 struct LayerOptions {

@@ -29,8 +29,7 @@ std::vector<std::string> drawn(const RowIntervals& found) {
     rows.emplace_back();
     for (size_t j = 0; j < found.keys.size(); ++j) {
       const auto key = static_cast<int64_t>(j);
-      const bool seen =
-          found.begin[i] <= key && key < found.end[i] && found.keys[j] != 0;
+      const bool seen = found.begin[i] <= key && key < found.end[i] && found.keys[j] != 0;
       rows.back().push_back(seen ? '#' : '.');
     }
   }
@@ -39,13 +38,13 @@ std::vector<std::string> drawn(const RowIntervals& found) {
 
 TEST(AttentionMasks, RowIntervalsSayTheSame) {
   const std::vector<std::vector<std::string>> masks = {
-      {"#...", "##..", "###.", "####"},   // causal
-      {"#...", "##..", ".##.", "..##"},   // window
-      {"##..", "##..", "..##", "..##"},   // documents
-      {"#.#.", "#.#.", "#.#.", "#.#."},   // key vector
-      {"#...", "#...", "#.#.", "#.##"},   // causal and a key vector
-      {"....", "####", "....", "####"},   // rows without a key
-      {"####", "###."}};                  // more keys than queries
+      {"#...", "##..", "###.", "####"},  // causal
+      {"#...", "##..", ".##.", "..##"},  // window
+      {"##..", "##..", "..##", "..##"},  // documents
+      {"#.#.", "#.#.", "#.#.", "#.#."},  // key vector
+      {"#...", "#...", "#.#.", "#.##"},  // causal and a key vector
+      {"....", "####", "....", "####"},  // rows without a key
+      {"####", "###."}};                 // more keys than queries
   for (const auto& mask : masks) {
     const auto found = intervals_of(mask);
     ASSERT_TRUE(found.has_value()) << mask[1];
@@ -99,8 +98,7 @@ TEST(AttentionMasks, BiasesOfDistanceAreKeyVectors) {
   for (int i = 0; i < 4; ++i) {
     for (int j = 0; j < 4; ++j) matrix.push_back(j <= i ? 0.5 * (j - i) : -99);
   }
-  const auto vector =
-      find_key_vector(matrix, entries({"#...", "##..", "###.", "####"}), 4, 4);
+  const auto vector = find_key_vector(matrix, entries({"#...", "##..", "###.", "####"}), 4, 4);
   ASSERT_TRUE(vector.has_value());
   for (size_t j = 0; j < 4; ++j) EXPECT_DOUBLE_EQ((*vector)[j] - (*vector)[0], 0.5 * double(j));
   // |j - i| without a mask is none.

@@ -31,8 +31,8 @@ ValueId arrange(ir::Builder& build, ValueId x, const AtomList& layout,
   ir::Shape full;    // the same with those filled
   ir::Shape target;  // one extent per group
   for (const AtomList& group : groups) {
-    const bool any = std::ranges::any_of(
-        group, [&](AtomId atom) { return position(layout, atom).has_value(); });
+    const bool any =
+        std::ranges::any_of(group, [&](AtomId atom) { return position(layout, atom).has_value(); });
     int64_t extent = 1;
     for (const AtomId atom : group) {
       const auto at = position(layout, atom);

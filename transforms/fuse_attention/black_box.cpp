@@ -33,8 +33,7 @@ Sizes::Sizes(const CanonicalFactors& canonical, bool square_values) {
 }
 
 Sizes::Sizes(const LocalFactors& factors, const CanonicalFactors& canonical) {
-  for (const AtomId atom :
-       concat({canonical.full(), canonical.width, canonical.value_width})) {
+  for (const AtomId atom : concat({canonical.full(), canonical.width, canonical.value_width})) {
     sizes_[atom] = factors.size(atom);
   }
 }
@@ -60,8 +59,8 @@ Block arranged(const Block& block, const AtomList& order, const Sizes& sizes) {
       stride *= sizes.of(block.order[d]);
     }
   }
-  Block result{.order = order, .values = std::vector<double>(
-                                   static_cast<size_t>(sizes.product(order)))};
+  Block result{.order = order,
+               .values = std::vector<double>(static_cast<size_t>(sizes.product(order)))};
   std::vector<int64_t> index(order.size(), 0);
   int64_t at = 0;
   for (double& value : result.values) {
@@ -82,8 +81,7 @@ bool draws(const GraphFacts& facts, ValueId value, int depth) {
   const Node* node = facts.graph().producer(value);
   if (node == nullptr || depth == 0) return false;
   if (is_random(*node)) return true;
-  return facts.home_positions(value) >= 2 &&
-         std::ranges::any_of(node->inputs, [&](ValueId input) {
+  return facts.home_positions(value) >= 2 && std::ranges::any_of(node->inputs, [&](ValueId input) {
            return input && draws(facts, input, depth - 1);
          });
 }

@@ -278,7 +278,8 @@ class Cutter {
     const ValueId root = cutout_.original[input.index()];
     const shard::FactorAnalysis& analysis = facts_.analysis();
     std::vector<shard::AtomId> held;
-    for (const auto& atoms : analysis.dims(root)) held.insert(held.end(), atoms.begin(), atoms.end());
+    for (const auto& atoms : analysis.dims(root))
+      held.insert(held.end(), atoms.begin(), atoms.end());
     bool any = false;
     for (const shard::Factor& factor : analysis.node(id).factors) {
       if (factor.role != shard::Role::kReduction) continue;

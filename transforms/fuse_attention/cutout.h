@@ -36,8 +36,8 @@ struct TermUse {
 
 struct Cutout {
   ir::Graph graph;
-  std::vector<ValueId> original;      // by value of `graph`: what it stands for
-  std::map<ValueId, ValueId> inside;  // the region's own values, by value of the whole graph
+  std::vector<ValueId> original;             // by value of `graph`: what it stands for
+  std::map<ValueId, ValueId> inside;         // the region's own values, by value of the whole graph
   std::map<OperandPlace, ValueId> operands;  // inputs, by the contraction operand they lead to
   std::map<OperandPlace, ValueId> roots;     // the same in the whole graph
   std::vector<TermUse> terms;

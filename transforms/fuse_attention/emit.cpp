@@ -140,9 +140,8 @@ class Replacer {
       if (plan.meaning.terms[t].kind != TermKind::kScale) continue;
       ValueId factor = operand(plan, plan.terms[t].uses[0], {c.batch, c.heads(), c.queries, {}});
       factor = build_.cast(factor, dtype_of(plan));
-      emitted.query_factor = emitted.query_factor
-                                 ? build_.binary("Mul", emitted.query_factor, factor)
-                                 : factor;
+      emitted.query_factor =
+          emitted.query_factor ? build_.binary("Mul", emitted.query_factor, factor) : factor;
     }
     if (emitted.query_factor) {
       emitted.query = build_.binary("Mul", emitted.query, emitted.query_factor);
@@ -181,8 +180,10 @@ class Replacer {
     if (part.known) {
       Shape shape;
       for (const AtomId atom : part.known->order) shape.push_back(plan.factors->size(atom));
-      const ValueId constant = build_.constant(numbers(DataType::kFloat32, shape, part.known->values));
-      return build_.cast(arrange(build_, constant, part.known->order, groups, *plan.factors), dtype);
+      const ValueId constant =
+          build_.constant(numbers(DataType::kFloat32, shape, part.known->values));
+      return build_.cast(arrange(build_, constant, part.known->order, groups, *plan.factors),
+                         dtype);
     }
     ValueId product;
     for (ValueId value : part.product) {
@@ -283,7 +284,8 @@ class Replacer {
         one = operand(plan, literal.value, groups);
         if (!literal.positive) one = build_.unary("Not", one);
       } else if (literal.kind == Literal::Kind::kKnownKeys) {
-        Tensor known(Type{DataType::kBool, {static_cast<int64_t>(literal.known.size()) / keys, keys}});
+        Tensor known(
+            Type{DataType::kBool, {static_cast<int64_t>(literal.known.size()) / keys, keys}});
         std::ranges::transform(literal.known, known.mutable_values<bool>().begin(),
                                [](int64_t seen) { return seen != 0; });
         one = build_.constant(known, "attention_keys");
@@ -355,12 +357,12 @@ class Replacer {
     const RegionPlan& plan = *emitted.plan;
     const ValueId gradient =
         role_operand(plan, OperandRole::kOutputGradient, output_groups(plan.canonical));
-    std::vector<ValueId> operands = {gradient,        emitted.query,   emitted.key,    emitted.value,
+    std::vector<ValueId> operands = {gradient,       emitted.query,   emitted.key,    emitted.value,
                                      emitted.output, emitted.row_max, emitted.row_sum};
     operands.insert(operands.end(), emitted.operands.begin(), emitted.operands.end());
     std::vector<std::string> names;
-    for (const ResultRole role : {ResultRole::kQueryGradient, ResultRole::kKeyGradient,
-                                  ResultRole::kValueGradient}) {
+    for (const ResultRole role :
+         {ResultRole::kQueryGradient, ResultRole::kKeyGradient, ResultRole::kValueGradient}) {
       names.push_back(facts_.graph().name_of(plan.cutout.result_of.at(role)) + "_attention");
     }
     const Graph& to = build_.graph();

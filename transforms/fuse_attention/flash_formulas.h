@@ -1,5 +1,5 @@
-// Attention and its gradient by the formulas of docs/attention.md, in float64, on small blocks: what
-// a region has to equal.
+// Attention and its gradient by the formulas of docs/attention.md, in float64, on small blocks:
+// what a region has to equal.
 #pragma once
 
 #include "transforms/fuse_attention/probe.h"
@@ -13,7 +13,8 @@ std::string_view name_of(DeadRows dead_rows);  // as in the attribute dead_rows
 struct FlashOperands {
   std::map<OperandRole, Block> operands;
   std::vector<Block> terms;
-  // Per term, where it masks; empty for terms that do not. A number added to mask is not in `terms`.
+  // Per term, where it masks; empty for terms that do not. A number added to mask is not in
+  // `terms`.
   std::vector<Block> masked;
 };
 

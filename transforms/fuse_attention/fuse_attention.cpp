@@ -9,9 +9,9 @@ using ir::Graph;
 
 std::string AttentionRegion::to_string() const {
   if (!fused) return fmt::format("{}: stays decomposed: {}", name, reason);
-  std::string text = fmt::format("{}: {}, {} heads over {} KV heads, {} x {} positions, scale {:.6g}",
-                                 name, backward ? "forward and backward" : "forward", heads,
-                                 kv_heads, queries, keys, scale);
+  std::string text = fmt::format(
+      "{}: {}, {} heads over {} KV heads, {} x {} positions, scale {:.6g}", name,
+      backward ? "forward and backward" : "forward", heads, kv_heads, queries, keys, scale);
   if (softcap != 0) text += fmt::format(", softcap {:.6g}", softcap);
   text += fmt::format(", mask: {}", mask);
   if (dead_rows != "none") text += fmt::format(", rows without a key: {}", dead_rows);

@@ -17,7 +17,7 @@
 namespace autosp::transforms {
 
 struct AttentionRegion {
-  std::string name;    // of the scores, or of the region's first value
+  std::string name;  // of the scores, or of the region's first value
   bool fused = false;
   std::string reason;  // why not, when it is not fused
   // Of a fused region.

@@ -21,11 +21,11 @@ bool is_view(const Node& node) {
 
 bool is_elementwise(const Node& node) {
   static const std::unordered_set<std::string> kOps = {
-      "Add",   "Sub",        "Mul",    "Div",     "Neg",     "Exp",  "Log",         "Max",
-      "Min",   "Where",      "Not",    "And",     "Or",      "Xor",  "Equal",       "Less",
-      "Sqrt",  "Reciprocal", "Tanh",   "Sigmoid", "Clip",    "Pow",  "LessOrEqual", "Greater",
-      "IsNaN", "IsInf",      "Abs",    "Sign",    "Sum",     "Mean", "Cast",        "GreaterOrEqual",
-      "Floor", "Ceil",       "Round",  "Mod",     "Softplus"};
+      "Add",   "Sub",        "Mul",   "Div",     "Neg",     "Exp",  "Log",         "Max",
+      "Min",   "Where",      "Not",   "And",     "Or",      "Xor",  "Equal",       "Less",
+      "Sqrt",  "Reciprocal", "Tanh",  "Sigmoid", "Clip",    "Pow",  "LessOrEqual", "Greater",
+      "IsNaN", "IsInf",      "Abs",   "Sign",    "Sum",     "Mean", "Cast",        "GreaterOrEqual",
+      "Floor", "Ceil",       "Round", "Mod",     "Softplus"};
   return node.domain.empty() && kOps.contains(node.op);
 }
 

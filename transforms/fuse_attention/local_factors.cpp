@@ -129,9 +129,10 @@ class RoleFinder {
   }
 
   // Whether a normalising function (an exponential) is computed from this value.
-  bool is_normalised(ValueId start) const { return reaches(start, [](const Node& n) {
-    return n.is("Softmax") || n.is("Exp") || n.is("LogSoftmax");
-  }); }
+  bool is_normalised(ValueId start) const {
+    return reaches(
+        start, [](const Node& n) { return n.is("Softmax") || n.is("Exp") || n.is("LogSoftmax"); });
+  }
 
   template <typename Predicate>
   bool reaches(ValueId start, Predicate predicate) const {
@@ -198,10 +199,9 @@ class RoleFinder {
                   (factor.role == shard::Role::kReduction && normalised_.contains(factor.atom));
     }
     const bool from_gradient = roles_.score_gradient && depends(id, *roles_.score_gradient);
-    const ResultRole result = over_keys ? (from_gradient ? ResultRole::kQueryGradient
-                                                         : ResultRole::kOutput)
-                                        : (from_gradient ? ResultRole::kKeyGradient
-                                                         : ResultRole::kValueGradient);
+    const ResultRole result =
+        over_keys ? (from_gradient ? ResultRole::kQueryGradient : ResultRole::kOutput)
+                  : (from_gradient ? ResultRole::kKeyGradient : ResultRole::kValueGradient);
     const OperandRole operand =
         over_keys ? (from_gradient ? OperandRole::kKey : OperandRole::kValue)
                   : (from_gradient ? OperandRole::kQuery : OperandRole::kOutputGradient);
@@ -234,8 +234,8 @@ RegionRoles find_roles(const GraphFacts& facts, const Region& region) {
   const auto has = [&](ResultRole role) { return roles.results.contains(role); };
   if (!has(ResultRole::kOutput)) refuse("no contraction sums the weights over the keys");
   if (roles.score_gradient && roles.results.size() != 4) {
-    for (const ResultRole role : {ResultRole::kQueryGradient, ResultRole::kKeyGradient,
-                                  ResultRole::kValueGradient}) {
+    for (const ResultRole role :
+         {ResultRole::kQueryGradient, ResultRole::kKeyGradient, ResultRole::kValueGradient}) {
       if (!has(role)) refuse("the backward pass has no {}", name_of(role));
     }
   }
@@ -332,9 +332,7 @@ CanonicalFactors find_canonical_factors(const GraphFacts& facts, const LocalFact
     if (in_key != contains(value_root, atom)) {
       refuse("keys and values of '{}' are grouped differently", graph.name_of(result));
     }
-    AtomList& list = !in_key                 ? found.groups
-                     : factors.is_batch(atom) ? found.batch
-                                              : found.kv_heads;
+    AtomList& list = !in_key ? found.groups : factors.is_batch(atom) ? found.batch : found.kv_heads;
     list.push_back(atom);
   }
   // Heads may also share the rows of one product, as [.., group * query, width].

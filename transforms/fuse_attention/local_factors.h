@@ -47,7 +47,7 @@ struct CanonicalFactors {
   AtomList width;        // of queries and keys
   AtomList value_width;  // of values and the output
 
-  AtomList heads() const;   // kv_heads, groups
+  AtomList heads() const;  // kv_heads, groups
   AtomList of(OperandRole role) const;
   AtomList of(ResultRole role) const;
   AtomList full() const;

@@ -38,8 +38,8 @@ std::optional<Tensor> evaluate_known(const GraphFacts& facts, ValueId value, int
     operands.back() = *operand;
   }
   if (reference::find_kernel(node->domain, node->op) == nullptr) return std::nullopt;
-  return reference::evaluate(graph, *node, operands)[static_cast<size_t>(
-      graph.value(value).result_index)];
+  return reference::evaluate(graph, *node,
+                             operands)[static_cast<size_t>(graph.value(value).result_index)];
 }
 
 }  // namespace
@@ -179,10 +179,10 @@ class Dissector {
     if (extent.queries && extent.keys) return read_entries(value, true, wanted);
     if (extent.heads) stop("'{}' is given over heads", name);
     if (graph_.type(value).dtype != ir::DataType::kBool) stop("'{}' is no mask", name);
-    parts_.literals.push_back({.kind = extent.queries ? Literal::Kind::kQueries
-                                                      : Literal::Kind::kKeys,
-                               .value = value,
-                               .positive = wanted});
+    parts_.literals.push_back(
+        {.kind = extent.queries ? Literal::Kind::kQueries : Literal::Kind::kKeys,
+         .value = value,
+         .positive = wanted});
   }
 
   static std::optional<Comparison> comparison_of(const Node& node) {
@@ -296,7 +296,8 @@ class Dissector {
         return;
       }
     }
-    const bool integers = is_integer(graph_.type(left).dtype) && is_integer(graph_.type(right).dtype);
+    const bool integers =
+        is_integer(graph_.type(left).dtype) && is_integer(graph_.type(right).dtype);
     if (comparison == Comparison::kEqual && shift == 0 && integers) {
       parts_.literals.push_back(
           {.kind = Literal::Kind::kSameSegment, .value = right, .key_segment = left});
@@ -532,7 +533,8 @@ class Dissector {
       }
       return true;
     }();
-    if (!equal && extent_of(value).heads) stop("in '{}' heads see different keys", graph_.name_of(value));
+    if (!equal && extent_of(value).heads)
+      stop("in '{}' heads see different keys", graph_.name_of(value));
     RowIntervals all;
     for (size_t copy = 0; copy < (equal ? 1 : copies); ++copy) {
       const auto begin = visible.begin() + static_cast<std::ptrdiff_t>(copy * matrix);
@@ -545,15 +547,15 @@ class Dissector {
     }
     const bool every_key = std::ranges::all_of(all.keys, [](int64_t seen) { return seen != 0; });
     if (!every_key) {
-      parts_.literals.push_back(
-          {.kind = Literal::Kind::kKnownKeys, .known = std::move(all.keys)});
+      parts_.literals.push_back({.kind = Literal::Kind::kKnownKeys, .known = std::move(all.keys)});
     }
     parts_.literals.push_back({.kind = Literal::Kind::kInterval,
                                .begin = std::move(all.begin),
                                .end = std::move(all.end)});
   }
 
-  void read_bias(ValueId value, const Block& entries, const std::vector<bool>& visible, size_t copies) {
+  void read_bias(ValueId value, const Block& entries, const std::vector<bool>& visible,
+                 size_t copies) {
     const auto matrix = static_cast<size_t>(queries_ * keys_);
     AtomList order = entries.order;
     std::erase(order, canonical_.queries[0]);
@@ -562,9 +564,9 @@ class Dissector {
     for (size_t copy = 0; copy < copies; ++copy) {
       const auto at = static_cast<std::ptrdiff_t>(copy * matrix);
       const auto end = at + static_cast<std::ptrdiff_t>(matrix);
-      const auto vector = find_key_vector({entries.values.begin() + at, entries.values.begin() + end},
-                                          {visible.begin() + at, visible.begin() + end}, queries_,
-                                          keys_);
+      const auto vector =
+          find_key_vector({entries.values.begin() + at, entries.values.begin() + end},
+                          {visible.begin() + at, visible.begin() + end}, queries_, keys_);
       if (!vector) stop("no vector over keys gives '{}'", graph_.name_of(value));
       any = any || std::ranges::any_of(*vector, [](double entry) { return entry != 0; });
       vectors.values.insert(vectors.values.end(), vector->begin(), vector->end());

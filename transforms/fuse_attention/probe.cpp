@@ -1,5 +1,5 @@
-// Values that are an identity matrix make the output equal the weights P. Differences of log P
-// along a row are differences of scores, whatever the row's normalisation.
+// Values that are unit vectors make the output equal the weights P. Differences of log P along a
+// row are differences of scores, whatever the row's normalisation.
 #include "transforms/fuse_attention/probe.h"
 
 #include <algorithm>
@@ -56,7 +56,7 @@ class Prober {
     width_ = sizes.product(canonical_.width);
     query_ = random_block(canonical_.of(OperandRole::kQuery));
     key_ = random_block(canonical_.of(OperandRole::kKey));
-    value_ = identity();
+    columns_ = sizes.product(canonical_.value_width);
     products_ = products();
     meaning_.terms.resize(terms.size());
   }
@@ -70,8 +70,7 @@ class Prober {
 
  private:
   Block random_block(const AtomList& order) {
-    Block block{.order = order,
-                .values = Vector(static_cast<size_t>(box_.sizes().product(order)))};
+    Block block{.order = order, .values = Vector(static_cast<size_t>(box_.sizes().product(order)))};
     std::normal_distribution<double> normal;
     for (double& value : block.values) value = normal(generator_);
     return block;
@@ -82,30 +81,37 @@ class Prober {
             .values = Vector(static_cast<size_t>(box_.sizes().product(term.order)), value)};
   }
 
-  Block identity() const {
+  // Values whose column e is 1 for key `first` + e and 0 for others.
+  Block unit_values(int64_t first) const {
     const AtomList order = canonical_.of(OperandRole::kValue);
-    const int64_t columns = box_.sizes().product(canonical_.value_width);
     Block block{.order = order, .values = Vector(static_cast<size_t>(box_.sizes().product(order)))};
     for (size_t k = 0; k < block.values.size(); ++k) {
-      const int64_t row = static_cast<int64_t>(k) / columns;
-      block.values[k] = row % keys_ == static_cast<int64_t>(k) % columns ? 1 : 0;
+      const int64_t row = static_cast<int64_t>(k) / columns_;
+      block.values[k] = row % keys_ == first + static_cast<int64_t>(k) % columns_ ? 1 : 0;
     }
     return block;
   }
 
-  // The weights, indexed by CanonicalFactors::full(), of `amplitude` times the queries.
+  // The weights, indexed by CanonicalFactors::full(), of `amplitude` times the queries. Values have
+  // a column per key, but where they are a single number per head: then the keys take turns.
   Vector weights(double amplitude, const std::vector<Block>& terms) const {
     Block query = query_;
     for (double& value : query.values) value *= amplitude;
-    const auto results = box_.run({{OperandRole::kQuery, std::move(query)},
-                                   {OperandRole::kKey, key_},
-                                   {OperandRole::kValue, value_}},
-                                  terms, {ResultRole::kOutput});
-    const Vector& output = results.at(ResultRole::kOutput).values;
-    const auto columns = static_cast<size_t>(box_.sizes().product(canonical_.value_width));
     Vector p;
-    for (size_t row = 0; row < output.size() / columns; ++row) {
-      for (size_t k = 0; k < static_cast<size_t>(keys_); ++k) p.push_back(output[row * columns + k]);
+    for (int64_t first = 0; first < keys_; first += columns_) {
+      const auto results = box_.run({{OperandRole::kQuery, query},
+                                     {OperandRole::kKey, key_},
+                                     {OperandRole::kValue, unit_values(first)}},
+                                    terms, {ResultRole::kOutput});
+      const Vector& output = results.at(ResultRole::kOutput).values;
+      const auto rows = output.size() / static_cast<size_t>(columns_);
+      p.resize(rows * static_cast<size_t>(keys_));
+      for (size_t row = 0; row < rows; ++row) {
+        for (int64_t e = 0; e < columns_ && first + e < keys_; ++e) {
+          p[row * static_cast<size_t>(keys_) + static_cast<size_t>(first + e)] =
+              output[row * static_cast<size_t>(columns_) + static_cast<size_t>(e)];
+        }
+      }
     }
     return p;
   }
@@ -231,16 +237,54 @@ class Prober {
     // Second differences take away the cubic term of the hyperbolic tangent.
     const double full = slope(0.02).factor;
     const double half = slope(0.01).factor;
-    meaning_.scale = snapped((4 * half - full) / 3, 1e-9);
+    meaning_.scale = (4 * half - full) / 3;
     const auto capped = [&](double cap) {
       Vector z = times(meaning_.scale * large, products_);
       for (double& value : z) value = cap * std::tanh(value / cap);
       return along_rows(std::move(z));
     };
-    meaning_.softcap = snapped(fit_softcap(capped, y), 1e-5);
+    meaning_.softcap = fit_softcap(capped, y);
+    refine_softcap(large, y);
+    meaning_.scale = snapped(meaning_.scale, 1e-9);
+    meaning_.softcap = snapped(meaning_.softcap, 1e-9);
     const double residual = largest_difference(capped(meaning_.softcap), y) / largest(y);
-    if (residual > 1e-6) {
+    if (!(residual < 1e-8)) {
       refuse("scores are bent, and not by a softcap (residual {:.1e})", residual);
+    }
+  }
+
+  // Scale and cap together, by Gauss and Newton's method.
+  void refine_softcap(double amplitude, const Vector& y) {
+    for (int round = 0; round < 30; ++round) {
+      const double cap = meaning_.softcap;
+      Vector f(products_.size());
+      Vector by_scale(products_.size());
+      Vector by_cap(products_.size());
+      for (size_t k = 0; k < products_.size(); ++k) {
+        const double x = amplitude * products_[k];
+        const double z = meaning_.scale * x / cap;
+        const double t = std::tanh(z);
+        f[k] = cap * t;
+        by_scale[k] = x * (1 - t * t);
+        by_cap[k] = t - z * (1 - t * t);
+      }
+      const Vector r = minus(y, along_rows(std::move(f)));
+      by_scale = along_rows(std::move(by_scale));
+      by_cap = along_rows(std::move(by_cap));
+      double ss = 0, sc = 0, cc = 0, rs = 0, rc = 0;
+      for (size_t k = 0; k < r.size(); ++k) {
+        ss += by_scale[k] * by_scale[k];
+        sc += by_scale[k] * by_cap[k];
+        cc += by_cap[k] * by_cap[k];
+        rs += by_scale[k] * r[k];
+        rc += by_cap[k] * r[k];
+      }
+      const double determinant = ss * cc - sc * sc;
+      if (!(std::fabs(determinant) > 0)) return;
+      const double cap_step = (ss * rc - sc * rs) / determinant;
+      if (!(std::fabs(cap_step) < 0.5 * cap)) return;  // far from any cap
+      meaning_.scale += (cc * rs - sc * rc) / determinant;
+      meaning_.softcap += cap_step;
     }
   }
 
@@ -342,9 +386,9 @@ class Prober {
   std::mt19937_64 generator_{1};
   int64_t keys_ = 0;
   int64_t width_ = 0;
+  int64_t columns_ = 0;  // of values
   Block query_;
   Block key_;
-  Block value_;
   Vector products_;
   std::vector<Block> neutral_;
   Meaning meaning_;

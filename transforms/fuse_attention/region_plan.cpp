@@ -173,8 +173,8 @@ void collect_visibility(const GraphFacts& facts, RegionPlan& plan) {
 // Dead rows: proven not to exist, or known what they give.
 void settle_dead_rows(RegionPlan& plan) {
   for (const size_t t : plan.visibility.kept) {
-    if (plan.terms[t].is_bool() && !(plan.verified.dead_rows == DeadRows::kUniform &&
-                                     plan.verified.dead_row_gradient)) {
+    if (plan.terms[t].is_bool() &&
+        !(plan.verified.dead_rows == DeadRows::kUniform && plan.verified.dead_row_gradient)) {
       refuse("the mask '{}' is no vector: {}", plan.cutout.graph.name_of(plan.terms[t].uses[0]),
              plan.parts[t].why_kept);
     }

@@ -13,8 +13,8 @@ namespace autosp::transforms::fusion {
 struct Visibility {
   std::vector<Literal> literals;
   std::vector<BiasPart> biases;
-  std::vector<size_t> kept;   // terms that stay values over queries and keys
-  bool may_be_dead = false;   // a row may see no key
+  std::vector<size_t> kept;  // terms that stay values over queries and keys
+  bool may_be_dead = false;  // a row may see no key
   std::string description;
 };
 
@@ -35,8 +35,8 @@ struct RegionPlan {
   AttentionRegion report;
 
   bool has_backward() const { return cutout.results.size() > 1; }
-  ValueId root(OperandRole role) const;          // in the whole graph
-  std::vector<ValueId> mask_operands() const;    // likewise: what the fused operator reads
+  ValueId root(OperandRole role) const;        // in the whole graph
+  std::vector<ValueId> mask_operands() const;  // likewise: what the fused operator reads
 };
 
 // Analyses, infers and verifies; refuses what must stay.

@@ -47,8 +47,7 @@ class Verifier {
   Block random_mask(const Term& term, Case which) {
     Block block = random_block(term.order);
     const CanonicalFactors& canonical = box_.canonical();
-    const bool per_query =
-        std::ranges::find(term.order, canonical.queries[0]) != term.order.end();
+    const bool per_query = std::ranges::find(term.order, canonical.queries[0]) != term.order.end();
     std::bernoulli_distribution coin(0.5);
     std::vector<int64_t> index(term.order.size(), 0);
     for (double& value : block.values) {
@@ -81,9 +80,8 @@ class Verifier {
     const CanonicalFactors& canonical = box_.canonical();
     Trial trial;
     auto& operands = trial.flash.operands;
-    const double bend = meaning_.softcap == 0
-                            ? 1
-                            : 2 * std::sqrt(std::fabs(meaning_.softcap / meaning_.scale));
+    const double bend =
+        meaning_.softcap == 0 ? 1 : 2 * std::sqrt(std::fabs(meaning_.softcap / meaning_.scale));
     for (const OperandRole role : {OperandRole::kQuery, OperandRole::kKey, OperandRole::kValue}) {
       operands[role] =
           random_block(canonical.of(role), role == OperandRole::kQuery ? std::min(bend, 1e3) : 1);

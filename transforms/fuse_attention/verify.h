@@ -8,7 +8,7 @@ namespace autosp::transforms::fusion {
 struct Verified {
   DeadRows dead_rows = DeadRows::kNone;  // kNone: nothing masks
   bool dead_row_gradient = false;
-  bool dead_rows_known = true;  // false: what dead rows give, no formula says
+  bool dead_rows_known = true;           // false: what dead rows give, no formula says
   std::map<ResultRole, double> factors;  // of results that leave scaled, 1 as a rule
   double error = 0;                      // the largest, relative to each result's largest entry
 };
