@@ -17,7 +17,8 @@ struct RunOptions {
   std::filesystem::path data_folder;
   // A collective that waits longer for another rank ends the run, seconds.
   double timeout = 60;
-  // Threads per rank, of OpenBLAS and of its own kernels; 0: cores divided by the ranks on this machine, at least 1.
+  // Threads per rank, of OpenBLAS and of its own kernels; 0: cores divided by the ranks on this
+  // machine, at least 1.
   int threads_per_rank = 0;
   bool trace = false;
   // Runs the same step this often; RankResult::seconds is the median.

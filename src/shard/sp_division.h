@@ -9,8 +9,8 @@
 
 namespace autosp::shard {
 
-// What a model's attention offers. Heads that were not found count as one. Without attention nothing
-// limits u, which then splits the sequence alone.
+// What a model's attention offers. Heads that were not found count as one. Without attention
+// nothing limits u, which then splits the sequence alone.
 struct AttentionSizes {
   bool found = true;
   int64_t kv_heads = 1;
