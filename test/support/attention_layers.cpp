@@ -56,8 +56,10 @@ class Layer {
                     : build_.softmax("Softmax", s, options_.softmax_over_queries ? 2 : 3);
     if (options_.mask == LayerMask::kZeroDeadRows) p = without_dead_rows(p, s);
     const ValueId o = build_.matmul(p, v);
-    const ValueId target = build_.constant(pattern(graph_.shape(o)), "target");
-    ValueId loss = build_.reduce_sum(build_.binary("Mul", o, target), {0, 1, 2, 3}, false, "loss");
+    const ValueId weights = build_.constant(pattern(graph_.shape(o)), "target");
+    const ValueId target = options_.squared_loss ? build_.binary("Add", o, o) : weights;
+    ValueId loss = build_.reduce_sum(build_.binary("Mul", o, options_.squared_loss ? o : weights),
+                                     {0, 1, 2, 3}, false, "loss");
     if (options_.weights_in_loss) {
       const ValueId squares = build_.binary("Mul", p, p);
       loss = build_.binary("Add", loss, build_.reduce_sum(squares, {0, 1, 2, 3}, false));

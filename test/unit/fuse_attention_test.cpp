@@ -94,6 +94,10 @@ TEST(FuseAttention, KeysThatAreValuesStayKeys) {
   expect_fused({.groups = 1, .mask = LayerMask::kNone, .key_is_value = true}, "none");
 }
 
+TEST(FuseAttention, GradientsMayDependOnTheOutput) {
+  expect_fused({.squared_loss = true}, "causal");
+}
+
 TEST(FuseAttention, FindsTheSoftcap) {
   const AttentionRegion region = expect_fused({.softcap = 0.75F}, "causal");
   EXPECT_EQ(region.softcap, 0.75);
@@ -153,7 +157,9 @@ TEST(FuseAttention, RefusesToHideWeightsThatAreRead) {
 
 // To the numbers, a softmax over queries is an attention with values and gradients exchanged.
 TEST(FuseAttention, RefusesASoftmaxOverQueries) {
-  expect_refused({.mask = LayerMask::kNone, .softmax_over_queries = true}, "depends on its result");
+  expect_refused(
+      {.groups = 1, .mask = LayerMask::kNone, .squared_loss = true, .softmax_over_queries = true},
+      "depends on its result");
 }
 
 TEST(FuseAttention, SaysWhatItFound) {
