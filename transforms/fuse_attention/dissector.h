@@ -1,0 +1,108 @@
+// Takes one term of a softmax apart (see masks.h). One class over three files: what a mask asks for
+// (mask_conjunctions.cpp), what a bias is the sum of (mask_sums.cpp), and constants over two
+// sequences (known_entries.cpp).
+#pragma once
+
+#include "transforms/fuse_attention/masks.h"
+
+namespace autosp::transforms::fusion {
+
+// What stops the taking apart of a term; caught in Dissector::take_apart.
+struct NotUnderstood {
+  std::string why;
+};
+
+inline constexpr int64_t kMostKnownElements = int64_t{1} << 24;
+
+class Dissector {
+ public:
+  Dissector(const GraphFacts& facts, const Cutout& cutout, const LocalFactors& factors,
+            const CanonicalFactors& canonical)
+      : facts_(facts),
+        cutout_(cutout),
+        graph_(cutout.graph),
+        factors_(factors),
+        canonical_(canonical),
+        sizes_(factors, canonical) {
+    queries_ = sizes_.product(canonical.queries);
+    keys_ = sizes_.product(canonical.keys);
+  }
+
+  TermParts take_apart(const Term& term, const TermMeaning& meaning);
+
+ private:
+  template <typename... Args>
+  [[noreturn]] void stop(fmt::format_string<Args...> format, Args&&... args) const {
+    throw NotUnderstood{fmt::format(format, std::forward<Args>(args)...)};
+  }
+
+  std::optional<double> uniform(ValueId value) const;
+
+  // Which indices a value has.
+  struct Extent {
+    bool batch = false;
+    bool heads = false;
+    bool queries = false;
+    bool keys = false;
+  };
+  Extent extent_of(ValueId value) const;
+
+  // --- Masks: what has to hold for `value` to be `wanted`.
+
+  void conjunction(ValueId value, bool wanted);
+
+  // Where(c, a, false) is c and a; Where(c, true, b) is c or b.
+  void choice(const ir::Node& node, bool wanted);
+  Literal nothing() const;
+  void leaf(ValueId value, const Extent& extent, bool wanted);
+  static std::optional<Comparison> comparison_of(const ir::Node& node);
+  static Comparison swapped(Comparison comparison);
+  static Comparison negated(Comparison comparison);
+
+  // Through what repeats, rearranges or converts without changing numbers that matter.
+  ValueId stripped(ValueId value) const;
+  void compare(const ir::Node& node, Comparison comparison, bool wanted);
+  void literal(ValueId left, Comparison comparison, ValueId right, double shift,
+               const std::string& name);
+  static bool counts_up(const std::vector<double>& vector);
+
+  // j comparison value[i] + offset
+  void bound(ValueId value, Comparison comparison, int64_t offset, const std::string& name);
+
+  // The known elements of a value along one index, plus `shift`; equal along all others.
+  std::optional<std::vector<double>> vector_over(ValueId value, const AtomList& index,
+                                                 double shift) const;
+  Block block_of(const ir::Tensor& tensor, ValueId value) const;
+
+  // --- Biases: the summands of `value`.
+
+  void mask_by(double number);
+  void sum(ValueId value);
+  void masked_sum(const ir::Node& node);
+
+  // A bool made a number, or 1 less that, times a masking number.
+  bool masking_bits(ValueId value, double number);
+
+  // Products of vectors, summed: slope * (j - i) is slope * j, less what is constant along keys.
+  bool linear(ValueId value, std::vector<ValueId> product, double factor);
+  bool linear_end(std::vector<ValueId> product, double factor);
+
+  // --- Known entries over queries and keys.
+
+  void read_entries(ValueId value, bool is_mask, bool wanted);
+  void read_mask(ValueId value, const std::vector<bool>& visible, size_t copies);
+  void read_bias(ValueId value, const Block& entries, const std::vector<bool>& visible,
+                 size_t copies);
+
+  const GraphFacts& facts_;
+  const Cutout& cutout_;
+  const ir::Graph& graph_;
+  const LocalFactors& factors_;
+  const CanonicalFactors& canonical_;
+  Sizes sizes_;
+  int64_t queries_ = 0;
+  int64_t keys_ = 0;
+  TermParts parts_;
+};
+
+}  // namespace autosp::transforms::fusion

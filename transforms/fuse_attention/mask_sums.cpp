@@ -1,0 +1,130 @@
+// Biases: what a value is the sum of.
+#include <algorithm>
+#include <cmath>
+
+#include "transforms/fuse_attention/dissector.h"
+
+namespace autosp::transforms::fusion {
+
+using ir::Node;
+using ir::Tensor;
+
+void Dissector::mask_by(double number) {
+  if (parts_.number && *parts_.number != number) parts_.several_numbers = true;
+  parts_.number = std::min(number, parts_.number.value_or(number));
+}
+
+void Dissector::sum(ValueId value) {
+  if (uniform(value) && std::isfinite(*uniform(value)) && *uniform(value) > kMaskingNumber) {
+    return;  // the same for all keys
+  }
+  const Node* node = graph_.producer(value);
+  const Extent extent = extent_of(value);
+  if (node == nullptr || !(extent.queries && extent.keys)) {
+    if (extent.queries && extent.keys) return read_entries(value, false, true);
+    parts_.biases.push_back({.product = {value}});
+    return;
+  }
+  if (node->is("Add") || node->is("Sum")) {
+    for (ValueId input : node->inputs) sum(input);
+    return;
+  }
+  const bool floats = is_floating(graph_.type(node->inputs[0]).dtype);
+  if (is_view(*node) || node->is("Expand") || (node->is("Cast") && floats)) {
+    return sum(node->inputs[0]);
+  }
+  if (node->is("Where")) return masked_sum(*node);
+  if (node->is("Mul")) {
+    for (const size_t k : {size_t{0}, size_t{1}}) {
+      const auto number = uniform(node->inputs[1 - k]);
+      if (number && *number < kMaskingNumber && masking_bits(node->inputs[k], *number)) return;
+    }
+  }
+  if (linear(value, {}, 1)) return;
+  stop("'{}' is computed by {}", graph_.name_of(value), node->op);
+}
+
+void Dissector::masked_sum(const Node& node) {
+  const auto a = uniform(node.inputs[1]);
+  const auto b = uniform(node.inputs[2]);
+  if (a && *a < kMaskingNumber && !(b && *b < kMaskingNumber)) {
+    mask_by(*a);
+    conjunction(node.inputs[0], false);
+    return sum(node.inputs[2]);
+  }
+  if (b && *b < kMaskingNumber && !(a && *a < kMaskingNumber)) {
+    mask_by(*b);
+    conjunction(node.inputs[0], true);
+    return sum(node.inputs[1]);
+  }
+  stop("'{}' chooses between biases", graph_.name_of(node.outputs[0]));
+}
+
+bool Dissector::masking_bits(ValueId value, double number) {
+  bool masked_where = true;
+  const Node* node = graph_.producer(value);
+  if (node != nullptr && node->is("Sub") && uniform(node->inputs[0]) == 1.0) {
+    masked_where = false;
+    value = node->inputs[1];
+  }
+  value = stripped(value);
+  if (graph_.type(value).dtype != ir::DataType::kBool) return false;
+  mask_by(number);
+  conjunction(value, !masked_where);
+  return true;
+}
+
+bool Dissector::linear(ValueId value, std::vector<ValueId> product, double factor) {
+  if (const auto number = uniform(value)) {
+    if (product.empty()) return true;
+    return linear_end(std::move(product), factor * *number);
+  }
+  const Node* node = graph_.producer(value);
+  const Extent extent = extent_of(value);
+  if (node == nullptr) {
+    if (extent.queries && extent.keys) return false;
+    product.push_back(value);
+    return linear_end(std::move(product), factor);
+  }
+  const bool integers = is_integer(graph_.type(node->inputs[0]).dtype);
+  if (is_view(*node) || node->is("Expand") || node->is("Cast")) {
+    if (node->is("Cast") && !integers && !is_floating(graph_.type(node->inputs[0]).dtype)) {
+      return false;
+    }
+    return linear(node->inputs[0], std::move(product), factor);
+  }
+  if (node->is("Neg")) return linear(node->inputs[0], std::move(product), -factor);
+  if (node->is("Add")) {
+    return linear(node->inputs[0], product, factor) && linear(node->inputs[1], product, factor);
+  }
+  if (node->is("Sub")) {
+    return linear(node->inputs[0], product, factor) && linear(node->inputs[1], product, -factor);
+  }
+  if (node->is("Mul")) {
+    for (const size_t k : {size_t{0}, size_t{1}}) {
+      const ValueId one = stripped(node->inputs[k]);
+      if (const auto number = uniform(one)) {
+        return linear(node->inputs[1 - k], std::move(product), factor * *number);
+      }
+      const Extent other = extent_of(one);
+      if (graph_.producer(one) != nullptr || (other.queries && other.keys)) continue;
+      product.push_back(one);
+      return linear(node->inputs[1 - k], std::move(product), factor);
+    }
+  }
+  return false;
+}
+
+bool Dissector::linear_end(std::vector<ValueId> product, double factor) {
+  Extent whole;
+  for (ValueId value : product) {
+    const Extent extent = extent_of(value);
+    whole.queries = whole.queries || extent.queries;
+    whole.keys = whole.keys || extent.keys;
+  }
+  if (whole.queries && whole.keys) return false;
+  if (whole.keys) parts_.biases.push_back({.product = std::move(product), .factor = factor});
+  return true;  // without keys: constant along every row
+}
+
+}  // namespace autosp::transforms::fusion
