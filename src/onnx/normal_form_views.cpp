@@ -106,6 +106,20 @@ Values reshape(Emitter& emitter, Operation& operation) {
   return checked_reshape(emitter, operation, to, *target);
 }
 
+Values transpose(Emitter& emitter, Operation& operation) {
+  const std::vector<int64_t> axes = iota(emitter.rank(operand(operation, 0)));
+  std::vector<int64_t> permutation(axes.rbegin(), axes.rend());
+  if (operation.attributes.has("perm")) permutation = operation.attributes.get_ints("perm");
+  if (!std::ranges::is_permutation(permutation, axes)) {
+    throw Error("node '{}' has perm {}", operation.describe(), ir::to_string(permutation))
+        .note(
+            fmt::format("the operand has {} axes, of which perm must name each once", axes.size()))
+        .help("check the model with onnx.checker.check_model(model, full_check=True)");
+  }
+  operation.attributes.set("perm", std::move(permutation));
+  return std::nullopt;
+}
+
 Values flatten(Emitter& emitter, Operation& operation) {
   const ValueId x = operand(operation, 0);
   const Shape& from = emitter.shape(x);
@@ -165,16 +179,6 @@ Values unsqueeze(Emitter& emitter, Operation& operation) {
   std::ranges::sort(*axes);
   if (axes->empty()) return identity(emitter, operation);
   set_input(operation, 1, emitter.int64s(*std::move(axes)));
-  return std::nullopt;
-}
-
-Values transpose(Emitter& emitter, Operation& operation) {
-  const size_t rank = emitter.rank(operand(operation, 0));
-  if (!operation.attributes.has("perm")) {
-    auto perm = iota(rank);
-    std::ranges::reverse(perm);
-    operation.attributes.set("perm", std::move(perm));
-  }
   return std::nullopt;
 }
 

@@ -292,6 +292,7 @@ TEST(Import, NamesAttributesThatTheOperatorDoesNotHave) {
   EXPECT_THAT(message("Transpose <perms = [1, 0]> (x)"),
               HasSubstr("'n: Transpose' has an attribute 'perms', which the operator does not"));
   EXPECT_THAT(message("Transpose <perm = 1> (x)"), HasSubstr("attribute 'perm' of type INT"));
+  EXPECT_THAT(message("Transpose <perm = [0]> (x)"), HasSubstr("has perm [0]"));
   EXPECT_THAT(message("ReduceSum <keepdims = -100> (x)"), HasSubstr("has keepdims -100"));
 }
 
