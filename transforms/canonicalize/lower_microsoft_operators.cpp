@@ -24,7 +24,15 @@ using ir::Rewriter;
 namespace microsoft {
 
 void Lowering::result(size_t k, ValueId value) const {
-  rewriter.map(node.output(k), build().reshape(value, result_type(k).shape, name(k)));
+  const ir::Type& type = result_type(k);
+  if (ir::num_elements(build().shape(value)) != type.num_elements()) {
+    throw Error("the operands of {} do not fit together", rewriter.from().describe(node))
+        .note(fmt::format("result '{}' is {}, but they give {}",
+                          rewriter.from().name_of(node.output(k)), ir::to_string(type),
+                          ir::to_string(build().shape(value))))
+        .help("make the training artifacts of ONNX Runtime again: these do not fit together");
+  }
+  rewriter.map(node.output(k), build().reshape(value, type.shape, name(k)));
 }
 
 std::vector<int64_t> Lowering::constant_ints(size_t k) const {
