@@ -24,7 +24,6 @@ using test::run_graph;
 // Where values over two sequences remain, and why.
 const std::map<std::string, std::string>& exceptions() {
   static const std::map<std::string, std::string> kExceptions = {
-      {"adversarial/attention_sinks.onnx", "the sink is a column of the scores"},
       {"adversarial/relative_position_bias.onnx", "the bias is trained over query and key"},
       {"adversarial/token_mixer.onnx", "the mixer's weights are [sequence, sequence]"}};
   return kExceptions;

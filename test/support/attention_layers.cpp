@@ -24,8 +24,8 @@ class Layer {
     const Shape tokens = {options.batch, options.sequence, kHidden};
     heads_ = options.kv_heads * options.groups;
     x_ = graph_.add_input("inputs_embeds", {DataType::kFloat32, tokens});
-    wq_ = weight("wq", heads_);
     wk_ = weight("wk", options.kv_heads);
+    wq_ = options.query_is_key ? wk_ : weight("wq", heads_);
     wv_ = options.key_is_value ? wk_ : weight("wv", options.kv_heads);
     positions_ = build_.constant(Tensor::int64s([&] {
       std::vector<int64_t> all;
@@ -35,8 +35,8 @@ class Layer {
   }
 
   ir::Graph make() {
-    const ValueId q = heads_of(wq_, heads_);
     const ValueId k = repeated(heads_of(wk_, options_.kv_heads));
+    const ValueId q = options_.query_is_key ? k : heads_of(wq_, heads_);
     const ValueId v = options_.key_is_value ? k : repeated(heads_of(wv_, options_.kv_heads));
     const ValueId scaled = build_.binary("Mul", build_.matmul(q, transposed(k)),
                                          build_.scalar(DataType::kFloat32, scale()));
@@ -67,7 +67,11 @@ class Layer {
     backward(q, k, v, s, p, bend, target);
     graph_.add_output("loss", loss);
     if (options_.weights_are_output) graph_.add_output("weights", p);
-    output_gradient("wq", dq_, heads_);
+    if (options_.query_is_key) {
+      dk_ = build_.binary("Add", dk_, dq_);
+    } else {
+      output_gradient("wq", dq_, heads_);
+    }
     if (options_.key_is_value) {
       output_gradient("wk", build_.binary("Add", dk_, dv_), options_.kv_heads);
     } else {

@@ -27,6 +27,7 @@ struct LayerOptions {
   float softcap = 0;
   LayerMask mask = LayerMask::kCausal;
   bool key_is_value = false;
+  bool query_is_key = false;  // with groups 1
   bool squared_loss = false;  // the sum of squares: the output's gradient depends on the output
   // What a fusion must not take for attention, or not replace.
   bool softmax_over_queries = false;

@@ -94,6 +94,13 @@ TEST(FuseAttention, KeysThatAreValuesStayKeys) {
   expect_fused({.groups = 1, .mask = LayerMask::kNone, .key_is_value = true}, "none");
 }
 
+TEST(FuseAttention, QueriesThatAreKeysStayQueries) {
+  expect_fused({.groups = 1, .query_is_key = true}, "causal");
+  expect_fused(
+      {.groups = 1, .mask = LayerMask::kSegments, .key_is_value = true, .query_is_key = true},
+      "causal, segments");
+}
+
 TEST(FuseAttention, GradientsMayDependOnTheOutput) {
   expect_fused({.squared_loss = true}, "causal");
 }

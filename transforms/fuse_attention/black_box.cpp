@@ -22,6 +22,7 @@ Sizes::Sizes(const CanonicalFactors& canonical, bool square_values) {
   assign(canonical.groups, 3, 2);
   assign(canonical.queries, 5, 5);
   assign(canonical.keys, kKeys, kKeys);
+  assign(canonical.keys_and_sink, kKeys + 1, kKeys + 1);
   assign(canonical.width, 4, 2);
   assign(canonical.value_width, 3, 2);
   if (square_values && !canonical.value_width.empty()) {
@@ -33,7 +34,8 @@ Sizes::Sizes(const CanonicalFactors& canonical, bool square_values) {
 }
 
 Sizes::Sizes(const LocalFactors& factors, const CanonicalFactors& canonical) {
-  for (const AtomId atom : concat({canonical.full(), canonical.width, canonical.value_width})) {
+  for (const AtomId atom : concat(
+           {canonical.full(), canonical.width, canonical.value_width, canonical.keys_and_sink})) {
     sizes_[atom] = factors.size(atom);
   }
 }
@@ -115,12 +117,54 @@ size_t equal_constant(const GraphFacts& facts, const LocalFactors& factors,
 
 }  // namespace
 
+std::vector<TermUse> find_term_uses(const Cutout& cutout, const LocalFactors& factors,
+                                    const CanonicalFactors& canonical) {
+  std::vector<TermUse> uses;
+  for (const TermUse& use : cutout.terms) {
+    const AtomList atoms = factors.atoms(use.inside);
+    const bool has_sink = std::ranges::any_of(canonical.keys_and_sink, [&](AtomId atom) {
+      return std::ranges::find(atoms, atom) != atoms.end();
+    });
+    if (!has_sink) {
+      uses.push_back(use);
+      continue;
+    }
+    std::vector<ValueId> open = {use.inside};
+    while (!open.empty()) {
+      const ValueId value = open.back();
+      open.pop_back();
+      const Node* node = cutout.graph.producer(value);
+      if (node != nullptr) {
+        for (ValueId input : node->inputs) {
+          if (input) open.push_back(input);
+        }
+      } else if (std::ranges::find(cutout.leaves, value) != cutout.leaves.end()) {
+        uses.push_back({.inside = value, .root = cutout.original[value.index()]});
+      }
+    }
+  }
+  return uses;
+}
+
+bool marks_sink(const GraphFacts& facts, const LocalFactors& factors,
+                const CanonicalFactors& canonical, const TermUse& use) {
+  const Graph& graph = facts.graph();
+  if (canonical.keys_and_sink.empty() || !graph.is_constant(use.root)) return false;
+  if (factors.atoms(use.inside) != AtomList{canonical.keys_and_sink[0]}) return false;
+  const Tensor& tensor = graph.constant(use.root);
+  for (int64_t k = 1; k + 1 < tensor.num_elements(); ++k) {
+    if (tensor.value_as_double(k) != tensor.value_as_double(0)) return false;
+  }
+  return true;
+}
+
 std::vector<Term> find_terms(const GraphFacts& facts, const Cutout& cutout,
                              const LocalFactors& factors, const CanonicalFactors& canonical) {
   std::vector<Term> terms;
   std::map<std::pair<ValueId, AtomList>, size_t> known;  // by value and layout
   const AtomList full = canonical.full();
-  for (const TermUse& use : cutout.terms) {
+  for (const TermUse& use : find_term_uses(cutout, factors, canonical)) {
+    if (marks_sink(facts, factors, canonical, use)) continue;
     const AtomList layout = factors.atoms(use.inside);
     AtomList order;
     for (const AtomId atom : full) {
@@ -147,12 +191,13 @@ std::vector<Term> find_terms(const GraphFacts& facts, const Cutout& cutout,
 
 BlackBox::BlackBox(const Cutout& cutout, const LocalFactors& factors,
                    const CanonicalFactors& canonical, const RegionRoles& roles,
-                   const std::vector<Term>& terms, bool square_values)
+                   const std::vector<Term>& terms, const GraphFacts& facts, bool square_values)
     : cutout_(&cutout),
       factors_(&factors),
       canonical_(&canonical),
       roles_(&roles),
       terms_(&terms),
+      facts_(&facts),
       sizes_(canonical, square_values) {}
 
 ir::Shape BlackBox::shape_of(ValueId inside) const {
@@ -204,6 +249,55 @@ Tensor BlackBox::to_tensor(const Block& block, ValueId inside) const {
   return tensor;
 }
 
+// All keys alike, and the sink.
+Tensor BlackBox::sink_mark(ValueId use, ValueId root) const {
+  const Tensor& constant = facts_->graph().constant(root);
+  const double key = constant.value_as_double(0);
+  const double sink = constant.value_as_double(constant.num_elements() - 1);
+  Block block{.order = factors_->atoms(use), .values = {}};
+  block.values.assign(static_cast<size_t>(sizes_.product(block.order)), key);
+  block.values.back() = sink;
+  return to_tensor(block, use);
+}
+
+// Windows begin with the first key, or hold the sink alone.
+Tensor BlackBox::slice_bound(const Node& node, size_t operand) const {
+  const Graph& graph = cutout_->graph;
+  const ir::Shape& in = graph.shape(node.inputs[0]);
+  const ir::Shape& out = graph.shape(node.outputs[0]);
+  const ir::Shape small_in = shape_of(node.inputs[0]);
+  const ir::Shape small_out = shape_of(node.outputs[0]);
+  const auto begins = graph.constant_ints(node.input(1));
+  auto axes = graph.constant_ints(node.input(3));
+  const auto steps = graph.constant_ints(node.input(4));
+  if (!begins || !axes || (node.input(4) && !steps))
+    refuse("'{}' is cut out of scores", graph.name_of(node.outputs[0]));
+  std::vector<int64_t> bounds;
+  for (size_t k = 0; k < axes->size(); ++k) {
+    const size_t axis = ir::normalize_axis((*axes)[k], in.size());
+    const int64_t begin = (*begins)[k] < 0 ? (*begins)[k] + in[axis] : (*begins)[k];
+    const bool at_end = begin == in[axis] - out[axis];
+    if ((begin != 0 && !at_end) || (steps && (*steps)[k] != 1)) {
+      refuse("'{}' is cut out of scores", graph.name_of(node.outputs[0]));
+    }
+    const int64_t small = begin == 0 ? 0 : small_in[axis] - small_out[axis];
+    bounds.push_back(operand == 1 ? small : small + small_out[axis]);
+  }
+  return Tensor::int64s(bounds);
+}
+
+void BlackBox::check_pad(const Node& node) const {
+  const auto pads = cutout_->graph.constant_ints(node.input(1));
+  const ir::Shape in = shape_of(node.inputs[0]);
+  const ir::Shape out = shape_of(node.outputs[0]);
+  bool fits = pads && pads->size() == 2 * in.size() && !node.input(3);
+  for (size_t d = 0; fits && d < in.size(); ++d) {
+    fits = (*pads)[d] == 0 && in[d] + (*pads)[d + in.size()] == out[d];
+  }
+  if (!fits)
+    refuse("'{}' pads scores by more than a sink", cutout_->graph.name_of(node.outputs[0]));
+}
+
 std::map<ResultRole, Block> BlackBox::run(const std::map<OperandRole, Block>& operands,
                                           const std::vector<Block>& terms,
                                           const std::vector<ResultRole>& wanted) const {
@@ -220,6 +314,11 @@ std::map<ResultRole, Block> BlackBox::run(const std::map<OperandRole, Block>& op
   }
   for (size_t t = 0; t < terms.size(); ++t) {
     for (ValueId use : (*terms_)[t].uses) set(use, to_tensor(terms[t], use));
+  }
+  for (const TermUse& use : find_term_uses(*cutout_, *factors_, *canonical_)) {
+    if (marks_sink(*facts_, *factors_, *canonical_, use)) {
+      set(use.inside, sink_mark(use.inside, use.root));
+    }
   }
   std::vector<bool> needed(graph.values().size(), false);
   for (const ResultRole role : wanted) needed[cutout_->results.at(role).index()] = true;
@@ -250,6 +349,8 @@ std::map<ResultRole, Block> BlackBox::run(const std::map<OperandRole, Block>& op
         inputs.emplace_back();
       } else if (!is_data[k] && (node.is("Reshape") || node.is("Expand"))) {
         inputs.push_back(Tensor::int64s(shape_of(node.outputs[0])));
+      } else if (node.is("Slice") && (k == 1 || k == 2)) {
+        inputs.push_back(slice_bound(node, k));
       } else if (!is_data[k]) {
         inputs.push_back(graph.constant(input));
       } else {
@@ -257,6 +358,7 @@ std::map<ResultRole, Block> BlackBox::run(const std::map<OperandRole, Block>& op
         inputs.push_back(values[input.index()]);
       }
     }
+    if (node.is("Pad")) check_pad(node);
     if (node.is("Cast")) {
       const auto to = static_cast<DataType>(node.attributes.get_int("to", 1));
       node.attributes.set("to", static_cast<int64_t>(widened(to)));

@@ -29,6 +29,14 @@ struct Term {
   bool is_bool() const { return dtype == ir::DataType::kBool; }
 };
 
+// The operands that terms are made of. An operand with a column for the sink is taken apart.
+std::vector<TermUse> find_term_uses(const Cutout& cutout, const LocalFactors& factors,
+                                    const CanonicalFactors& canonical);
+
+// Constants that tell the sink's column from those of keys are no terms.
+bool marks_sink(const GraphFacts& facts, const LocalFactors& factors,
+                const CanonicalFactors& canonical, const TermUse& use);
+
 // Refuses a term with a factor that scores lack.
 std::vector<Term> find_terms(const GraphFacts& facts, const Cutout& cutout,
                              const LocalFactors& factors, const CanonicalFactors& canonical);
@@ -52,7 +60,8 @@ Block arranged(const Block& block, const AtomList& order, const Sizes& sizes);
 class BlackBox {
  public:
   BlackBox(const Cutout& cutout, const LocalFactors& factors, const CanonicalFactors& canonical,
-           const RegionRoles& roles, const std::vector<Term>& terms, bool square_values);
+           const RegionRoles& roles, const std::vector<Term>& terms, const GraphFacts& facts,
+           bool square_values);
 
   const Sizes& sizes() const { return sizes_; }
   const CanonicalFactors& canonical() const { return *canonical_; }
@@ -66,12 +75,16 @@ class BlackBox {
  private:
   ir::Shape shape_of(ValueId inside) const;
   ir::Tensor to_tensor(const Block& block, ValueId inside) const;
+  ir::Tensor sink_mark(ValueId use, ValueId root) const;
+  ir::Tensor slice_bound(const ir::Node& node, size_t operand) const;
+  void check_pad(const ir::Node& node) const;
 
   const Cutout* cutout_;
   const LocalFactors* factors_;
   const CanonicalFactors* canonical_;
   const RegionRoles* roles_;
   const std::vector<Term>* terms_;
+  const GraphFacts* facts_;
   Sizes sizes_;
 };
 

@@ -31,6 +31,8 @@ std::string_view name_of(ResultRole role) {
       return "key_gradient";
     case ResultRole::kValueGradient:
       return "value_gradient";
+    case ResultRole::kSinkGradient:
+      return "sink_gradient";
   }
   return "";
 }
@@ -114,6 +116,9 @@ class Cutter {
     if (!facts_.analysis().node(id).opaque.empty()) {
       refuse("{}: {}", graph_.describe(node), facts_.analysis().node(id).opaque);
     }
+    if (!is_known_inside(node)) {
+      refuse("'{}' is computed by {}", graph_.name_of(node.outputs[0]), node.op);
+    }
     std::vector<ValueId> operands;
     for (size_t k = 0; k < node.inputs.size(); ++k) {
       const auto known = cutout_.inside.find(node.inputs[k]);
@@ -132,6 +137,13 @@ class Cutter {
     for (size_t k = 0; k < node.outputs.size(); ++k) {
       if (node.outputs[k]) cutout_.inside[node.outputs[k]] = made.outputs[k];
     }
+  }
+
+  // The black box knows how these depend on sizes.
+  static bool is_known_inside(const Node& node) {
+    return is_contraction(node) || is_elementwise(node) || is_view(node) || node.is("Expand") ||
+           node.is("Softmax") || node.is("ReduceSum") || node.is("ReduceMax") || node.is("Pad") ||
+           node.is("Slice");
   }
 
   bool may_pass(NodeId id) const {
@@ -219,12 +231,13 @@ class Cutter {
     return copy_chain(inside, steps);
   }
 
-  // A copy of what computes a quadratic value from values that are not.
+  // A copy of what computes a quadratic value from values that are not, nor repeated.
   ValueId expand_mask(ValueId value, int& budget) {
     const NodeId id = facts_.producer(value);
-    const bool expands = facts_.home_positions(value) >= 2 && may_pass(id) && --budget > 0 &&
-                         (is_elementwise(graph_.node(id)) || is_view(graph_.node(id)) ||
-                          graph_.node(id).is("Expand"));
+    const bool may = may_pass(id) && --budget > 0;
+    const bool repeats = may && (is_view(graph_.node(id)) || graph_.node(id).is("Expand"));
+    const bool expands =
+        repeats || (may && facts_.home_positions(value) >= 2 && is_elementwise(graph_.node(id)));
     if (!expands) {
       const ValueId input = add_input(value);
       cutout_.leaves.push_back(input);
@@ -260,6 +273,9 @@ class Cutter {
     const NodeId id = facts_.readers(value)[0];
     const Node& node = graph_.node(id);
     if (!may_pass(id)) return std::nullopt;
+    if (node.is("ReduceSum") && role == ResultRole::kSinkGradient) {
+      return sums_over_rows(id) ? std::optional<NodeId>(id) : std::nullopt;
+    }
     if (node.is("ReduceSum")) {
       const bool summed = role == ResultRole::kKeyGradient || role == ResultRole::kValueGradient;
       if (summed && sums_over_groups(id, role)) return id;
@@ -268,6 +284,16 @@ class Cutter {
     const auto operand = step_of_operand(id);
     if (!operand || node.is("Expand") || node.inputs[*operand] != value) return std::nullopt;
     return id;
+  }
+
+  // Whether it sums over batch and queries alone.
+  bool sums_over_rows(NodeId id) const {
+    const shard::FactorAnalysis& analysis = facts_.analysis();
+    return std::ranges::all_of(analysis.node(id).factors, [&](const shard::Factor& factor) {
+      const shard::ClassId c = analysis.class_of(factor.atom);
+      return factor.role != shard::Role::kReduction || facts_.home().sequence.contains(c) ||
+             facts_.home().batch.contains(c);
+    });
   }
 
   // Whether every summed index is one that the root of K (of V) lacks.

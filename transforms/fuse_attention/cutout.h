@@ -18,14 +18,20 @@
 namespace autosp::transforms::fusion {
 
 enum class OperandRole : uint8_t { kQuery, kKey, kValue, kOutputGradient };
-enum class ResultRole : uint8_t { kOutput, kQueryGradient, kKeyGradient, kValueGradient };
+enum class ResultRole : uint8_t {
+  kOutput,
+  kQueryGradient,
+  kKeyGradient,
+  kValueGradient,
+  kSinkGradient
+};
 
 std::string_view name_of(OperandRole role);
 std::string_view name_of(ResultRole role);
 
 using OperandPlace = std::pair<NodeId, size_t>;  // operand k of a node of the whole graph
 using OperandRoles = std::map<OperandPlace, OperandRole>;
-using ResultRoles = std::map<ResultRole, NodeId>;  // the contraction that ends in it
+using ResultRoles = std::map<ResultRole, NodeId>;  // the node that ends in it
 
 // An operand of the region that is neither a contraction's nor known to be uniform: a mask, a bias,
 // a factor, before the views above its use.

@@ -113,6 +113,8 @@ class Replacer {
         return key_groups(c);
       case ResultRole::kValueGradient:
         return value_groups(c);
+      case ResultRole::kSinkGradient:
+        return {c.heads()};
     }
     return {};
   }
@@ -150,6 +152,7 @@ class Replacer {
     append_interval(plan, emitted.operands);
     emitted.operands.push_back(key_mask(plan));
     append_segments(plan, emitted.operands);
+    emitted.operands.push_back(sink(plan));
     while (!emitted.operands.empty() && !emitted.operands.back()) emitted.operands.pop_back();
   }
 
@@ -297,6 +300,13 @@ class Replacer {
     return mask;
   }
 
+  ValueId sink(const RegionPlan& plan) {
+    const auto term = plan.sink_term();
+    if (!term) return {};
+    const ValueId x = operand(plan, plan.terms[*term].uses[0], {plan.canonical.heads()});
+    return build_.cast(x, dtype_of(plan));
+  }
+
   void append_segments(const RegionPlan& plan, std::vector<ValueId>& operands) {
     for (const Literal& literal : plan.visibility.literals) {
       if (literal.kind != Literal::Kind::kSameSegment) continue;
@@ -308,6 +318,7 @@ class Replacer {
       operands.push_back(build_.cast(key, DataType::kInt64));
       return;
     }
+    operands.insert(operands.end(), {ValueId(), ValueId()});
   }
 
   // --- The operators.
@@ -366,16 +377,26 @@ class Replacer {
       names.push_back(facts_.graph().name_of(plan.cutout.result_of.at(role)) + "_attention");
     }
     const Graph& to = build_.graph();
-    auto results =
-        build_.node("AttentionGrad", operands,
-                    {to.type(emitted.query), to.type(emitted.key), to.type(emitted.value)},
-                    attributes_of(plan), std::string(ir::kAutospDomain), names);
+    std::vector<Type> types = {to.type(emitted.query), to.type(emitted.key),
+                               to.type(emitted.value)};
+    const bool sink_gradient = plan.cutout.result_of.contains(ResultRole::kSinkGradient);
+    if (sink_gradient) {
+      types.emplace_back();  // no gradient of the bias
+      types.push_back(to.type(emitted.operands.back()));
+      names.insert(
+          names.end(),
+          {"", facts_.graph().name_of(plan.cutout.result_of.at(ResultRole::kSinkGradient)) +
+                   "_attention"});
+    }
+    auto results = build_.node("AttentionGrad", operands, types, attributes_of(plan),
+                               std::string(ir::kAutospDomain), names);
     if (emitted.query_factor) {
       results[0] = build_.binary("Mul", results[0], emitted.query_factor);
     }
     finish_result(emitted, ResultRole::kQueryGradient, results[0]);
     finish_result(emitted, ResultRole::kKeyGradient, results[1]);
     finish_result(emitted, ResultRole::kValueGradient, results[2]);
+    if (sink_gradient) finish_result(emitted, ResultRole::kSinkGradient, results[4]);
   }
 
   void finish_result(const Emitted& emitted, ResultRole role, ValueId x) {

@@ -49,6 +49,7 @@ class Flash {
     const size_t count = size(concat({rows_, canonical.queries, canonical.keys}));
     bias_.assign(count, 0);
     factor_.assign(count, 1);
+    sink_.assign(size(rows_), -INFINITY);
     masked_.assign(count, false);
     for (size_t t = 0; t < from.terms.size(); ++t) {
       const TermKind kind = meaning.terms[t].kind;
@@ -59,6 +60,7 @@ class Flash {
           if (kind == TermKind::kScale) factor_[k] *= values[k];
         }
       }
+      if (kind == TermKind::kSink) sink_ = arranged(from.terms[t], rows_, sizes_).values;
       if (from.masked[t].values.empty()) continue;
       const Vector mask = spread(from.masked[t]);
       for (size_t k = 0; k < count; ++k) masked_[k] = masked_[k] || mask[k] != 0;
@@ -71,6 +73,7 @@ class Flash {
     query_gradient_.assign(groups * queries_ * width_, 0);
     key_gradient_.assign(groups * keys_ * width_, 0);
     value_gradient_.assign(groups * keys_ * value_width_, 0);
+    sink_gradient_.assign(groups, 0);
     for (size_t group = 0; group < groups; ++group) {
       for (size_t i = 0; i < queries_; ++i) run_row(group, i);
     }
@@ -84,6 +87,8 @@ class Flash {
       results[ResultRole::kValueGradient] = {
           canonical_.of(ResultRole::kValueGradient),
           summed_over_groups(value_gradient_, keys_ * value_width_)};
+      results[ResultRole::kSinkGradient] = {canonical_.of(ResultRole::kSinkGradient),
+                                            summed_over_batch(sink_gradient_)};
     }
     return results;
   }
@@ -108,8 +113,16 @@ class Flash {
     return result;
   }
 
-  // The weights of one row; `bend` is the softcap's derivative.
-  Vector weights(size_t group, size_t i, Vector& bend) const {
+  Vector summed_over_batch(const Vector& per_row_group) const {
+    Vector result(size(canonical_.heads()), 0);
+    for (size_t k = 0; k < per_row_group.size(); ++k) {
+      result[k % result.size()] += per_row_group[k];
+    }
+    return result;
+  }
+
+  // The weights of one row; `bend` is the softcap's derivative, `sink` the sink's own weight.
+  Vector weights(size_t group, size_t i, Vector& bend, double& sink) const {
     Vector s(keys_);
     bend.assign(keys_, 1);
     bool dead = true;
@@ -129,6 +142,8 @@ class Flash {
       dead = dead && masked_[row + j];
     }
     Vector p(keys_, 0);
+    if (std::isfinite(sink_[group])) dead = false;  // the sink is seen
+    sink = 0;
     if (dead && dead_rows_ != DeadRows::kUnmasked) {
       const double weight = dead_rows_ == DeadRows::kUniform ? 1.0 / static_cast<double>(keys_)
                             : dead_rows_ == DeadRows::kZero  ? 0
@@ -136,21 +151,24 @@ class Flash {
       p.assign(keys_, weight);
       return p;
     }
-    double max = -INFINITY;
+    double max = sink_[group];
     for (size_t j = 0; j < keys_; ++j) {
       if (dead || !masked_[row + j]) max = std::max(max, s[j]);
     }
-    double sum = 0;
+    double sum = std::isfinite(sink_[group]) ? std::exp(sink_[group] - max) : 0;
+    sink = sum;
     for (size_t j = 0; j < keys_; ++j) {
       if (dead || !masked_[row + j]) sum += p[j] = std::exp(s[j] - max);
     }
     for (double& weight : p) weight /= sum;
+    sink /= sum;
     return p;
   }
 
   void run_row(size_t group, size_t i) {
     Vector bend;
-    const Vector p = weights(group, i, bend);
+    double sink = 0;
+    const Vector p = weights(group, i, bend, sink);
     const size_t row = group * queries_ + i;
     double* output = &output_[row * value_width_];
     for (size_t j = 0; j < keys_; ++j) {
@@ -164,6 +182,7 @@ class Flash {
     bool dead = true;
     for (size_t e = 0; e < value_width_; ++e) delta += gradient[e] * output[e];
     for (size_t j = 0; j < keys_; ++j) dead = dead && masked_[row * keys_ + j];
+    sink_gradient_[group] -= sink * delta;
     for (size_t j = 0; j < keys_; ++j) {
       double dp = 0;
       for (size_t e = 0; e < value_width_; ++e) {
@@ -190,7 +209,7 @@ class Flash {
   size_t width_ = 0;
   size_t value_width_ = 0;
   Vector query_, key_, value_, output_gradient_;
-  Vector bias_, factor_;
+  Vector bias_, factor_, sink_, sink_gradient_;
   std::vector<bool> masked_;
   Vector output_, query_gradient_, key_gradient_, value_gradient_;
 };

@@ -33,8 +33,21 @@ LocalFactors::LocalFactors(const GraphFacts& facts, const Cutout& cutout)
     const std::string& opaque = analysis_.node(NodeId(n)).opaque;
     if (!opaque.empty()) refuse("{}: {}", cutout.graph.describe(cutout.graph.nodes()[n]), opaque);
   }
+  unite_windows(cutout.graph);
   for (size_t v = 0; v < cutout.original.size(); ++v) {
     if (cutout.original[v]) classify(facts, cutout, ValueId(v));
+  }
+}
+
+void LocalFactors::unite_windows(const Graph& graph) {
+  std::map<std::pair<shard::ClassId, int64_t>, AtomId> first;
+  for (size_t v = 0; v < graph.values().size(); ++v) {
+    dims_.push_back(analysis_.dims(ValueId(v)));
+    for (AtomList& atoms : dims_.back()) {
+      for (AtomId& atom : atoms) {
+        atom = first.try_emplace({class_of(atom), size(atom)}, atom).first->second;
+      }
+    }
   }
 }
 
@@ -90,6 +103,7 @@ class RoleFinder {
     for (const NodeId id : region_.nodes) refuse_other_contractions(id);
     assign_born();
     for (const NodeId id : region_.ending) assign_ending(id);
+    assign_sink_gradient();
     return std::move(roles_);
   }
 
@@ -123,7 +137,8 @@ class RoleFinder {
       for (const shard::Factor& factor : factors_of(id)) {
         const bool meets = factor.role == shard::Role::kCoupled ||
                            (factor.role == shard::Role::kReduction && comes_back);
-        if (meets && factors_.is_home(factor.atom)) normalised_.insert(factor.atom);
+        if (meets && factors_.is_home(factor.atom))
+          normalised_.insert(factors_.class_of(factor.atom));
       }
     }
   }
@@ -175,7 +190,7 @@ class RoleFinder {
   void assign_born(NodeId id, OperandRole query_side, OperandRole key_side) {
     std::optional<size_t> key;
     for (const shard::Factor& factor : factors_of(id)) {
-      if (!factor.results[0] || !normalised_.contains(factor.atom)) continue;
+      if (!factor.results[0] || !normalised_.contains(factors_.class_of(factor.atom))) continue;
       for (size_t k = 0; k < 2; ++k) {
         if (factor.operands[k] && !factor.operands[1 - k]) {
           if (key && *key != k) refuse("both sides of '{}' are normalised", result_name(id));
@@ -195,8 +210,8 @@ class RoleFinder {
     }
     bool over_keys = false;
     for (const shard::Factor& factor : factors_of(id)) {
-      over_keys = over_keys ||
-                  (factor.role == shard::Role::kReduction && normalised_.contains(factor.atom));
+      over_keys = over_keys || (factor.role == shard::Role::kReduction &&
+                                normalised_.contains(factors_.class_of(factor.atom)));
     }
     const bool from_gradient = roles_.score_gradient && depends(id, *roles_.score_gradient);
     const ResultRole result =
@@ -212,6 +227,22 @@ class RoleFinder {
     roles_.operands[{id, other}] = operand;
   }
 
+  // Where scores have a column for a sink, its gradient is a row that leaves.
+  void assign_sink_gradient() {
+    const bool has_sink =
+        std::ranges::any_of(region_.nodes, [&](NodeId id) { return node(id).is("Pad"); });
+    if (!has_sink) return;
+    for (const NodeId id : region_.nodes) {
+      const ValueId output = node(id).outputs[0];
+      const bool leaves = !is_contraction(node(id)) && !facts_.is_core(output) &&
+                          !read_.contains(cutout_.inside.at(output));
+      if (!leaves) continue;
+      if (!roles_.results.emplace(ResultRole::kSinkGradient, id).second) {
+        refuse("'{}' leaves it besides the sink's gradient", result_name(id));
+      }
+    }
+  }
+
   bool depends(NodeId id, NodeId on) const {
     const Node& target = cutout_.graph.node(inside(id));
     return reaches(cutout_.inside.at(node(on).outputs[0]),
@@ -223,7 +254,7 @@ class RoleFinder {
   Cutout cutout_;
   LocalFactors factors_;
   std::unordered_set<ValueId> read_;
-  std::unordered_set<AtomId> normalised_;
+  std::unordered_set<shard::ClassId> normalised_;
   RegionRoles roles_;
 };
 
@@ -233,7 +264,7 @@ RegionRoles find_roles(const GraphFacts& facts, const Region& region) {
   RegionRoles roles = RoleFinder(facts, region).find();
   const auto has = [&](ResultRole role) { return roles.results.contains(role); };
   if (!has(ResultRole::kOutput)) refuse("no contraction sums the weights over the keys");
-  if (roles.score_gradient && roles.results.size() != 4) {
+  if (roles.score_gradient) {
     for (const ResultRole role :
          {ResultRole::kQueryGradient, ResultRole::kKeyGradient, ResultRole::kValueGradient}) {
       if (!has(role)) refuse("the backward pass has no {}", name_of(role));
@@ -273,6 +304,8 @@ AtomList CanonicalFactors::of(ResultRole role) const {
       return of(OperandRole::kKey);
     case ResultRole::kValueGradient:
       return of(OperandRole::kValue);
+    case ResultRole::kSinkGradient:
+      return heads();
   }
   return {};
 }
@@ -291,6 +324,22 @@ std::string sizes_text(const LocalFactors& factors, const AtomList& atoms) {
   std::vector<int64_t> sizes;
   for (const AtomId atom : atoms) sizes.push_back(factors.size(atom));
   return fmt::format("[{}]", fmt::join(sizes, ", "));
+}
+
+}  // namespace
+
+namespace {
+
+void find_keys_and_sink(const LocalFactors& factors, const Cutout& cutout,
+                        CanonicalFactors& found) {
+  const AtomId keys = found.keys[0];
+  for (size_t v = 0; v < cutout.graph.values().size(); ++v) {
+    for (const AtomId atom : factors.atoms(ValueId(v))) {
+      const bool wider = atom != keys && factors.class_of(atom) == factors.class_of(keys) &&
+                         factors.size(atom) == factors.size(keys) + 1;
+      if (wider && !contains(found.keys_and_sink, atom)) found.keys_and_sink.push_back(atom);
+    }
+  }
 }
 
 }  // namespace
@@ -339,6 +388,7 @@ CanonicalFactors find_canonical_factors(const GraphFacts& facts, const LocalFact
   for (const AtomId atom : query_only) {
     if (!is_home(atom)) found.groups.push_back(atom);
   }
+  find_keys_and_sink(factors, cutout, found);
   const AtomList known = concat({found.batch, found.heads(), found.queries});
   found.value_width = select(factors.atoms(cutout.results.at(ResultRole::kOutput)),
                              [&](AtomId a) { return !contains(known, a); });

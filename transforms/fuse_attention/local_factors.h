@@ -18,16 +18,23 @@ class LocalFactors {
   LocalFactors(const GraphFacts& facts, const Cutout& cutout);
 
   const shard::FactorAnalysis& analysis() const { return analysis_; }
-  const shard::DimAtoms& dims(ValueId inside) const { return analysis_.dims(inside); }
+  // Keys before a sink is put beside them and keys after it is cut off again are one atom here:
+  // atoms of one class and size.
+  const shard::DimAtoms& dims(ValueId inside) const { return dims_[inside.index()]; }
   AtomList atoms(ValueId inside) const;  // of all dimensions, major to minor
   int64_t size(AtomId atom) const { return analysis_.atoms().size(atom); }
+  // Atoms that a window relates (keys, and keys with a sink beside them) are one class.
+  shard::ClassId class_of(AtomId atom) const { return analysis_.class_of(atom); }
   bool is_home(AtomId atom) const { return home_.contains(atom); }
   bool is_batch(AtomId atom) const { return batch_.contains(atom); }
 
  private:
   void classify(const GraphFacts& facts, const Cutout& cutout, ValueId inside);
 
+  void unite_windows(const ir::Graph& graph);
+
   shard::FactorAnalysis analysis_;
+  std::vector<shard::DimAtoms> dims_;  // by value
   std::unordered_set<AtomId> home_;
   std::unordered_set<AtomId> batch_;
 };
@@ -44,8 +51,9 @@ struct CanonicalFactors {
   AtomList groups;
   AtomList queries;
   AtomList keys;
-  AtomList width;        // of queries and keys
-  AtomList value_width;  // of values and the output
+  AtomList width;          // of queries and keys
+  AtomList value_width;    // of values and the output
+  AtomList keys_and_sink;  // where scores have one column more, the last: a sink
 
   AtomList heads() const;  // kv_heads, groups
   AtomList of(OperandRole role) const;

@@ -354,7 +354,15 @@ class Prober {
     }
     setting[t] = random_block(term.order);
     const Vector got = minus(scores(kAmplitude, setting), scores(kAmplitude, neutral_));
-    if (largest(got) < 1e-9) {
+    const bool per_head = std::ranges::all_of(term.order, [&](AtomId atom) {
+      const AtomList heads = canonical_.heads();
+      return std::ranges::find(heads, atom) != heads.end();
+    });
+    if (largest(got) < 1e-9 && per_head &&
+        largest_difference(weights(kAmplitude, setting), plain) > 1e-6) {
+      // Scores keep their differences, and yet all weights shrink or grow.
+      meaning.kind = TermKind::kSink;
+    } else if (largest(got) < 1e-9) {
       // Constant along keys, it would not show even if it were added.
       meaning.kind = TermKind::kUnused;
     } else if (largest_difference(got, along_rows(spread(setting[t]))) < 1e-8) {

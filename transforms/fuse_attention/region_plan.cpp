@@ -12,6 +12,13 @@ ValueId RegionPlan::root(OperandRole role) const {
   return {};
 }
 
+std::optional<size_t> RegionPlan::sink_term() const {
+  for (size_t t = 0; t < terms.size(); ++t) {
+    if (meaning.terms[t].kind == TermKind::kSink) return t;
+  }
+  return std::nullopt;
+}
+
 std::vector<ValueId> RegionPlan::mask_operands() const {
   std::vector<ValueId> result;
   const auto add = [&](ValueId inside) {
@@ -26,7 +33,8 @@ std::vector<ValueId> RegionPlan::mask_operands() const {
   }
   for (const size_t t : visibility.kept) result.push_back(terms[t].root);
   for (size_t t = 0; t < terms.size(); ++t) {
-    if (meaning.terms[t].kind == TermKind::kScale) result.push_back(terms[t].root);
+    const TermKind kind = meaning.terms[t].kind;
+    if (kind == TermKind::kScale || kind == TermKind::kSink) result.push_back(terms[t].root);
   }
   return result;
 }
@@ -91,6 +99,7 @@ ValueId source_of(const GraphFacts& facts, ValueId value) {
 
 // Whether some row may see no key under these literals.
 bool may_be_dead(const GraphFacts& facts, const RegionPlan& plan) {
+  if (plan.sink_term()) return false;  // every row sees the sink
   bool own_segment = false;
   for (const Literal& literal : plan.visibility.literals) {
     if (literal.kind == Literal::Kind::kInterval) continue;
@@ -139,6 +148,7 @@ std::string describe(const RegionPlan& plan) {
     }
   }
   if (!plan.visibility.biases.empty()) say("bias vector");
+  if (plan.sink_term()) say("sink");
   for (const size_t t : plan.visibility.kept) {
     say(fmt::format("bias kept ({})", plan.parts[t].why_kept));
   }
@@ -221,8 +231,15 @@ std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& r
   plan.factors = std::make_unique<LocalFactors>(facts, plan.cutout);
   plan.canonical = find_canonical_factors(facts, *plan.factors, plan.cutout, plan.roles);
   plan.terms = find_terms(facts, plan.cutout, *plan.factors, plan.canonical);
-  const BlackBox square(plan.cutout, *plan.factors, plan.canonical, plan.roles, plan.terms, true);
+  const BlackBox square(plan.cutout, *plan.factors, plan.canonical, plan.roles, plan.terms, facts,
+                        true);
   plan.meaning = infer_meaning(facts, square, plan.terms);
+  const auto sinks = std::ranges::count_if(plan.meaning.terms, [](const TermMeaning& meaning) {
+    return meaning.kind == TermKind::kSink;
+  });
+  if (sinks > 1) refuse("{} sinks join one softmax", sinks);
+  if ((sinks == 0) != plan.canonical.keys_and_sink.empty())
+    refuse("scores have a column that is no sink");
   std::vector<std::optional<double>> numbers;
   for (size_t t = 0; t < plan.terms.size(); ++t) {
     const TermKind kind = plan.meaning.terms[t].kind;
@@ -234,7 +251,8 @@ std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& r
     numbers.push_back(parts.number);
     plan.parts.push_back(std::move(parts));
   }
-  const BlackBox box(plan.cutout, *plan.factors, plan.canonical, plan.roles, plan.terms, false);
+  const BlackBox box(plan.cutout, *plan.factors, plan.canonical, plan.roles, plan.terms, facts,
+                     false);
   plan.verified = verify_region(box, plan.cutout, plan.meaning, plan.terms, numbers);
   collect_visibility(facts, plan);
   settle_dead_rows(plan);

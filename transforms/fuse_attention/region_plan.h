@@ -34,6 +34,7 @@ struct RegionPlan {
   Verified verified;
   AttentionRegion report;
 
+  std::optional<size_t> sink_term() const;
   bool has_backward() const { return cutout.results.size() > 1; }
   ValueId root(OperandRole role) const;        // in the whole graph
   std::vector<ValueId> mask_operands() const;  // likewise: what the fused operator reads
