@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <vector>
 
 #include "executor/program.h"
 
@@ -37,6 +38,38 @@ int64_t best_gap(const std::vector<const ArenaBuffer*>& placed, int64_t size) {
   return best >= 0 ? best : end;
 }
 
+// The placed buffers, found by when they live: each is listed in every period it touches, so that a
+// short-lived buffer meets only its contemporaries and planning grows linearly with the graph.
+class Timeline {
+ public:
+  void add(const ArenaBuffer& buffer) {
+    const size_t end = period(buffer.last) + 1;
+    if (periods_.size() < end) periods_.resize(end);
+    for (size_t p = period(buffer.first); p < end; ++p) periods_[p].push_back(&buffer);
+  }
+
+  // Those that live at some step at which `buffer` does, by offset.
+  std::vector<const ArenaBuffer*> contemporaries(const ArenaBuffer& buffer) const {
+    std::vector<const ArenaBuffer*> result;
+    const size_t first = period(buffer.first);
+    for (size_t p = first; p <= period(buffer.last) && p < periods_.size(); ++p) {
+      for (const ArenaBuffer* other : periods_[p]) {
+        // One that began before this period was met in the one before.
+        const bool met = p > first && period(other->first) < p;
+        if (!met && overlap_in_time(buffer, *other)) result.push_back(other);
+      }
+    }
+    std::ranges::sort(result, {}, &ArenaBuffer::offset);
+    return result;
+  }
+
+ private:
+  static constexpr int kSteps = 32;  // of a period
+  static size_t period(int step) { return static_cast<size_t>(step / kSteps); }
+
+  std::vector<std::vector<const ArenaBuffer*>> periods_;
+};
+
 }  // namespace
 
 int64_t assign_offsets(std::vector<ArenaBuffer>& buffers) {
@@ -45,19 +78,13 @@ int64_t assign_offsets(std::vector<ArenaBuffer>& buffers) {
   std::ranges::stable_sort(order,
                            [&](size_t a, size_t b) { return buffers[a].size > buffers[b].size; });
 
-  std::vector<const ArenaBuffer*> by_offset;  // all placed so far
-  std::vector<const ArenaBuffer*> concurrent;
+  Timeline placed;
   int64_t total = 0;
   for (size_t k : order) {
     ArenaBuffer& buffer = buffers[k];
-    concurrent.clear();
-    for (const ArenaBuffer* other : by_offset) {
-      if (overlap_in_time(buffer, *other)) concurrent.push_back(other);
-    }
-    buffer.offset = best_gap(concurrent, aligned(buffer.size));
+    buffer.offset = best_gap(placed.contemporaries(buffer), aligned(buffer.size));
     total = std::max(total, buffer.offset + aligned(buffer.size));
-    const auto at = std::ranges::upper_bound(by_offset, buffer.offset, {}, &ArenaBuffer::offset);
-    by_offset.insert(at, &buffer);
+    placed.add(buffer);
   }
   return total;
 }
