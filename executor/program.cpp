@@ -2,22 +2,11 @@
 
 #include <algorithm>
 #include <array>
-#include <unordered_set>
 
 #include "executor/absorb_transposes.h"
+#include "ir/operator_traits.h"
 
 namespace autosp::executor {
-
-namespace {
-
-// The result has its operand's elements in its operand's order.
-bool is_view_operator(const ir::Node& node) {
-  static const std::unordered_set<std::string_view> kOps = {"Reshape", "Squeeze", "Unsqueeze",
-                                                            "Flatten", "Identity"};
-  return node.domain.empty() && kOps.contains(node.op);
-}
-
-}  // namespace
 
 class Compiler {
  public:
@@ -100,7 +89,7 @@ class Compiler {
   }
 
   bool shares_view(const ir::Node& node) const {
-    return options_.share_memory && is_view_operator(node);
+    return options_.share_memory && ir::is_view(node);
   }
 
   void place_results(size_t step) {

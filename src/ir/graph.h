@@ -93,6 +93,7 @@ struct Node {
   std::vector<ValueId> outputs;  // likewise
   Attributes attributes;
   std::string origin;  // the imported node this one stands for, "" when it is that node itself
+  std::string phase;   // of a rank graph: "forward", "backward" or "recompute"; "" when not known
 
   bool is(std::string_view standard_op) const { return domain.empty() && op == standard_op; }
   // Input k, or an invalid id when it is absent.
@@ -128,6 +129,7 @@ class Graph {
   void set_origin(NodeId node, std::string origin) {
     nodes_[node.index()].origin = std::move(origin);
   }
+  void set_phase(NodeId node, std::string_view phase) { nodes_[node.index()].phase = phase; }
   std::string fresh_name(std::string_view hint) const;
 
   // --- Reading.

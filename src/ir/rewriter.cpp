@@ -28,6 +28,7 @@ NodeId copy_node(const Graph& from, const Node& node, std::vector<ValueId> input
   const NodeId id = to.add_node(node.op, std::move(inputs), std::move(types), node.attributes,
                                 node.domain, std::move(names), node.name);
   to.set_origin(id, node.origin);
+  to.set_phase(id, node.phase);
   return id;
 }
 

@@ -59,6 +59,7 @@ std::vector<ValueId> Emitter::emit(const Operation& operation) {
       graph_->add_node(operation.op, operation.inputs, std::move(types), operation.attributes,
                        operation.domain, operation.results, operation.name);
   if (!operation.origin.empty()) graph_->set_origin(node, operation.origin);
+  if (!operation.phase.empty()) graph_->set_phase(node, operation.phase);
   return graph_->node(node).outputs;
 }
 

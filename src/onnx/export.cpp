@@ -175,10 +175,15 @@ class Exporter {
       *proto->add_attribute() = to_proto(key, attribute);
     }
     functions_.bind(node, proto);
-    if (node.origin.empty()) return;
-    auto* origin = proto->add_metadata_props();
-    origin->set_key(kOriginKey);
-    origin->set_value(node.origin);
+    add_property(kOriginKey, node.origin, proto);
+    add_property(kPhaseKey, node.phase, proto);
+  }
+
+  static void add_property(const char* key, const std::string& value, onnx::NodeProto* node) {
+    if (value.empty()) return;
+    auto* property = node->add_metadata_props();
+    property->set_key(key);
+    property->set_value(value);
   }
 
   void add_outputs() {

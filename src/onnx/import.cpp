@@ -278,6 +278,7 @@ Operation Importer::resolve(const Scope& scope, const onnx::NodeProto& node) con
   }
   for (const auto& entry : node.metadata_props()) {
     if (entry.key() == kOriginKey) operation.origin = entry.value();
+    if (entry.key() == kPhaseKey) operation.phase = entry.value();
   }
   for (const auto& attribute : node.attribute()) {
     if (attribute.has_g() || attribute.graphs_size() > 0) continue;

@@ -262,7 +262,17 @@ std::string_view name_of(OutputRole role) {
   return role == OutputRole::kGradient ? "gradient" : "other";
 }
 
-std::string_view name_of(Phase phase) { return phase == Phase::kForward ? "forward" : "backward"; }
+std::string_view name_of(Phase phase) {
+  switch (phase) {
+    case Phase::kForward:
+      return "forward";
+    case Phase::kBackward:
+      return "backward";
+    case Phase::kRecompute:
+      return "recompute";
+  }
+  return "";
+}
 
 std::string_view name_of(Purpose purpose) {
   if (purpose == Purpose::kLoss) return "loss";

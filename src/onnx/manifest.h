@@ -38,7 +38,7 @@ struct ManifestSlice {
 
 enum class InputRole : uint8_t { kData, kParameter };
 enum class OutputRole : uint8_t { kOther, kLoss, kGradient };
-enum class Phase : uint8_t { kForward, kBackward };
+enum class Phase : uint8_t { kForward, kBackward, kRecompute };
 enum class Purpose : uint8_t { kReshard, kGradient, kLoss };
 
 struct ManifestInput {

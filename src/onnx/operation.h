@@ -18,6 +18,7 @@ struct Operation {
   ir::Attributes attributes;
   std::vector<std::string> results;  // names; "" is an absent result
   std::string origin{};
+  std::string phase{};
   std::vector<std::optional<ir::Type>> declared{};  // result types the model states, where it does
 
   bool is(std::string_view standard_op) const { return domain.empty() && op == standard_op; }

@@ -13,6 +13,8 @@ namespace autosp::onnx_io {
 
 // The node property that keeps ir::Node::origin in a file.
 inline constexpr const char* kOriginKey = "autosp.origin";
+// Likewise ir::Node::phase.
+inline constexpr const char* kPhaseKey = "autosp.phase";
 
 // Whether ir::DataType has this TensorProto.DataType.
 bool is_supported(int32_t onnx_type);

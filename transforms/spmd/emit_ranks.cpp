@@ -33,10 +33,13 @@ class RankEmitter {
           out_.add_input(value.name, {value.type.dtype, local_shape(placed, mesh_, rank_)});
     }
     for (const Instruction& instruction : program_.instructions) {
+      const size_t first = out_.nodes().size();
       if (const auto* compute = std::get_if<Compute>(&instruction))
         emit_compute(*compute);
       else
         emit_move(std::get<Move>(instruction));
+      for (size_t n = first; n < out_.nodes().size(); ++n)
+        out_.set_phase(NodeId(n), name_of(phase_of(instruction)));
     }
     for (size_t k = 0; k < program_.outputs.size(); ++k) {
       out_.add_output(graph.outputs()[k].name, local(program_.outputs[k]));
@@ -65,7 +68,8 @@ class RankEmitter {
     std::vector<ValueId> operands;
     for (PlacedId operand : compute.operands)
       operands.push_back(operand ? local(operand) : ValueId());
-    const auto results = emit_local_node(program_, compute, rank_, operands, "", build_);
+    const auto results = emit_local_node(program_, compute, rank_, operands,
+                                         name_suffix(compute.phase), build_);
     for (size_t k = 0; k < results.size(); ++k) {
       if (compute.results[k]) local_[compute.results[k].index()] = results[k];
     }
@@ -160,8 +164,8 @@ ir::Graph emit_rank(const SpmdProgram& program, int64_t rank) {
 }
 
 std::string move_name(const SpmdProgram& program, const Move& move) {
-  return fmt::format("{}@{}#{}", program.graph().name_of(program.at(move.to).value),
-                     name_of(move.kind), move.to.index());
+  return fmt::format("{}@{}#{}{}", program.graph().name_of(program.at(move.to).value),
+                     name_of(move.kind), move.to.index(), name_suffix(move.phase));
 }
 
 std::vector<CollectiveRecord> list_collectives(const SpmdProgram& program) {

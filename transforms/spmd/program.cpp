@@ -12,7 +12,17 @@ namespace autosp::transforms {
 using shard::Interval;
 using shard::Layout;
 
-std::string_view name_of(Phase phase) { return phase == Phase::kForward ? "forward" : "backward"; }
+std::string_view name_of(Phase phase) {
+  switch (phase) {
+    case Phase::kForward:
+      return "forward";
+    case Phase::kBackward:
+      return "backward";
+    case Phase::kRecompute:
+      return "recompute";
+  }
+  return "";
+}
 
 std::string_view name_of(Purpose purpose) {
   switch (purpose) {
@@ -24,6 +34,26 @@ std::string_view name_of(Purpose purpose) {
       return "loss";
   }
   return "";
+}
+
+std::string name_suffix(Phase phase) { return phase == Phase::kRecompute ? "~recompute" : ""; }
+
+Phase phase_of(const Instruction& instruction) {
+  return std::visit([](const auto& kind) { return kind.phase; }, instruction);
+}
+
+std::vector<PlacedId> operands_of(const Instruction& instruction) {
+  if (const auto* move = std::get_if<Move>(&instruction)) return {move->from};
+  std::vector<PlacedId> operands = std::get<Compute>(instruction).operands;
+  std::erase_if(operands, [](PlacedId id) { return !id; });
+  return operands;
+}
+
+std::vector<PlacedId> results_of(const Instruction& instruction) {
+  if (const auto* move = std::get_if<Move>(&instruction)) return {move->to};
+  std::vector<PlacedId> results = std::get<Compute>(instruction).results;
+  std::erase_if(results, [](PlacedId id) { return !id; });
+  return results;
 }
 
 namespace {
@@ -62,6 +92,7 @@ class ProgramBuilder {
       program_.outputs.push_back(obtain(value, Layout(plan_.mesh.num_axes()), dims_of(value)));
     }
     feed_in_shards();
+    settle_phases();
     return std::move(program_);
   }
 
@@ -92,9 +123,12 @@ class ProgramBuilder {
 
   void compute(NodeId id) {
     const ir::Node& node = graph_.node(id);
-    Compute instruction{.node = id, .operands = {}, .results = {}};
     reader_is_gradient_ = false;
     reader_is_forward_ = forward_[id.index()];
+    Compute instruction{.node = id,
+                        .operands = {},
+                        .results = {},
+                        .phase = reader_is_forward_ ? Phase::kForward : Phase::kBackward};
     for (size_t k = 0; k < node.inputs.size(); ++k) {
       const bool data = node.inputs[k] && plan_.analysis->node(id).is_data[k];
       if (!data) {
@@ -234,6 +268,19 @@ class ProgramBuilder {
       if (program_.at(move.to).layout == common) replace(move.to, fed);
     }
     input = fed;
+  }
+
+  // A move made for a backward reader is forward when a forward instruction reads it too.
+  void settle_phases() {
+    std::vector<bool> forward(program_.placed.size(), false);
+    for (size_t k = program_.instructions.size(); k-- > 0;) {
+      Instruction& instruction = program_.instructions[k];
+      if (auto* move = std::get_if<Move>(&instruction)) {
+        if (forward[move->to.index()]) move->phase = Phase::kForward;
+      }
+      if (phase_of(instruction) != Phase::kForward) continue;
+      for (PlacedId operand : operands_of(instruction)) forward[operand.index()] = true;
+    }
   }
 
   void replace(PlacedId old_id, PlacedId new_id) {

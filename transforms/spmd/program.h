@@ -25,15 +25,21 @@ struct Placed {
   AtomExtents atoms;  // what the positions in `layout` address
 };
 
+// Forward is what the loss needs; all else is backward. Recomputed instructions are copies of
+// forward ones, made where the backward pass needs their results (recompute/recompute.h).
+enum class Phase : uint8_t { kForward, kBackward, kRecompute };
+
 struct Compute {
   NodeId node;
   std::vector<PlacedId> operands;  // invalid: absent, or not data
   std::vector<PlacedId> results;   // invalid: absent
+  Phase phase = Phase::kForward;
 };
 
-enum class Phase : uint8_t { kForward, kBackward };
 enum class Purpose : uint8_t { kReshard, kGradient, kLoss };
 std::string_view name_of(Phase phase);
+// What the names of an instruction's nodes and values end in: "~recompute", or nothing.
+std::string name_suffix(Phase phase);
 std::string_view name_of(Purpose purpose);
 
 struct Move {
@@ -46,6 +52,11 @@ struct Move {
 };
 
 using Instruction = std::variant<Compute, Move>;
+
+Phase phase_of(const Instruction& instruction);
+// What it reads and makes; invalid ids left out.
+std::vector<PlacedId> operands_of(const Instruction& instruction);
+std::vector<PlacedId> results_of(const Instruction& instruction);
 
 struct SpmdProgram {
   const shard::Plan* plan = nullptr;
