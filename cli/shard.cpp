@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "command.h"
 #include "model_arguments.h"
+#include "recompute_arguments.h"
 #include "sharded_folder.h"
 
 namespace autosp::cli {
@@ -26,6 +27,7 @@ struct Arguments {
   ModelArguments model;
   PassArguments passes;
   PlanArguments plan;
+  RecomputeArguments recompute;
   std::filesystem::path out;
   std::vector<std::string> dialects = {"autosp"};
   bool json = false;
@@ -88,6 +90,9 @@ void print_report(const shard::Plan& plan, const onnx_io::Manifest& manifest,
   fmt::print("data inputs, and each rank's slice\n");
   print_inputs(manifest);
   print_collectives(manifest);
+  fmt::print("recompute {}: {} operators again, {} kept for the backward pass\n",
+             manifest.recompute.policy, manifest.recompute.operators,
+             format_bytes(static_cast<double>(manifest.recompute.kept_bytes)));
   for (const std::string& warning : manifest.warnings) {
     fmt::print(stderr, "warning: {}\n", warning);
   }
@@ -97,8 +102,11 @@ void print_report(const shard::Plan& plan, const onnx_io::Manifest& manifest,
 int run(const Arguments& arguments) {
   const LoadedModel model = load_model(arguments.model, arguments.passes);
   const shard::Plan plan = plan_model(model, arguments.plan);
-  const transforms::SpmdProgram program = transforms::build_program(plan);
-  const onnx_io::Manifest manifest = make_manifest(model, program);
+  const RecomputedProgram recomputed =
+      with_recompute(transforms::build_program(plan), arguments.recompute);
+  const transforms::SpmdProgram& program = recomputed.program;
+  onnx_io::Manifest manifest = make_manifest(model, program);
+  manifest.recompute = recomputed.summary;
   write_folder(model, program, manifest, dialects_of(arguments), arguments.out);
   if (arguments.json) {
     fmt::print("{}", onnx_io::to_json(manifest));
@@ -116,6 +124,7 @@ void add_shard(CLI::App& app, Action& action) {
   command->footer(kFooter);
   add_model_options(*command, arguments->model);
   add_plan_options(*command, arguments->plan);
+  add_recompute_options(*command, arguments->recompute);
   command->add_option("-o,--output", arguments->out, "The folder to write")
       ->required()
       ->type_name("OUT");

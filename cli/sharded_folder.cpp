@@ -51,6 +51,12 @@ std::string plan_hash(const SpmdProgram& program) {
   for (const auto& record : transforms::list_collectives(program)) {
     text += fmt::format("\n{} {}", record.node, record.bytes_per_rank);
   }
+  for (const transforms::Instruction& instruction : program.instructions) {
+    if (transforms::phase_of(instruction) != transforms::Phase::kRecompute) continue;
+    for (transforms::PlacedId id : transforms::results_of(instruction)) {
+      text += fmt::format("\n{}", program.graph().name_of(program.at(id).value));
+    }
+  }
   return onnx_io::fingerprint(text);
 }
 
@@ -285,13 +291,17 @@ void place_external_data(const ir::Graph& graph, const fs::path& from, const fs:
   }
 }
 
-// A rank's or the emulated graph as it is written: what was copied for each reader, to be planned
-// for it alone, is computed once again where the copies turned out alike.
+// What was copied for each reader, to be planned for it alone, is computed once again where the
+// copies turned out alike.
 ir::Graph finished(const ir::Graph& graph) {
   return transforms::run_passes(graph, {.passes = {"eliminate_common_subexpressions"}});
 }
 
 }  // namespace
+
+ir::Graph rank_graph(const SpmdProgram& program, int64_t rank) {
+  return finished(transforms::emit_rank(program, rank));
+}
 
 Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
   const shard::Plan& plan = *program.plan;
@@ -345,7 +355,7 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
   const onnx_io::ExportOptions options{.data = &data, .function_body = transforms::attention_body};
   if (dialects.contains(Dialect::kAutosp)) {
     for (const onnx_io::ManifestRank& rank : manifest.ranks) {
-      onnx_io::export_model(finished(transforms::emit_rank(program, rank.rank)),
+      onnx_io::export_model(rank_graph(program, rank.rank),
                             pending.path() / rank.file, options);
     }
   }

@@ -16,6 +16,9 @@ enum class Dialect : uint8_t {
   kStandard,  // emulated.onnx: every rank in one graph of standard operators
 };
 
+// The graph of one rank, as it is written.
+ir::Graph rank_graph(const transforms::SpmdProgram& program, int64_t rank);
+
 // Everything `shard` tells about its result.
 onnx_io::Manifest make_manifest(const LoadedModel& model, const transforms::SpmdProgram& program);
 

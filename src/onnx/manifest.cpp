@@ -109,6 +109,10 @@ proto::Manifest to_message(const Manifest& manifest) {
   sums->set_forward_bytes_per_rank(static_cast<double>(totals.forward_bytes_per_rank));
   sums->set_backward_bytes_per_rank(static_cast<double>(totals.backward_bytes_per_rank));
   for (const std::string& warning : manifest.warnings) message.add_warnings(warning);
+  auto* recompute = message.mutable_recompute();
+  recompute->set_policy(manifest.recompute.policy);
+  recompute->set_operators(narrow(manifest.recompute.operators));
+  recompute->set_kept_bytes(static_cast<double>(manifest.recompute.kept_bytes));
   message.set_plan_hash(manifest.plan_hash);
   return message;
 }
@@ -139,6 +143,10 @@ class Reader {
     for (const auto& output : message_.outputs()) manifest.outputs.push_back(read(output));
     for (const auto& entry : message_.collectives()) manifest.collectives.push_back(read(entry));
     manifest.warnings.assign(message_.warnings().begin(), message_.warnings().end());
+    manifest.recompute = {
+        .policy = message_.recompute().policy(),
+        .operators = message_.recompute().operators(),
+        .kept_bytes = static_cast<int64_t>(message_.recompute().kept_bytes())};
     manifest.plan_hash = message_.plan_hash();
     return manifest;
   }

@@ -73,6 +73,12 @@ struct ManifestTotals {
   int64_t backward_bytes_per_rank = 0;
 };
 
+struct ManifestRecompute {
+  std::string policy;
+  int64_t operators = 0;
+  int64_t kept_bytes = 0;
+};
+
 struct Manifest {
   std::string tool_version;
   std::string model_name;
@@ -86,6 +92,7 @@ struct Manifest {
   std::vector<ManifestOutput> outputs;
   std::vector<ManifestCollective> collectives;
   std::vector<std::string> warnings;
+  ManifestRecompute recompute;
   std::string plan_hash;
 
   // Sums over `collectives`.

@@ -102,5 +102,15 @@ TEST(Recompute, EveryPolicyHoldsLessThanTheOneBefore) {
   }
 }
 
+// Merging equal nodes, as is done before a graph is written, leaves the copies alone.
+TEST(Recompute, CopiesSurviveTheMergingOfEqualNodes) {
+  const Llama llama(2, 64, 2);
+  const SpmdProgram changed = with_policy(llama.program, RecomputePolicy::kFull);
+  const Graph rank = emit_rank(changed, 0);
+  const Graph merged = run_passes(rank, {.passes = {"eliminate_common_subexpressions"}});
+  EXPECT_GT(recomputed_nodes(rank), 50U);
+  EXPECT_EQ(recomputed_nodes(merged), recomputed_nodes(rank));
+}
+
 }  // namespace
 }  // namespace autosp::transforms

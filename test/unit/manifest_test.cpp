@@ -33,6 +33,7 @@ Manifest example() {
   manifest.collectives = {
       {"a2a", "AllToAll", "q", {"u"}, 2, 1000, Phase::kForward, Purpose::kReshard},
       {"sum", "AllReduce", "w.grad", {"dp", "u"}, 2, 42, Phase::kBackward, Purpose::kGradient}};
+  manifest.recompute = {"sac", 17, int64_t{3} << 33};
   manifest.warnings = {"a \"quoted\" warning"};
   manifest.plan_hash = fingerprint("plan");
   return manifest;
@@ -46,6 +47,8 @@ TEST(Manifest, SurvivesJson) {
   EXPECT_EQ(read.inputs[0].slices[1].begin, (std::vector<int64_t>{0, 31}));
   EXPECT_EQ(read.outputs[1].role, OutputRole::kGradient);
   EXPECT_EQ(read.collectives[1].purpose, Purpose::kGradient);
+  EXPECT_EQ(read.recompute.policy, "sac");
+  EXPECT_EQ(read.recompute.kept_bytes, int64_t{3} << 33);
 }
 
 // What scripts read: names as in the schema, numbers as numbers.

@@ -11,6 +11,7 @@
 #include "transforms/canonicalize/canonicalize.h"
 #include "transforms/canonicalize/constants.h"
 #include "transforms/canonicalize/node_key.h"
+#include "transforms/spmd/program.h"
 
 namespace autosp::transforms {
 
@@ -31,7 +32,9 @@ Graph eliminate_common_subexpressions(const Graph& graph) {
   }
   std::unordered_map<std::string, const Node*> seen;
   for (const Node& node : graph.nodes()) {
-    if (is_random(node) || node.domain == ir::kAutospDomain) {
+    // A recomputed node equals a forward one by intention.
+    const bool recomputed = node.phase == name_of(Phase::kRecompute);
+    if (is_random(node) || recomputed || node.domain == ir::kAutospDomain) {
       rewriter.copy(node);
       continue;
     }
