@@ -69,6 +69,7 @@ int main(int argc, char** argv) {
   cli::add_validate(app, action);
   cli::add_inspect(app, action);
   cli::add_explain(app, action);
+  cli::add_plan(app, action);
   try {
     return parse(app, argc, argv, action);
   } catch (...) {

@@ -1,9 +1,16 @@
 #include "recompute_arguments.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 
 #include "base/error.h"
-#include "transforms/recompute/recompute.h"
+#include "executor/program.h"
+#include "prediction.h"
+#include "sharded_folder.h"
+#include "transforms/recompute/budget.h"
+#include "transforms/recompute/price.h"
+#include "transforms/tile/tile.h"
 
 namespace autosp::cli {
 
@@ -12,14 +19,25 @@ using transforms::SpmdProgram;
 
 void add_recompute_options(CLI::App& command, RecomputeArguments& arguments) {
   command
-      .add_option("--recompute", arguments.policy,
-                  "What the backward pass computes again instead of keeping it, from most memory to "
-                  "least: none; mincut (default): cheap operators only; sac: all but layer inputs "
-                  "and attention outputs; full: all but layer inputs")
+      .add_option(
+          "--recompute", arguments.policy,
+          "What the backward pass computes again instead of keeping it, from most memory to "
+          "least: none; mincut (default): cheap operators only; sac: all but layer inputs "
+          "and attention outputs; full: all but layer inputs; budget=BYTES, as in "
+          "budget=8GiB: as little as keeps a rank's planned peak below that; auto: as "
+          "little as fits into memory")
       ->type_name("POLICY");
+  command
+      .add_option("--tile", arguments.tile,
+                  "Whether loss head and MLPs run in tiles of the sequence: auto (where they are "
+                  "wide and long), off, or the tokens of a tile on a rank")
+      ->type_name("auto|off|TOKENS")
+      ->capture_default_str();
 }
 
 namespace {
+
+constexpr std::string_view kBudget = "budget=";
 
 RecomputePolicy parse_policy(const std::string& text) {
   std::vector<std::string> names;
@@ -28,22 +46,75 @@ RecomputePolicy parse_policy(const std::string& text) {
     if (text == name_of(policy)) return policy;
     names.emplace_back(name_of(policy));
   }
+  names.insert(names.end(), {"auto", "budget=BYTES"});
   const std::string near = nearest_name(text, names);
   throw Error("--recompute takes {}, not '{}'", fmt::join(names, ", "), text)
       .help(near.empty() ? "leave it out for mincut" : fmt::format("did you mean '{}'?", near));
 }
 
+SpmdProgram with_tiles(SpmdProgram program, const std::string& option) {
+  if (option == "off") return program;
+  const bool automatic = option == "auto";
+  return transforms::tile(program, {.tokens = automatic ? 0 : parse_count(option, "--tile")});
+}
+
+transforms::RecomputePlan plan_within(const SpmdProgram& program,
+                                      const RecomputeArguments& arguments,
+                                      const cost::Device& device, int64_t bytes) {
+  const auto peak = [&](const SpmdProgram& candidate) {
+    const auto graph =
+        std::make_shared<const ir::Graph>(rank_graph(with_tiles(candidate, arguments.tile), 0));
+    return executor::compile(graph).memory().arena;
+  };
+  return transforms::plan_recompute_within(
+      program, {.bytes = bytes,
+                .seconds = transforms::instruction_seconds(program, device),
+                .peak = peak,
+                .tiled = arguments.tile != "off"});
+}
+
 }  // namespace
 
-RecomputedProgram with_recompute(const SpmdProgram& program, const RecomputeArguments& arguments) {
+int64_t fed_bytes(const SpmdProgram& program) {
+  int64_t bytes = 0;
+  for (transforms::PlacedId input : program.inputs) {
+    const transforms::Placed& placed = program.at(input);
+    const ir::Type type{program.graph().type(placed.value).dtype,
+                        transforms::local_shape(placed, program.plan->mesh, 0)};
+    bytes += type.num_bytes();
+  }
+  for (const ir::Value& value : program.graph().values()) {
+    if (value.kind == ir::ValueKind::kExternal) bytes += value.type.num_bytes();
+  }
+  return bytes;
+}
+
+int64_t memory_of_this_machine(const SpmdProgram& program) {
+  constexpr double kUsable = 0.8;
+  const double physical =
+      static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
+  const double share = kUsable * physical / static_cast<double>(program.plan->mesh.size());
+  return static_cast<int64_t>(share) - fed_bytes(program);
+}
+
+RecomputedProgram with_recompute(const SpmdProgram& program, const RecomputeArguments& arguments,
+                                 const cost::Device& device, int64_t limit) {
   const bool has_loss = program.plan->roles.loss.has_value();
-  const RecomputePolicy policy = !arguments.policy.empty() ? parse_policy(arguments.policy)
-                                 : has_loss                ? RecomputePolicy::kMinCut
-                                                           : RecomputePolicy::kNone;
-  onnx_io::ManifestRecompute summary{.policy = std::string(name_of(policy))};
-  if (!has_loss && policy == RecomputePolicy::kNone) return {program, summary};
-  const transforms::RecomputePlan plan = transforms::plan_recompute(program, policy);
-  RecomputedProgram result{transforms::apply_recompute(program, plan), summary};
+  const std::string policy = !arguments.policy.empty() ? arguments.policy
+                             : has_loss                ? "mincut"
+                                                       : "none";
+  RecomputedProgram result{.program = program, .summary = {.policy = policy}};
+  if (!has_loss && policy == "none") {
+    result.program = with_tiles(program, arguments.tile);
+    return result;
+  }
+  const bool budget = policy.starts_with(kBudget);
+  const int64_t bytes =
+      budget ? parse_bytes(policy.substr(kBudget.size()), "--recompute budget=BYTES") : limit;
+  const transforms::RecomputePlan plan =
+      budget || policy == "auto" ? plan_within(program, arguments, device, bytes)
+                                 : transforms::plan_recompute(program, parse_policy(policy));
+  result.program = with_tiles(transforms::apply_recompute(program, plan), arguments.tile);
   result.summary.kept_bytes = plan.kept_bytes;
   result.summary.operators = std::ranges::count_if(
       result.program.instructions, [](const transforms::Instruction& instruction) {

@@ -1,9 +1,10 @@
-// --recompute, and the program it leads to.
+// --recompute and --tile, and the program they lead to.
 #pragma once
 
 #include <CLI/CLI.hpp>
 #include <string>
 
+#include "cost/device.h"
 #include "onnx/manifest.h"
 #include "transforms/spmd/program.h"
 
@@ -11,6 +12,7 @@ namespace autosp::cli {
 
 struct RecomputeArguments {
   std::string policy;  // empty: mincut, or none for a model without a loss
+  std::string tile = "auto";
 };
 
 void add_recompute_options(CLI::App& command, RecomputeArguments& arguments);
@@ -20,7 +22,16 @@ struct RecomputedProgram {
   onnx_io::ManifestRecompute summary;
 };
 
+// `device` prices what is executed again under a budget. `limit` is what "auto" fits into, in bytes
+// of planned_peak_bytes.
 RecomputedProgram with_recompute(const transforms::SpmdProgram& program,
-                                 const RecomputeArguments& arguments);
+                                 const RecomputeArguments& arguments, const cost::Device& device,
+                                 int64_t limit);
+
+// What a rank's results and scratch memory may take when all ranks run on this machine.
+int64_t memory_of_this_machine(const transforms::SpmdProgram& program);
+
+// Bytes of parameters and inputs on one rank, which are outside the planned peak.
+int64_t fed_bytes(const transforms::SpmdProgram& program);
 
 }  // namespace autosp::cli

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "command.h"
 #include "model_arguments.h"
+#include "prediction.h"
 #include "recompute_arguments.h"
 #include "sharded_folder.h"
 
@@ -28,6 +29,7 @@ struct Arguments {
   PassArguments passes;
   PlanArguments plan;
   RecomputeArguments recompute;
+  std::string device = "h100";
   std::filesystem::path out;
   std::vector<std::string> dialects = {"autosp"};
   bool json = false;
@@ -102,8 +104,9 @@ void print_report(const shard::Plan& plan, const onnx_io::Manifest& manifest,
 int run(const Arguments& arguments) {
   const LoadedModel model = load_model(arguments.model, arguments.passes);
   const shard::Plan plan = plan_model(model, arguments.plan);
-  const RecomputedProgram recomputed =
-      with_recompute(transforms::build_program(plan), arguments.recompute);
+  const transforms::SpmdProgram kept = transforms::build_program(plan);
+  const RecomputedProgram recomputed = with_recompute(
+      kept, arguments.recompute, load_device(arguments.device), memory_of_this_machine(kept));
   const transforms::SpmdProgram& program = recomputed.program;
   onnx_io::Manifest manifest = make_manifest(model, program);
   manifest.recompute = recomputed.summary;
@@ -125,6 +128,12 @@ void add_shard(CLI::App& app, Action& action) {
   add_model_options(*command, arguments->model);
   add_plan_options(*command, arguments->plan);
   add_recompute_options(*command, arguments->recompute);
+  command
+      ->add_option("--device", arguments->device,
+                   "Whose rates price recomputation under a budget: h100, h200, a100, cpu, or a "
+                   "JSON file")
+      ->type_name("DEVICE")
+      ->capture_default_str();
   command->add_option("-o,--output", arguments->out, "The folder to write")
       ->required()
       ->type_name("OUT");

@@ -2,13 +2,17 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <numeric>
 
+#include "executor/memory_buckets.h"
 #include "executor/run.h"
 #include "llama_step.h"
 #include "shard/plan.h"
 #include "support/committed_models.h"
 #include "support/run_graph.h"
 #include "transforms/pipeline.h"
+#include "transforms/recompute/budget.h"
+#include "transforms/recompute/price.h"
 #include "transforms/recompute/recompute.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/emulate.h"
@@ -93,12 +97,100 @@ TEST(Recompute, EveryPolicyHoldsLessThanTheOneBefore) {
   for (RecomputePolicy policy : kPolicies) {
     const RecomputePlan plan = plan_recompute(llama.program, policy);
     const executor::MemoryPlan memory = compiled(apply_recompute(llama.program, plan)).memory();
-    fmt::print("{:<7} kept {:>9} arena {:>9} live {:>9} at {}\n", name_of(policy), plan.kept_bytes,
-               memory.arena, memory.live_peak, memory.peak_node);
     EXPECT_LT(memory.arena, before) << name_of(policy);
     EXPECT_LT(plan.kept_bytes, kept_before) << name_of(policy);
     before = memory.arena;
     kept_before = plan.kept_bytes;
+  }
+}
+
+int64_t arena_of(const SpmdProgram& program) { return compiled(program).memory().arena; }
+
+TEST(Recompute, EveryBudgetIsKeptAndMoreMemoryNeverTakesLonger) {
+  const Llama llama(4, 256, 2);
+  const std::vector<double> seconds = instruction_seconds(llama.program, *cost::find_device("cpu"));
+  const auto arena = [&](RecomputePolicy policy) {
+    return arena_of(with_policy(llama.program, policy));
+  };
+  const int64_t full = arena(RecomputePolicy::kFull);
+  const int64_t none = arena(RecomputePolicy::kNone);
+  double before = std::numeric_limits<double>::max();
+  constexpr int kSteps = 8;
+  for (int k = 0; k <= kSteps; ++k) {
+    const int64_t budget = full + (none - full) * k / kSteps;
+    const RecomputePlan plan = plan_recompute_within(
+        llama.program, {.bytes = budget, .seconds = seconds, .peak = arena_of});
+    EXPECT_LE(arena_of(apply_recompute(llama.program, plan)), budget);
+    double again = 0;
+    for (size_t i = 0; i < seconds.size(); ++i) again += plan.recomputed[i] ? seconds[i] : 0;
+    EXPECT_LE(again, before) << budget;
+    before = again;
+  }
+  EXPECT_EQ(before, 0);
+  EXPECT_THROW(plan_recompute_within(llama.program,
+                                     {.bytes = full / 4, .seconds = seconds, .peak = arena_of}),
+               Error);
+}
+
+TEST(Recompute, BudgetsLeaveResultsAlone) {
+  const Llama llama(3, 48, 2);
+  const test::Tensors feeds = test::random_feeds(llama.graph);
+  const test::Tensors sharded = run_graph(emulate(llama.program), feeds);
+  const std::vector<double> seconds =
+      instruction_seconds(llama.program, *cost::find_device("h100"));
+  const int64_t full = arena_of(with_policy(llama.program, RecomputePolicy::kFull));
+  const int64_t none = arena_of(llama.program);
+  for (int k = 0; k <= 3; ++k) {
+    const RecomputePlan plan = plan_recompute_within(
+        llama.program,
+        {.bytes = full + (none - full) * k / 3, .seconds = seconds, .peak = arena_of});
+    expect_equal(run_graph(emulate(apply_recompute(llama.program, plan)), feeds), sharded);
+  }
+}
+
+// What a rank is fed: its slice of every input.
+executor::Arrays rank_feeds(const SpmdProgram& program, const test::Tensors& feeds, int64_t rank) {
+  executor::Arrays result;
+  const Graph& graph = program.graph();
+  for (size_t k = 0; k < graph.inputs().size(); ++k) {
+    std::vector<int64_t> begin;
+    ir::Shape extent;
+    for (const auto& range : input_slice(program, program.at(program.inputs[k]), rank)) {
+      begin.push_back(range.begin);
+      extent.push_back(range.extent());
+    }
+    const std::string& name = graph.name_of(graph.inputs()[k]);
+    result[name] = feeds.at(name).block(begin, extent);
+  }
+  return result;
+}
+
+// The arena is what a run touches, and the buckets say what is in it.
+TEST(Recompute, PredictedPeaksAreMeasured) {
+  const Llama llama(4, 512, 2);
+  const test::Tensors feeds = test::random_feeds(llama.graph);
+  for (RecomputePolicy policy : kPolicies) {
+    SCOPED_TRACE(name_of(policy));
+    const SpmdProgram program = with_policy(llama.program, policy);
+    std::vector<std::shared_ptr<const Graph>> graphs;
+    std::vector<executor::Arrays> fed;
+    for (int64_t rank = 0; rank < 2; ++rank) {
+      graphs.push_back(std::make_shared<Graph>(emit_rank(program, rank)));
+      fed.push_back(rank_feeds(program, feeds, rank));
+    }
+    const executor::RunResult run = executor::run_in_threads(graphs, fed, {.threads_per_rank = 1});
+    for (const executor::RankResult& rank : run.ranks) {
+      const auto planned = static_cast<double>(rank.planned.arena);
+      EXPECT_NEAR(static_cast<double>(rank.measured_peak), planned, 0.02 * planned);
+    }
+    const executor::Program rank = executor::compile(graphs[0]);
+    const executor::MemoryBuckets buckets =
+        executor::memory_at_peak(rank, std::vector<bool>(graphs[0]->inputs().size(), true));
+    const auto in = [&](executor::Bucket bucket) { return buckets[static_cast<size_t>(bucket)]; };
+    EXPECT_EQ(std::accumulate(buckets.begin() + 2, buckets.end(), int64_t{0}), rank.memory().arena);
+    EXPECT_GT(in(executor::Bucket::kKeptActivations), 0);
+    EXPECT_EQ(in(executor::Bucket::kRecomputed) > 0,
+              policy == RecomputePolicy::kSac || policy == RecomputePolicy::kFull);
   }
 }
 

@@ -1,8 +1,9 @@
 // Copies of forward instructions, each just before the first backward instruction that reads it.
 //
-// Hoisted to the turning point all copies would live at once, and nothing would be gained; so a copy
-// is made on demand, its operands' copies first. The forward pass comes first as a whole: a backward
-// instruction that a file lists among forward ones would otherwise call for copies too early.
+// Hoisted to the turning point all copies would live at once, and nothing would be gained; so a
+// copy is made on demand, its operands' copies first. The forward pass comes first as a whole: a
+// backward instruction that a file lists among forward ones would otherwise call for copies too
+// early.
 #include <map>
 
 #include "base/error.h"

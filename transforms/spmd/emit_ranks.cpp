@@ -7,6 +7,7 @@
 #include "ir/rewriter.h"
 #include "transforms/spmd/geometry.h"
 #include "transforms/spmd/localize.h"
+#include "transforms/spmd/tile_loop.h"
 
 namespace autosp::transforms {
 
@@ -32,7 +33,15 @@ class RankEmitter {
       local_[program_.inputs[k].index()] =
           out_.add_input(value.name, {value.type.dtype, local_shape(placed, mesh_, rank_)});
     }
-    for (const Instruction& instruction : program_.instructions) {
+    auto loop = program_.tile_loops.begin();
+    for (size_t k = 0; k < program_.instructions.size(); ++k) {
+      if (loop != program_.tile_loops.end() && loop->first == k) {
+        emit_loop(*loop);
+        k += loop->count - 1;
+        ++loop;
+        continue;
+      }
+      const Instruction& instruction = program_.instructions[k];
       const size_t first = out_.nodes().size();
       if (const auto* compute = std::get_if<Compute>(&instruction))
         emit_compute(*compute);
@@ -64,12 +73,18 @@ class RankEmitter {
     return value;
   }
 
+  void emit_loop(const TileLoop& loop) {
+    emit_tiles(
+        *loop.stretch, rank_, [this](PlacedId id) { return local(id); },
+        [this](PlacedId id, ValueId value) { local_[id.index()] = value; }, build_);
+  }
+
   void emit_compute(const Compute& compute) {
     std::vector<ValueId> operands;
     for (PlacedId operand : compute.operands)
       operands.push_back(operand ? local(operand) : ValueId());
-    const auto results = emit_local_node(program_, compute, rank_, operands,
-                                         name_suffix(compute.phase), build_);
+    const auto results =
+        emit_local_node(program_, compute, rank_, operands, name_suffix(compute.phase), build_);
     for (size_t k = 0; k < results.size(); ++k) {
       if (compute.results[k]) local_[compute.results[k].index()] = results[k];
     }

@@ -5,6 +5,7 @@
 // program is bound to each rank (emit_ranks.h), or to all of them in one graph (emulate.h).
 #pragma once
 
+#include <memory>
 #include <string>
 #include <variant>
 #include <vector>
@@ -58,12 +59,23 @@ Phase phase_of(const Instruction& instruction);
 std::vector<PlacedId> operands_of(const Instruction& instruction);
 std::vector<PlacedId> results_of(const Instruction& instruction);
 
+struct TiledStretch;  // spmd/tile_loop.h
+
+// Instructions [first, first + count) run once per tile of tokens (tile/tile.h). They are a legal
+// program as they stand, too: whoever knows nothing of tiles executes each of them once.
+struct TileLoop {
+  size_t first = 0;
+  size_t count = 0;
+  std::shared_ptr<const TiledStretch> stretch = nullptr;
+};
+
 struct SpmdProgram {
   const shard::Plan* plan = nullptr;
   std::vector<Placed> placed;
   std::vector<PlacedId> inputs;   // by graph input; the layout in which a rank is fed
   std::vector<PlacedId> outputs;  // by graph output; replicated
   std::vector<Instruction> instructions;
+  std::vector<TileLoop> tile_loops = {};  // in order, apart
 
   const ir::Graph& graph() const { return plan->graph(); }
   const Placed& at(PlacedId id) const { return placed[id.index()]; }

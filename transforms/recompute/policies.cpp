@@ -1,4 +1,4 @@
-#include "transforms/recompute/recompute.h"
+#include "transforms/recompute/policies.h"
 
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,6 @@
 #include "base/error.h"
 #include "ir/operator_traits.h"
 #include "transforms/canonicalize/constants.h"
-#include "transforms/recompute/cut.h"
 #include "transforms/recompute/forward_pass.h"
 
 namespace autosp::transforms {
@@ -32,11 +31,20 @@ namespace {
 // costs next to nothing.
 bool is_fusible(const ir::Node& node) {
   static const std::unordered_set<std::string_view> kOps = {
-      "Cast",       "Concat",     "Expand",    "Gather", "GatherElements", "LayerNormalization",
-      "LogSoftmax", "Pad",        "ReduceMax", "Slice",  "ReduceMean",     "ReduceSum",
-      "Softmax",    "Split",      "Tile",      "Transpose"};
+      "Cast",       "Concat", "Expand",    "Gather",   "GatherElements", "LayerNormalization",
+      "LogSoftmax", "Pad",    "ReduceMax", "Slice",    "ReduceMean",     "ReduceSum",
+      "Softmax",    "Split",  "Tile",      "Transpose"};
   return ir::is_elementwise(node) || ir::is_view(node) ||
          (node.domain.empty() && kOps.contains(node.op));
+}
+
+// What depends on data alone (masks, positions, counts) is small and the same for all layers; a
+// random draw would not be the same draw.
+bool never_twice(const ForwardPass& forward, size_t k) {
+  const ir::Node* node = forward.node(k);
+  if (node != nullptr && is_random(*node)) return true;
+  return std::ranges::none_of(results_of(forward.instructions()[k]),
+                              [&](PlacedId id) { return forward.depends_on_parameters(id); });
 }
 
 class PolicyProblem {
@@ -48,7 +56,8 @@ class PolicyProblem {
     for (size_t k = 0; k < forward_.instructions().size(); ++k) {
       if (!forward_.is_forward(k) || forward_.is_view(k)) continue;
       const bool conservative = policy_ == RecomputePolicy::kMinCut || k >= forward_.tail();
-      problem_.forbidden[k] = never_twice(k) || (conservative && forbidden_by_mincut(k)) ||
+      problem_.forbidden[k] = never_twice(forward_, k) ||
+                              (conservative && forbidden_by_mincut(k)) ||
                               (policy_ == RecomputePolicy::kSac && forward_.is_attention(k) &&
                                forward_.makes_attention_output(k));
       if (conservative) charge_by_distance(k);
@@ -63,16 +72,6 @@ class PolicyProblem {
   }
 
  private:
-  // What depends on data alone (masks, positions, counts) is small and the same for all layers; a
-  // random draw would not be the same draw.
-  bool never_twice(size_t k) const {
-    const ir::Node* node = forward_.node(k);
-    if (node != nullptr && is_random(*node)) return true;
-    return std::ranges::none_of(results_of(forward_.instructions()[k]), [&](PlacedId id) {
-      return forward_.depends_on_parameters(id);
-    });
-  }
-
   bool forbidden_by_mincut(size_t k) const {
     const ir::Node* node = forward_.node(k);
     if (node == nullptr) {
@@ -139,20 +138,41 @@ class PolicyProblem {
 
 }  // namespace
 
-RecomputePlan plan_recompute(const SpmdProgram& program, RecomputePolicy policy) {
-  if (!program.plan->roles.loss) {
-    throw Error("there is no loss, so forward and backward cannot be told apart")
-        .help("name the loss with --loss OUTPUT, or keep everything with --recompute none");
+std::vector<bool> choose(const ForwardPass& forward, RecomputePolicy policy) {
+  if (policy == RecomputePolicy::kNone) {
+    return std::vector<bool>(forward.instructions().size(), false);
   }
-  const ForwardPass forward(program);
-  RecomputePlan plan;
-  plan.recomputed.assign(program.instructions.size(), false);
-  if (policy != RecomputePolicy::kNone) {
-    plan.recomputed = solve(forward, PolicyProblem(forward, policy).make());
+  return solve(forward, PolicyProblem(forward, policy).make());
+}
+
+CutProblem priced_problem(const ForwardPass& forward) {
+  CutProblem problem(forward);
+  for (size_t k = 0; k < problem.forbidden.size(); ++k) {
+    problem.forbidden[k] = forward.is_forward(k) && !forward.is_view(k) && never_twice(forward, k);
   }
+  for (PlacedId id : forward.layer_inputs()) {
+    problem.forbidden[static_cast<size_t>(forward.producer(id))] = true;
+  }
+  return problem;
+}
+
+RecomputePlan describe_plan(const ForwardPass& forward, std::vector<bool> recomputed) {
+  RecomputePlan plan{.recomputed = std::move(recomputed), .kept = {}};
   plan.kept = kept_values(forward, plan.recomputed);
   for (PlacedId id : plan.kept) plan.kept_bytes += forward.bytes(id);
   return plan;
+}
+
+void require_loss(const SpmdProgram& program) {
+  if (program.plan->roles.loss) return;
+  throw Error("there is no loss, so forward and backward cannot be told apart")
+      .help("name the loss with --loss OUTPUT, or keep everything with --recompute none");
+}
+
+RecomputePlan plan_recompute(const SpmdProgram& program, RecomputePolicy policy) {
+  require_loss(program);
+  const ForwardPass forward(program);
+  return describe_plan(forward, choose(forward, policy));
 }
 
 }  // namespace autosp::transforms

@@ -1,0 +1,44 @@
+// What a sharded model will take: memory, work, communication, time. Nothing is run.
+#pragma once
+
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "cost/device.h"
+#include "executor/memory_buckets.h"
+#include "model_arguments.h"
+#include "recompute_arguments.h"
+
+namespace autosp::cli {
+
+// "h100", ..., or a JSON file with the fields of cost::Device, rates in units per second; fields
+// left out are those of `like` (default: h100).
+cost::Device load_device(const std::string& name_or_file);
+
+// Of rank 0, which holds most.
+struct Prediction {
+  executor::MemoryBuckets memory{};  // at the peak
+  int64_t arena = 0;                 // bytes
+  int64_t peak = 0;                  // bytes: the sum of the buckets
+  double forward_flops = 0;
+  double backward_flops = 0;
+  double recompute_flops = 0;
+  int64_t collectives = 0;
+  int64_t bytes_sent = 0;
+  double compute_seconds = 0;
+  double collective_seconds = 0;
+
+  double flops() const { return forward_flops + backward_flops + recompute_flops; }
+  double seconds() const { return compute_seconds + collective_seconds; }
+};
+
+Prediction predict(const LoadedModel& model, const transforms::SpmdProgram& program,
+                   const cost::Device& device);
+
+nlohmann::ordered_json to_json(const Prediction& prediction);
+
+// "80GiB", "512 MiB", "1.5GB", or bytes.
+int64_t parse_bytes(const std::string& text, const std::string& option);
+
+}  // namespace autosp::cli

@@ -1,0 +1,111 @@
+// Running token-wise regions in tiles changes memory, not results.
+#include <gtest/gtest.h>
+
+#include "executor/run.h"
+#include "llama_step.h"
+#include "shard/plan.h"
+#include "support/committed_models.h"
+#include "support/run_graph.h"
+#include "transforms/pipeline.h"
+#include "transforms/recompute/recompute.h"
+#include "transforms/spmd/emit_ranks.h"
+#include "transforms/spmd/geometry.h"
+#include "transforms/tile/tile.h"
+
+namespace autosp::transforms {
+namespace {
+
+using ir::Graph;
+using test::CommittedModel;
+using test::run_graph;
+
+executor::Arrays rank_feeds(const SpmdProgram& program, const test::Tensors& feeds, int64_t rank) {
+  executor::Arrays result;
+  const Graph& graph = program.graph();
+  for (size_t k = 0; k < graph.inputs().size(); ++k) {
+    std::vector<int64_t> begin;
+    ir::Shape extent;
+    for (const auto& range : input_slice(program, program.at(program.inputs[k]), rank)) {
+      begin.push_back(range.begin);
+      extent.push_back(range.extent());
+    }
+    const std::string& name = graph.name_of(graph.inputs()[k]);
+    result[name] = feeds.at(name).block(begin, extent);
+  }
+  return result;
+}
+
+executor::RunResult run_ranks(const SpmdProgram& program, const test::Tensors& feeds) {
+  std::vector<std::shared_ptr<const Graph>> graphs;
+  std::vector<executor::Arrays> fed;
+  for (int64_t rank = 0; rank < program.plan->mesh.size(); ++rank) {
+    graphs.push_back(std::make_shared<Graph>(emit_rank(program, rank)));
+    fed.push_back(rank_feeds(program, feeds, rank));
+  }
+  return executor::run_in_threads(graphs, fed, {.threads_per_rank = 1});
+}
+
+class TileCommittedGraphs : public testing::TestWithParam<CommittedModel> {};
+
+TEST_P(TileCommittedGraphs, LossAndGradientsStayTheSame) {
+  const Graph graph = run_passes(import_committed(GetParam()));
+  const shard::Roles roles = shard::detect_roles(graph);
+  const test::Tensors feeds = test::random_feeds(graph);
+  const test::Tensors whole = run_graph(graph, feeds);
+  for (int64_t sp : {1, 2}) {
+    const shard::Plan plan = shard::make_plan(graph, roles, {.sp = sp});
+    SpmdProgram program = build_program(plan);
+    if (roles.loss) {
+      program = apply_recompute(program, plan_recompute(program, RecomputePolicy::kFull));
+    }
+    for (int64_t tokens : {5, 11}) {
+      SCOPED_TRACE(fmt::format("sp {}, tiles of {}", sp, tokens));
+      const SpmdProgram tiled = tile(program, {.tokens = tokens});
+      for (const executor::RankResult& rank : run_ranks(tiled, feeds).ranks) {
+        test::expect_close(rank.outputs, whole, 1e-4);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, TileCommittedGraphs, testing::ValuesIn(test::committed_models({61})),
+                         [](const auto& model) { return identifier_of(model.param); });
+
+// No value of all tokens by the vocabulary is left, and the peak falls with it.
+TEST(Tile, LogitsAreNeverWhole) {
+  const Graph graph = run_passes(bench::llama_step({.layers = 2,
+                                                    .batch = 1,
+                                                    .sequence = 128,
+                                                    .hidden = 32,
+                                                    .heads = 4,
+                                                    .kv_heads = 2,
+                                                    .inner = 96,
+                                                    .vocabulary = 3000}));
+  const shard::Plan plan = shard::make_plan(graph, shard::detect_roles(graph), {.sp = 2});
+  SpmdProgram program = build_program(plan);
+  program = apply_recompute(program, plan_recompute(program, RecomputePolicy::kFull));
+  const SpmdProgram tiled = tile(program, {.tokens = 16});
+  EXPECT_EQ(tiled.tile_loops.size(), 5U);  // the head; every MLP forward and backward
+
+  const auto widest = [](const Graph& rank) {
+    int64_t most = 0;
+    for (const ir::Node& node : rank.nodes()) {
+      for (ValueId id : node.outputs) {
+        const ir::Shape& shape = rank.shape(id);
+        if (!shape.empty() && shape.back() == 3000 && shape.size() == 3) {
+          most = std::max(most, ir::num_elements(shape));
+        }
+      }
+    }
+    return most;
+  };
+  const auto whole_rank = std::make_shared<Graph>(emit_rank(program, 0));
+  const auto tiled_rank = std::make_shared<Graph>(emit_rank(tiled, 0));
+  EXPECT_EQ(widest(*whole_rank), 64 * 3000);
+  EXPECT_EQ(widest(*tiled_rank), 16 * 3000);
+  EXPECT_LT(executor::compile(tiled_rank).memory().arena,
+            executor::compile(whole_rank).memory().arena / 2);
+}
+
+}  // namespace
+}  // namespace autosp::transforms

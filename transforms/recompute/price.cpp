@@ -1,0 +1,62 @@
+#include "transforms/recompute/price.h"
+
+#include <algorithm>
+
+#include "transforms/spmd/geometry.h"
+
+namespace autosp::transforms {
+
+namespace {
+
+constexpr int64_t kRank = 0;
+
+class Prices {
+ public:
+  Prices(const SpmdProgram& program, const cost::Device& device)
+      : program_(program), device_(device) {}
+
+  double of(const Compute& compute) const {
+    const ir::Node& node = program_.graph().node(compute.node);
+    std::vector<ir::Type> operands;
+    for (size_t k = 0; k < compute.operands.size(); ++k) {
+      // What is not data (shapes, axes) is small.
+      operands.push_back(compute.operands[k] ? local_type(compute.operands[k]) : ir::Type{});
+    }
+    std::vector<ir::Type> results;
+    for (PlacedId id : compute.results) results.push_back(id ? local_type(id) : ir::Type{});
+    const bool wide = !operands.empty() && ir::element_size(operands[0].dtype) >= 4;
+    const double visible = cost::visible_fraction(program_.graph(), node);
+    return cost::seconds(device_, cost::operator_cost(node, operands, results, visible), wide);
+  }
+
+  double of(const Move& move) const {
+    if (is_collective(move.kind)) {
+      const int64_t bytes = bytes_sent(program_, move, kRank);
+      return cost::collective_seconds(device_, static_cast<double>(bytes));
+    }
+    return 2 * static_cast<double>(local_type(move.to).num_bytes()) / device_.bandwidth;
+  }
+
+ private:
+  ir::Type local_type(PlacedId id) const {
+    const Placed& placed = program_.at(id);
+    return {program_.graph().type(placed.value).dtype,
+            local_shape(placed, program_.plan->mesh, kRank)};
+  }
+
+  const SpmdProgram& program_;
+  const cost::Device& device_;
+};
+
+}  // namespace
+
+std::vector<double> instruction_seconds(const SpmdProgram& program, const cost::Device& device) {
+  const Prices prices(program, device);
+  std::vector<double> seconds;
+  for (const Instruction& instruction : program.instructions) {
+    seconds.push_back(std::visit([&](const auto& kind) { return prices.of(kind); }, instruction));
+  }
+  return seconds;
+}
+
+}  // namespace autosp::transforms
