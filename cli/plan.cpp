@@ -146,7 +146,7 @@ void print_report(const Planned& planned, const Arguments& arguments, const cost
 // sp that can be divided over the heads, up to 8 or what was asked for.
 std::vector<int64_t> sweep_sizes(const LoadedModel& model, const Arguments& arguments) {
   const shard::Plan whole = shard::make_plan(model.graph, model.roles, {});
-  std::vector<int64_t> sizes = shard::usable_sp(whole.kv_heads, whole.head_groups);
+  std::vector<int64_t> sizes = shard::sp_by_heads_alone(whole.attention_sizes());
   const int64_t most = std::max<int64_t>(8, arguments.plan.sp);
   std::erase_if(sizes, [&](int64_t sp) { return sp > most || sp > whole.sequence_extent; });
   return sizes.empty() ? std::vector<int64_t>{1} : sizes;

@@ -84,6 +84,8 @@ onnx_io::Phase in_manifest(transforms::Phase phase) {
       return onnx_io::Phase::kForward;
     case transforms::Phase::kBackward:
       return onnx_io::Phase::kBackward;
+    case transforms::Phase::kRecompute:
+      return onnx_io::Phase::kRecompute;
   }
   internal_error(__FILE__, __LINE__, fmt::format("phase {}", static_cast<int>(phase)));
 }

@@ -34,18 +34,12 @@ class BudgetSearch {
       return std::tie(a.seconds, a.simulated) < std::tie(b.seconds, b.simulated);
     });
     if (options_.tiled) drop_dominated();
-    for (auto candidate_at = first_that_may_fit(); candidate_at != candidates_.end();
-         ++candidate_at) {
-      const Candidate& candidate = *candidate_at;
-      if (options_.tiled) {
-        if (real_peak(candidate) > options_.bytes) continue;
-        return describe_plan(forward_, candidate.recomputed);
-      }
-      // What is live at once is the least that any arrangement takes.
-      if (candidate.simulated > options_.bytes) continue;
-      if (real_peak(candidate) <= options_.bytes) {
-        return describe_plan(forward_, candidate.recomputed);
-      }
+    // The executor finds some more results in place than the simulation, never many.
+    const int64_t hopeless = options_.bytes + options_.bytes / 4;
+    for (auto candidate = first_that_may_fit(); candidate != candidates_.end(); ++candidate) {
+      if (!options_.tiled && candidate->simulated > hopeless) continue;
+      if (real_peak(*candidate) > options_.bytes) continue;
+      return describe_plan(forward_, candidate->recomputed);
     }
     refuse();
   }

@@ -161,7 +161,10 @@ void ForwardPass::find_layers() {
   const auto after = std::ranges::partition_point(
       points, [&](const Articulation& point) { return point.made <= *last_attention; });
   const auto count = points.end() - after;
-  if (count > 0) tail_ = (count > 1 ? after[1] : after[0]).made;
+  if (count == 0) return;
+  const Articulation& output = count > 1 ? after[1] : after[0];
+  tail_ = output.made;
+  layer_inputs_.push_back(output.storage);
 }
 
 void ForwardPass::find_distances() {

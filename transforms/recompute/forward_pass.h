@@ -42,7 +42,7 @@ class ForwardPass {
   bool makes_attention_output(size_t k) const { return makes_attention_output_[k]; }
 
   // Storages that are alone alive at some point of the forward pass: the last of them before each
-  // attention.
+  // attention, and the last layer's output.
   const std::vector<PlacedId>& layer_inputs() const { return layer_inputs_; }
   // The first forward instruction after the last layer's output.
   size_t tail() const { return tail_; }

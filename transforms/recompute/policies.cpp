@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "ir/operator_traits.h"
+#include "reference/kernels.h"
 #include "transforms/canonicalize/constants.h"
 #include "transforms/recompute/forward_pass.h"
 
@@ -34,8 +35,9 @@ bool is_fusible(const ir::Node& node) {
       "Cast",       "Concat", "Expand",    "Gather",   "GatherElements", "LayerNormalization",
       "LogSoftmax", "Pad",    "ReduceMax", "Slice",    "ReduceMean",     "ReduceSum",
       "Softmax",    "Split",  "Tile",      "Transpose"};
-  return ir::is_elementwise(node) || ir::is_view(node) ||
-         (node.domain.empty() && kOps.contains(node.op));
+  const bool elementwise =
+      reference::aliasing_of(node.domain, node.op) == reference::Aliasing::kElementwise;
+  return elementwise || ir::is_view(node) || (node.domain.empty() && kOps.contains(node.op));
 }
 
 // What depends on data alone (masks, positions, counts) is small and the same for all layers; a

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "ir/operator_traits.h"
+#include "reference/kernels.h"
 
 namespace autosp::transforms {
 
@@ -115,7 +115,8 @@ class Simulation {
     if (forward_.is_view(step.instruction)) return 0;
     const Instruction& instruction = forward_.instructions()[step.instruction];
     const ir::Node* node = forward_.node(step.instruction);
-    bool in_place = node != nullptr && ir::is_elementwise(*node);
+    bool in_place = node != nullptr && reference::aliasing_of(node->domain, node->op) ==
+                                           reference::Aliasing::kElementwise;
     int64_t added = 0;
     for (PlacedId result : results_of(instruction)) {
       const size_t value = result_value(step, result);

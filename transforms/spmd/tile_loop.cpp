@@ -79,11 +79,12 @@ class TileEmitter {
   ValueId operand(PlacedId id) {
     ValueId& value = values_[id];
     if (value) return value;
-    if (program_.is_constant(id)) {
+    const auto found = inputs_.find(id);
+    if (found == inputs_.end()) {
       value = build_.constant(local_constant(program_, id, virtual_rank()));
       return value;
     }
-    const TiledStretch::Input& input = *inputs_.at(id);
+    const TiledStretch::Input& input = *found->second;
     value = local_(input.outer);
     if (input.whole == input.tile) return value;
     const MoveView view(program_, Move{.from = input.whole,

@@ -29,7 +29,7 @@ struct TiledStretch {
     bool sum = false;  // over the tiles; otherwise they are joined
     Phase phase = Phase::kForward;
   };
-  std::vector<Input> inputs;
+  std::vector<Input> inputs;  // constants with tokens are bound where they are read instead
   std::vector<Output> outputs;
 };
 

@@ -173,7 +173,12 @@ class RegionFinder {
   bool place(PlacedId id, const std::optional<AtomPosition>& at, Region& region) const {
     const auto [known, is_new] = region.tokens.emplace(id, at);
     if (!is_new) return known->second == at;
-    return !at || can_be_cut(program_.at(id).layout, *at);
+    return at ? can_be_cut(program_.at(id).layout, *at) : !is_nested(program_.at(id).layout);
+  }
+
+  static bool is_nested(const shard::Layout& layout) {
+    return std::ranges::any_of(layout,
+                               [](const auto& axis) { return axis.is_split() && axis.nested; });
   }
 
   // All sequence axes split the tokens, or none does.

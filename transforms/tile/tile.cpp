@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "transforms/spmd/tile_loop.h"
+#include "transforms/tile/order.h"
 #include "transforms/tile/regions.h"
 
 namespace autosp::transforms {
@@ -115,7 +116,8 @@ class StretchBuilder {
       known->second = place(outer, std::move(layout));
     }
     const PlacedId tile = known->second;
-    if (!made_inside && !from_.is_constant(outer)) {
+    // Constants with tokens are cut where they are bound.
+    if (!made_inside && !(from_.is_constant(outer) && tokens(outer))) {
       const PlacedId whole = tokens(outer) ? place(outer, whole_layout(outer)) : tile;
       stretch_->inputs.push_back({outer, whole, tile});
     }
@@ -244,10 +246,14 @@ class Gatherer {
 }  // namespace
 
 SpmdProgram tile(const SpmdProgram& program, const TileOptions& options) {
-  std::vector<Region> regions = find_regions(program);
-  std::erase_if(
-      regions, [&](const Region& region) { return number_of_tiles(program, region, options) < 2; });
-  return Gatherer(program, std::move(regions)).gather(options);
+  const auto worth_tiling = [&](const SpmdProgram& in) {
+    std::vector<Region> regions = find_regions(in);
+    std::erase_if(regions,
+                  [&](const Region& region) { return number_of_tiles(in, region, options) < 2; });
+    return regions;
+  };
+  const SpmdProgram direct = read_originals(program, worth_tiling(program));
+  return Gatherer(direct, without_cycles(direct, worth_tiling(direct))).gather(options);
 }
 
 }  // namespace autosp::transforms
