@@ -46,8 +46,8 @@ void expect_equal(const test::Tensors& got, const test::Tensors& want) {
 
 class RecomputeCommittedGraphs : public testing::TestWithParam<CommittedModel> {};
 
-TEST_P(RecomputeCommittedGraphs, LossAndGradientsStayTheSame) {
-  const Graph graph = run_passes(import_committed(GetParam()));
+void expect_same_results(const CommittedModel& model, bool fuse_attention) {
+  const Graph graph = run_passes(import_committed(model), {.fuse_attention = fuse_attention});
   const shard::Roles roles = shard::detect_roles(graph);
   if (!roles.loss) GTEST_SKIP() << "has no loss";
   const test::Tensors feeds = test::random_feeds(graph);
@@ -65,12 +65,20 @@ TEST_P(RecomputeCommittedGraphs, LossAndGradientsStayTheSame) {
   }
 }
 
+TEST_P(RecomputeCommittedGraphs, LossAndGradientsStayTheSame) {
+  expect_same_results(GetParam(), false);
+}
+
+TEST_P(RecomputeCommittedGraphs, LossAndGradientsStayTheSameWithFusedAttention) {
+  expect_same_results(GetParam(), true);
+}
+
 INSTANTIATE_TEST_SUITE_P(All, RecomputeCommittedGraphs,
                          testing::ValuesIn(test::committed_models({61})),
                          [](const auto& model) { return identifier_of(model.param); });
 
 struct Llama {
-  explicit Llama(int64_t layers, int64_t sequence, int64_t sp)
+  explicit Llama(int64_t layers, int64_t sequence, int64_t sp, bool fuse_attention = true)
       : graph(run_passes(bench::llama_step({.layers = layers,
                                             .batch = 1,
                                             .sequence = sequence,
@@ -78,7 +86,8 @@ struct Llama {
                                             .heads = 4,
                                             .kv_heads = 2,
                                             .inner = 160,
-                                            .vocabulary = 50}))),
+                                            .vocabulary = 50}),
+                         {.fuse_attention = fuse_attention})),
         plan(shard::make_plan(graph, shard::detect_roles(graph), {.sp = sp})),
         program(build_program(plan)) {}
   Graph graph;
@@ -90,8 +99,8 @@ executor::Program compiled(const SpmdProgram& program) {
   return executor::compile(std::make_shared<Graph>(emit_rank(program, 0)));
 }
 
-TEST(Recompute, EveryPolicyHoldsLessThanTheOneBefore) {
-  const Llama llama(6, 512, 2);
+void expect_falling_peaks(bool fuse_attention) {
+  const Llama llama(6, 512, 2, fuse_attention);
   int64_t before = std::numeric_limits<int64_t>::max();
   int64_t kept_before = before;
   for (RecomputePolicy policy : kPolicies) {
@@ -101,6 +110,24 @@ TEST(Recompute, EveryPolicyHoldsLessThanTheOneBefore) {
     EXPECT_LT(plan.kept_bytes, kept_before) << name_of(policy);
     before = memory.arena;
     kept_before = plan.kept_bytes;
+  }
+}
+
+TEST(Recompute, EveryPolicyHoldsLessThanTheOneBefore) {
+  for (bool fuse_attention : {false, true}) {
+    SCOPED_TRACE(fuse_attention);
+    expect_falling_peaks(fuse_attention);
+  }
+}
+
+// What sac adds to full is that attention never runs twice.
+TEST(Recompute, OnlyFullRunsAttentionTwice) {
+  const Llama llama(3, 128, 2);
+  for (RecomputePolicy policy : kPolicies) {
+    const Graph rank = emit_rank(with_policy(llama.program, policy), 0);
+    EXPECT_EQ(test::count_nodes(rank, "Attention", ir::kAutospDomain),
+              policy == RecomputePolicy::kFull ? 6U : 3U)
+        << name_of(policy);
   }
 }
 
