@@ -31,6 +31,8 @@ std::string_view name_of(ResultRole role) {
       return "key_gradient";
     case ResultRole::kValueGradient:
       return "value_gradient";
+    case ResultRole::kBiasGradient:
+      return "bias_gradient";
     case ResultRole::kSinkGradient:
       return "sink_gradient";
   }
@@ -269,12 +271,21 @@ class Cutter {
   }
 
   std::optional<NodeId> step_down(ValueId value, ResultRole role) const {
-    if (facts_.is_output(value) || facts_.readers(value).size() != 1) return std::nullopt;
-    const NodeId id = facts_.readers(value)[0];
+    std::vector<NodeId> readers = facts_.readers(value);
+    if (role == ResultRole::kBiasGradient) {  // which the scores' gradient is computed from as well
+      std::erase_if(readers, [&](NodeId reader) {
+        return std::ranges::binary_search(region_.nodes, reader);
+      });
+    }
+    if (facts_.is_output(value) || readers.size() != 1) return std::nullopt;
+    const NodeId id = readers[0];
     const Node& node = graph_.node(id);
     if (!may_pass(id)) return std::nullopt;
     if (node.is("ReduceSum") && role == ResultRole::kSinkGradient) {
       return sums_over_rows(id) ? std::optional<NodeId>(id) : std::nullopt;
+    }
+    if (node.is("ReduceSum") && role == ResultRole::kBiasGradient) {
+      return keeps_positions(id) ? std::optional<NodeId>(id) : std::nullopt;
     }
     if (node.is("ReduceSum")) {
       const bool summed = role == ResultRole::kKeyGradient || role == ResultRole::kValueGradient;
@@ -293,6 +304,15 @@ class Cutter {
       const shard::ClassId c = analysis.class_of(factor.atom);
       return factor.role != shard::Role::kReduction || facts_.home().sequence.contains(c) ||
              facts_.home().batch.contains(c);
+    });
+  }
+
+  // Whether it sums over neither queries nor keys.
+  bool keeps_positions(NodeId id) const {
+    const shard::FactorAnalysis& analysis = facts_.analysis();
+    return std::ranges::none_of(analysis.node(id).factors, [&](const shard::Factor& factor) {
+      return factor.role == shard::Role::kReduction &&
+             facts_.home().sequence.contains(analysis.class_of(factor.atom));
     });
   }
 

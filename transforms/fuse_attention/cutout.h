@@ -23,6 +23,7 @@ enum class ResultRole : uint8_t {
   kQueryGradient,
   kKeyGradient,
   kValueGradient,
+  kBiasGradient,
   kSinkGradient
 };
 

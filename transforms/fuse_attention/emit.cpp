@@ -103,6 +103,15 @@ class Replacer {
   static std::vector<AtomList> output_groups(const CanonicalFactors& c) {
     return {c.batch, c.heads(), c.queries, c.value_width};
   }
+  static std::vector<AtomList> bias_gradient_groups(const CanonicalFactors& c) {
+    std::vector<AtomList> groups = score_groups(c);
+    for (AtomList& group : groups) {
+      std::erase_if(group, [&](AtomId atom) {
+        return std::ranges::find(c.bias_gradient, atom) == c.bias_gradient.end();
+      });
+    }
+    return groups;
+  }
   static std::vector<AtomList> groups_of(const CanonicalFactors& c, ResultRole role) {
     switch (role) {
       case ResultRole::kOutput:
@@ -113,6 +122,8 @@ class Replacer {
         return key_groups(c);
       case ResultRole::kValueGradient:
         return value_groups(c);
+      case ResultRole::kBiasGradient:
+        return bias_gradient_groups(c);
       case ResultRole::kSinkGradient:
         return {c.heads()};
     }
@@ -171,7 +182,18 @@ class Replacer {
     for (ValueId summand : summands) {
       total = total ? build_.binary("Add", total, summand) : summand;
     }
-    return total;
+    return total && !plan.canonical.bias_gradient.empty() ? widened(plan, total) : total;
+  }
+
+  // The bias, repeated where its gradient is wanted apart.
+  ValueId widened(const RegionPlan& plan, ValueId bias) {
+    Shape shape = build_.shape(bias);
+    const auto groups = bias_gradient_groups(plan.canonical);
+    const Sizes sizes(*plan.factors, plan.canonical);
+    for (size_t d = 0; d < shape.size(); ++d) {
+      shape[d] = std::max(shape[d], sizes.product(groups[d]));
+    }
+    return build_.expand(bias, shape);
   }
 
   static std::vector<AtomList> score_groups(const CanonicalFactors& c) {
@@ -379,14 +401,18 @@ class Replacer {
     const Graph& to = build_.graph();
     std::vector<Type> types = {to.type(emitted.query), to.type(emitted.key),
                                to.type(emitted.value)};
+    const bool bias_gradient = plan.cutout.result_of.contains(ResultRole::kBiasGradient);
     const bool sink_gradient = plan.cutout.result_of.contains(ResultRole::kSinkGradient);
+    const auto add_result = [&](bool wanted, ValueId like, ResultRole role) {
+      types.push_back(wanted ? to.type(like) : Type{});
+      names.push_back(wanted ? facts_.graph().name_of(plan.cutout.result_of.at(role)) + "_attention"
+                             : "");
+    };
+    if (bias_gradient || sink_gradient) {
+      add_result(bias_gradient, emitted.operands[0], ResultRole::kBiasGradient);
+    }
     if (sink_gradient) {
-      types.emplace_back();  // no gradient of the bias
-      types.push_back(to.type(emitted.operands.back()));
-      names.insert(
-          names.end(),
-          {"", facts_.graph().name_of(plan.cutout.result_of.at(ResultRole::kSinkGradient)) +
-                   "_attention"});
+      add_result(true, emitted.operands.back(), ResultRole::kSinkGradient);
     }
     auto results = build_.node("AttentionGrad", operands, types, attributes_of(plan),
                                std::string(ir::kAutospDomain), names);
@@ -396,7 +422,21 @@ class Replacer {
     finish_result(emitted, ResultRole::kQueryGradient, results[0]);
     finish_result(emitted, ResultRole::kKeyGradient, results[1]);
     finish_result(emitted, ResultRole::kValueGradient, results[2]);
+    if (bias_gradient) {
+      finish_result(emitted, ResultRole::kBiasGradient, summed_bias_gradient(plan, results[3]));
+    }
     if (sink_gradient) finish_result(emitted, ResultRole::kSinkGradient, results[4]);
+  }
+
+  // Where the bias has an index that its wanted gradient lacks.
+  ValueId summed_bias_gradient(const RegionPlan& plan, ValueId gradient) {
+    const auto groups = bias_gradient_groups(plan.canonical);
+    std::vector<int64_t> axes;
+    for (size_t d = 0; d < groups.size(); ++d) {
+      if (groups[d].empty() && build_.shape(gradient)[d] != 1)
+        axes.push_back(static_cast<int64_t>(d));
+    }
+    return build_.reduce_sum(gradient, axes, true);
   }
 
   void finish_result(const Emitted& emitted, ResultRole role, ValueId x) {

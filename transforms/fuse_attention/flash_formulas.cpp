@@ -74,6 +74,7 @@ class Flash {
     key_gradient_.assign(groups * keys_ * width_, 0);
     value_gradient_.assign(groups * keys_ * value_width_, 0);
     sink_gradient_.assign(groups, 0);
+    bias_gradient_.assign(bias_.size(), 0);
     for (size_t group = 0; group < groups; ++group) {
       for (size_t i = 0; i < queries_; ++i) run_row(group, i);
     }
@@ -87,6 +88,7 @@ class Flash {
       results[ResultRole::kValueGradient] = {
           canonical_.of(ResultRole::kValueGradient),
           summed_over_groups(value_gradient_, keys_ * value_width_)};
+      results[ResultRole::kBiasGradient] = summed_onto(canonical_.bias_gradient);
       results[ResultRole::kSinkGradient] = {canonical_.of(ResultRole::kSinkGradient),
                                             summed_over_batch(sink_gradient_)};
     }
@@ -109,6 +111,18 @@ class Flash {
     Vector result(per_head.size() / groups, 0);
     for (size_t k = 0; k < per_head.size(); ++k) {
       result[k / (block * groups) * block + k % block] += per_head[k];
+    }
+    return result;
+  }
+
+  // The gradient of the scores, summed over what `order` lacks.
+  Block summed_onto(const AtomList& order) const {
+    Block result{.order = order, .values = Vector(size(order), 0)};
+    Block place = result;  // every entry's own number, spread over the scores
+    for (size_t k = 0; k < place.values.size(); ++k) place.values[k] = static_cast<double>(k);
+    const Vector places = spread(place);
+    for (size_t k = 0; k < places.size(); ++k) {
+      result.values[static_cast<size_t>(places[k])] += bias_gradient_[k];
     }
     return result;
   }
@@ -190,7 +204,9 @@ class Flash {
         value_gradient_[(group * keys_ + j) * value_width_ + e] += p[j] * gradient[e];
       }
       double ds = p[j] * (dp - delta) * bend[j] * meaning_.scale * factor_[row * keys_ + j];
-      if (masked_[row * keys_ + j] && !(dead && dead_row_gradient_)) ds = 0;
+      const bool stopped = masked_[row * keys_ + j] && !(dead && dead_row_gradient_);
+      if (stopped) ds = 0;
+      bias_gradient_[row * keys_ + j] = stopped ? 0 : p[j] * (dp - delta);
       for (size_t d = 0; d < width_; ++d) {
         query_gradient_[row * width_ + d] += ds * key_[(group * keys_ + j) * width_ + d];
         key_gradient_[(group * keys_ + j) * width_ + d] += ds * query_[row * width_ + d];
@@ -209,7 +225,7 @@ class Flash {
   size_t width_ = 0;
   size_t value_width_ = 0;
   Vector query_, key_, value_, output_gradient_;
-  Vector bias_, factor_, sink_, sink_gradient_;
+  Vector bias_, factor_, sink_, sink_gradient_, bias_gradient_;
   std::vector<bool> masked_;
   Vector output_, query_gradient_, key_gradient_, value_gradient_;
 };

@@ -49,6 +49,7 @@ GraphFacts::GraphFacts(const shard::FactorAnalysis& analysis, const shard::HomeC
       home_(&home),
       home_positions_(graph().values().size(), 0),
       core_(graph().values().size(), false),
+      tail_(graph().nodes().size(), true),
       output_(graph().values().size(), false),
       readers_(consumers(graph())),
       representative_(graph().values().size()),
@@ -58,6 +59,7 @@ GraphFacts::GraphFacts(const shard::FactorAnalysis& analysis, const shard::HomeC
   }
   for (const ir::Output& output : graph().outputs()) output_[output.value.index()] = true;
   find_core();
+  find_tails();
   find_representatives(is_parameter);
   find_uniform(is_parameter);
 }
@@ -70,6 +72,27 @@ void GraphFacts::find_core() {
     for (ValueId output : node.outputs) {
       if (output && home_positions(output) >= 2) core_[output.index()] = true;
     }
+  }
+}
+
+// Walks back from contractions of core values and reductions of them to rows.
+void GraphFacts::find_tails() {
+  std::vector<bool> leads(graph().values().size(), false);
+  for (size_t n = graph().nodes().size(); n-- > 0;) {
+    const Node& node = graph().nodes()[n];
+    const bool reads_core = std::ranges::any_of(
+        node.inputs, [&](ValueId input) { return input && core_[input.index()]; });
+    const bool reduces = node.op.starts_with("Reduce") && !core_[node.outputs[0].index()];
+    tail_[n] = !(reads_core && (is_contraction(node) || reduces)) &&
+               std::ranges::none_of(
+                   node.outputs, [&](ValueId output) { return output && leads[output.index()]; });
+    if (tail_[n]) continue;
+    for (ValueId input : node.inputs) {
+      if (input) leads[input.index()] = true;
+    }
+  }
+  for (size_t v = 0; v < core_.size(); ++v) {
+    if (!leads[v]) core_[v] = false;
   }
 }
 
@@ -193,8 +216,9 @@ void close_over_rows(const GraphFacts& facts, Region& region) {
 std::vector<Region> find_regions(const GraphFacts& facts) {
   const Graph& graph = facts.graph();
   Components components(graph.values().size());
-  for (const Node& node : graph.nodes()) {
-    const auto touched = core_values_of(facts, node);
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    if (facts.is_tail(NodeId(n))) continue;
+    const auto touched = core_values_of(facts, graph.nodes()[n]);
     for (size_t k = 1; k < touched.size(); ++k) {
       components.join(touched[0].index(), touched[k].index());
     }
@@ -204,7 +228,7 @@ std::vector<Region> find_regions(const GraphFacts& facts) {
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const Node& node = graph.nodes()[n];
     const auto touched = core_values_of(facts, node);
-    if (touched.empty()) continue;
+    if (touched.empty() || facts.is_tail(NodeId(n))) continue;
     const size_t root = components.find(touched[0].index());
     const auto [entry, is_new] = region_of.emplace(root, regions.size());
     if (is_new) regions.emplace_back();

@@ -3,7 +3,8 @@
 // A value with two home positions (two sequence dimensions) is born by a contraction (attention
 // scores and their gradient) or by broadcasting (masks, biases, random numbers). The former, and
 // every quadratic value computed from them, are the core. Masks stay out of it, so one that all
-// layers share does not join their regions.
+// layers share does not join their regions; and so does what is only summed into the gradient of a
+// bias, which layers may share likewise.
 #pragma once
 
 #include <optional>
@@ -43,6 +44,8 @@ class GraphFacts {
 
   int home_positions(ValueId value) const { return home_positions_[value.index()]; }
   bool is_core(ValueId value) const { return core_[value.index()]; }
+  // Whether neither a contraction of core values nor a reduction of them to a row follows.
+  bool is_tail(NodeId node) const { return tail_[node.index()]; }
   bool is_output(ValueId value) const { return output_[value.index()]; }
   const std::vector<NodeId>& readers(ValueId value) const { return readers_[value.index()]; }
   NodeId producer(ValueId value) const { return graph().value(value).producer; }
@@ -55,6 +58,7 @@ class GraphFacts {
 
  private:
   void find_core();
+  void find_tails();
   void find_representatives(const std::vector<bool>& is_parameter);
   void find_uniform(const std::vector<bool>& is_parameter);
 
@@ -62,6 +66,7 @@ class GraphFacts {
   const shard::HomeClasses* home_;
   std::vector<int> home_positions_;
   std::vector<bool> core_;
+  std::vector<bool> tail_;  // by node
   std::vector<bool> output_;
   std::vector<std::vector<NodeId>> readers_;
   std::vector<ValueId> representative_;

@@ -104,6 +104,7 @@ class RoleFinder {
     assign_born();
     for (const NodeId id : region_.ending) assign_ending(id);
     assign_sink_gradient();
+    assign_bias_gradient();
     return std::move(roles_);
   }
 
@@ -243,6 +244,22 @@ class RoleFinder {
     }
   }
 
+  // The gradient of a trained bias is the scores' gradient, read by what sums it up.
+  void assign_bias_gradient() {
+    for (const NodeId id : region_.nodes) {
+      const ValueId output = node(id).outputs[0];
+      if (!facts_.is_core(output) || !roles_.score_gradient) continue;
+      const bool leaves = std::ranges::any_of(facts_.readers(output), [&](NodeId reader) {
+        return !std::ranges::binary_search(region_.nodes, reader);
+      });
+      if (!leaves || !depends(id, *roles_.score_gradient)) continue;
+      if (!roles_.results.emplace(ResultRole::kBiasGradient, id).second) {
+        refuse("'{}' and '{}' are both read outside it",
+               result_name(roles_.results[ResultRole::kBiasGradient]), result_name(id));
+      }
+    }
+  }
+
   bool depends(NodeId id, NodeId on) const {
     const Node& target = cutout_.graph.node(inside(id));
     return reaches(cutout_.inside.at(node(on).outputs[0]),
@@ -304,6 +321,8 @@ AtomList CanonicalFactors::of(ResultRole role) const {
       return of(OperandRole::kKey);
     case ResultRole::kValueGradient:
       return of(OperandRole::kValue);
+    case ResultRole::kBiasGradient:
+      return bias_gradient;
     case ResultRole::kSinkGradient:
       return heads();
   }
@@ -393,6 +412,10 @@ CanonicalFactors find_canonical_factors(const GraphFacts& facts, const LocalFact
   found.value_width = select(factors.atoms(cutout.results.at(ResultRole::kOutput)),
                              [&](AtomId a) { return !contains(known, a); });
 
+  if (cutout.results.contains(ResultRole::kBiasGradient)) {
+    const AtomList held = factors.atoms(cutout.results.at(ResultRole::kBiasGradient));
+    found.bias_gradient = select(found.full(), [&](AtomId a) { return contains(held, a); });
+  }
   for (const auto& [role, value] : cutout.results) {
     if (!same_atoms(factors.atoms(value), found.of(role))) {
       refuse("the {} '{}' has factors {}, not {}", name_of(role), graph.name_of(value),

@@ -53,6 +53,7 @@ struct CanonicalFactors {
   AtomList keys;
   AtomList width;          // of queries and keys
   AtomList value_width;    // of values and the output
+  AtomList bias_gradient;  // what the gradient of a trained bias is kept over
   AtomList keys_and_sink;  // where scores have one column more, the last: a sink
 
   AtomList heads() const;  // kv_heads, groups

@@ -21,7 +21,12 @@ void Dissector::sum(ValueId value) {
   const Node* node = graph_.producer(value);
   const Extent extent = extent_of(value);
   if (node == nullptr || !(extent.queries && extent.keys)) {
-    if (extent.queries && extent.keys) return read_entries(value, false, true);
+    if (extent.queries && extent.keys) {
+      if (known_tensor(facts_, cutout_.original[value.index()])) {
+        return read_entries(value, false, true);
+      }
+      parts_.kept_summand = graph_.name_of(value);
+    }
     parts_.biases.push_back({.product = {value}});
     return;
   }

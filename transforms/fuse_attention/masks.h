@@ -45,7 +45,8 @@ struct TermParts {
   std::vector<BiasPart> biases;
   std::optional<double> number;  // what an additive mask adds where it masks: the least of them
   bool several_numbers = false;
-  bool kept = false;  // stays a bias over queries and keys, as it is computed
+  std::string kept_summand;  // a part of the bias that stays over queries and keys: which
+  bool kept = false;         // stays a bias over queries and keys, as it is computed
   std::string why_kept;
 };
 

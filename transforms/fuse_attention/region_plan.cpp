@@ -147,7 +147,13 @@ std::string describe(const RegionPlan& plan) {
         break;
     }
   }
-  if (!plan.visibility.biases.empty()) say("bias vector");
+  bool kept_summand = false;
+  for (const TermParts& parts : plan.parts) {
+    if (parts.kept_summand.empty()) continue;
+    kept_summand = true;
+    say(fmt::format("bias kept ('{}' is given over queries and keys)", parts.kept_summand));
+  }
+  if (!plan.visibility.biases.empty() && !kept_summand) say("bias vector");
   if (plan.sink_term()) say("sink");
   for (const size_t t : plan.visibility.kept) {
     say(fmt::format("bias kept ({})", plan.parts[t].why_kept));
@@ -203,6 +209,29 @@ void settle_dead_rows(RegionPlan& plan) {
   }
 }
 
+// The gradient of a trained bias has all of the batch or none of it, and heads likewise.
+void check_bias_gradient(const RegionPlan& plan) {
+  const CanonicalFactors& c = plan.canonical;
+  if (!plan.cutout.results.contains(ResultRole::kBiasGradient)) return;
+  const std::string& name =
+      plan.cutout.graph.name_of(plan.cutout.results.at(ResultRole::kBiasGradient));
+  const auto held = [&](const AtomList& group) {
+    return static_cast<size_t>(std::ranges::count_if(group, [&](AtomId atom) {
+      return std::ranges::find(c.bias_gradient, atom) != c.bias_gradient.end();
+    }));
+  };
+  for (const AtomList& group : {c.batch, c.heads()}) {
+    if (held(group) != 0 && held(group) != group.size()) {
+      refuse("'{}' is summed over some heads only", name);
+    }
+  }
+  if (held(c.queries) == 0 || held(c.keys) == 0) refuse("'{}' is read outside it", name);
+  const bool has_bias = std::ranges::any_of(plan.meaning.terms, [](const TermMeaning& meaning) {
+    return meaning.kind == TermKind::kAdd;
+  });
+  if (!has_bias) refuse("'{}' is read outside it, and there is no bias", name);
+}
+
 void fill_report(RegionPlan& plan) {
   const Sizes sizes(*plan.factors, plan.canonical);
   AttentionRegion& report = plan.report;
@@ -237,6 +266,7 @@ std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& r
   const auto sinks = std::ranges::count_if(plan.meaning.terms, [](const TermMeaning& meaning) {
     return meaning.kind == TermKind::kSink;
   });
+  check_bias_gradient(plan);
   if (sinks > 1) refuse("{} sinks join one softmax", sinks);
   if ((sinks == 0) != plan.canonical.keys_and_sink.empty())
     refuse("scores have a column that is no sink");
