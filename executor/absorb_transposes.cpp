@@ -44,7 +44,7 @@ bool absorb(Rewriter& rewriter, const Node& node, const KernelTable& kernels) {
 
 }  // namespace
 
-std::shared_ptr<const Graph> absorb_transposes(std::shared_ptr<const Graph> graph,
+std::shared_ptr<const Graph> absorb_transposes(const std::shared_ptr<const Graph>& graph,
                                                const KernelTable& kernels) {
   bool changed = false;
   Graph absorbed = ir::rewrite_nodes(*graph, [&](Rewriter& rewriter, const Node& node) {

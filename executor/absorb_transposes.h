@@ -12,7 +12,7 @@ namespace autosp::executor {
 // Transposes that nothing else reads are gone: neither the time nor the memory of a copy is spent,
 // which for weights would last from the forward to the backward pass.
 // Returns `graph` itself when there is nothing to absorb.
-std::shared_ptr<const ir::Graph> absorb_transposes(std::shared_ptr<const ir::Graph> graph,
+std::shared_ptr<const ir::Graph> absorb_transposes(const std::shared_ptr<const ir::Graph>& graph,
                                                    const KernelTable& kernels);
 
 }  // namespace autosp::executor

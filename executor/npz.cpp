@@ -218,7 +218,7 @@ std::vector<std::byte> read_member(zip_t* archive, zip_uint64_t index, zip_uint6
     done += static_cast<size_t>(count);
   }
   // libzip compares the checksum when it meets the entry's end, which takes one read more.
-  std::byte beyond;
+  std::byte beyond{};
   const zip_int64_t count = zip_fread(file.get(), &beyond, 1);
   if (count < 0) throw damaged(zip_file_strerror(file.get()));
   if (count > 0) throw damaged(fmt::format("it has more than its {} bytes", bytes.size()));

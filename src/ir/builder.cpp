@@ -124,8 +124,9 @@ ValueId Builder::reshape(ValueId x, Shape to, std::string name) {
   AUTOSP_CHECK(num_elements(to) == num_elements(shape(x)), "reshape of {} to {}",
                to_string(shape(x)), to_string(to));
   if (to == shape(x)) return x;
-  return node("Reshape", {x, int64s(to)}, Type{dtype(x), to}, {{"allowzero", int64_t{1}}}, "",
-              std::move(name));
+  const ValueId target = int64s(to);
+  return node("Reshape", {x, target}, Type{dtype(x), std::move(to)}, {{"allowzero", int64_t{1}}},
+              "", std::move(name));
 }
 
 ValueId Builder::squeeze(ValueId x, std::vector<int64_t> axes, std::string name) {
@@ -152,7 +153,8 @@ ValueId Builder::unsqueeze(ValueId x, std::vector<int64_t> axes, std::string nam
 
 ValueId Builder::expand(ValueId x, Shape to, std::string name) {
   if (to == shape(x)) return x;
-  return node("Expand", {x, int64s(to)}, Type{dtype(x), broadcast(shape(x), to)}, {}, "",
+  Shape result = broadcast(shape(x), to);
+  return node("Expand", {x, int64s(std::move(to))}, Type{dtype(x), std::move(result)}, {}, "",
               std::move(name));
 }
 
@@ -208,7 +210,7 @@ ValueId Builder::concat(std::vector<ValueId> parts, int64_t axis, std::string na
 }
 
 std::vector<ValueId> Builder::split(ValueId x, const std::vector<int64_t>& sizes, int64_t axis,
-                                    std::string name) {
+                                    const std::string& name) {
   const size_t at = normalize_axis(axis, rank(x));
   std::vector<Type> types;
   for (int64_t size : sizes) {

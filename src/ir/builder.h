@@ -55,10 +55,11 @@ class Builder {
                   std::string name = "");  // or LogSoftmax
 
   ValueId transpose(ValueId x, std::vector<int64_t> permutation, std::string name = "");
-  ValueId reshape(ValueId x, Shape shape, std::string name = "");  // no node when nothing changes
+  // By value: the shape of a value of this graph would move with it when the graph grows.
+  ValueId reshape(ValueId x, Shape to, std::string name = "");  // no node when nothing changes
   ValueId squeeze(ValueId x, std::vector<int64_t> axes, std::string name = "");
   ValueId unsqueeze(ValueId x, std::vector<int64_t> axes, std::string name = "");
-  ValueId expand(ValueId x, Shape shape, std::string name = "");  // no node when nothing changes
+  ValueId expand(ValueId x, Shape to, std::string name = "");  // no node when nothing changes
   ValueId slice(ValueId x, int64_t axis, int64_t begin, int64_t end, std::string name = "");
   // begins[k]..ends[k] along axis k, for every axis; steps 1. No node when nothing is cut.
   ValueId slice_all(ValueId x, const std::vector<int64_t>& begins, const std::vector<int64_t>& ends,
@@ -69,7 +70,7 @@ class Builder {
   ValueId concat(std::vector<ValueId> parts, int64_t axis,
                  std::string name = "");  // one part: that part
   std::vector<ValueId> split(ValueId x, const std::vector<int64_t>& sizes, int64_t axis,
-                             std::string name = "");
+                             const std::string& name = "");
 
   ValueId gather(ValueId data, ValueId indices, int64_t axis, std::string name = "");
   ValueId gather_elements(ValueId data, ValueId indices, int64_t axis, std::string name = "");

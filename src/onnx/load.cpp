@@ -82,7 +82,7 @@ onnx::ModelProto load_model(const fs::path& path) {
 
 onnx::ModelProto parse_model_text(const std::string& text, const std::string& where) {
   onnx::ModelProto model;
-  onnx::OnnxParser parser(text.c_str());
+  onnx::OnnxParser parser(text);
   const auto status = parser.Parse(model);
   if (!status.IsOK()) throw Error("{} is not ONNX text: {}", where, status.ErrorMessage());
   if (!parser.EndOfInput()) throw Error("{} has text after the model's end", where);

@@ -18,12 +18,16 @@ using onnx::OpSchema;
 
 std::vector<int64_t> ints(const InferenceContext& context, const std::string& name) {
   const onnx::AttributeProto* attribute = context.getAttribute(name);
-  if (attribute == nullptr) fail_shape_inference("attribute '", name, "' is missing");
+  if (attribute == nullptr) {
+    fail_shape_inference("attribute '", name, "' is missing");
+  }
   return {attribute->ints().begin(), attribute->ints().end()};
 }
 
 void require(bool condition, const std::string& message) {
-  if (!condition) fail_shape_inference(message);
+  if (!condition) {
+    fail_shape_inference(message);
+  }
 }
 
 // Operand 0's shape, or null when it is not known; the element type goes to the result.

@@ -79,7 +79,7 @@ Result shaped_by(size_t shape, size_t dtype) {
   };
 }
 
-Result fixed(DataType dtype, Shape shape) {
+Result fixed(DataType dtype, const Shape& shape) {
   return [=](const Context&) { return MaybeType(Type{dtype, shape}); };
 }
 

@@ -150,9 +150,9 @@ AttentionSites find_attention(const FactorAnalysis& analysis, const HomeClasses&
     if (!touches || !(is_contraction(node) || is_fused(node))) continue;
     sites.contractions.emplace_back(n);
     const auto found = alternatives_of(analysis, NodeId(n), home);
-    if (!found.empty())
+    if (!found.empty()) {
       lists.push_back(found);
-    else {
+    } else {
       for (const Factor& factor : analysis.node(NodeId(n)).factors) {
         const ClassId c = analysis.class_of(factor.atom);
         if (factor.role == Role::kParallel && !home.sequence.contains(c) && !home.batch.contains(c))

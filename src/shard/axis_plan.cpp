@@ -95,10 +95,11 @@ class Planner {
         strategy.operands[k] = AxisLayout::split(*factor.operands[k], operand_cuts, nested);
     }
     for (size_t k = 0; k < node.outputs.size(); ++k) {
-      if (factor.results[k])
+      if (factor.results[k]) {
         strategy.results[k] = AxisLayout::split(*factor.results[k], result_cuts, nested);
-      else if (factor.role == Role::kReduction || analysis_.node(id).results_sum)
+      } else if (factor.role == Role::kReduction || analysis_.node(id).results_sum) {
         strategy.results[k] = AxisLayout::partial();
+      }
     }
     return strategy;
   }
@@ -242,10 +243,11 @@ class Planner {
       vertex[n] = problem.add_vertex();
       const auto& [home, alternative] = plan_.strategies[n];
       if (!home) problem.add_edge(vertex[n], problem.sink(), MinCut::kInfinite);
-      if (!alternative)
+      if (!alternative) {
         problem.add_edge(problem.source(), vertex[n], MinCut::kInfinite);
-      else if (home)
+      } else if (home) {
         problem.add_edge(problem.source(), vertex[n], replication_price_[n]);
+      }
     }
     std::vector<std::array<Readers, 2>> readers(graph_.values().size());
     for (size_t n = 0; n < vertex.size(); ++n) {
@@ -295,16 +297,18 @@ class Planner {
         if (from_home <= 0 && from_alternative <= 0) continue;
         const int need = problem.add_vertex();
         for (int reader : vertices) {
-          if (side == 1)
+          if (side == 1) {
             problem.add_edge(need, reader, MinCut::kInfinite);
-          else
+          } else {
             problem.add_edge(reader, need, MinCut::kInfinite);
+          }
         }
         auto pay_always = [&](int64_t cost) {
-          if (side == 1)
+          if (side == 1) {
             problem.add_edge(problem.source(), need, cost);
-          else
+          } else {
             problem.add_edge(need, problem.sink(), cost);
+          }
         };
         if (from_home < 0) {
           pay_always(from_alternative);
@@ -316,17 +320,18 @@ class Planner {
         }
         pay_always(std::min(from_home, from_alternative));
         const int64_t difference = from_home - from_alternative;
-        if (side == 1 && difference > 0)
+        if (side == 1 && difference > 0) {
           problem.add_edge(producer, need, difference);
-        else if (side == 0 && difference < 0)
+        } else if (side == 0 && difference < 0) {
           problem.add_edge(need, producer, -difference);
-        else if (difference != 0) {
+        } else if (difference != 0) {
           // Not submodular: bound it from above by charging the producer whether or not it is read.
           plan_.overestimate_bytes += std::abs(difference) / kScale;
-          if (side == 1)
+          if (side == 1) {
             problem.add_edge(problem.source(), producer, -difference);
-          else
+          } else {
             problem.add_edge(producer, problem.sink(), difference);
+          }
         }
       }
     }

@@ -263,12 +263,13 @@ std::string FactorAnalysis::describe_dims(const DimAtoms& dims) const {
     std::vector<std::string> parts;
     for (AtomId atom : atoms)
       parts.push_back(fmt::format("{}#{}", atoms_.size(atom), atom.index()));
-    if (parts.empty())
+    if (parts.empty()) {
       words.emplace_back("1");
-    else if (parts.size() == 1)
+    } else if (parts.size() == 1) {
       words.push_back(parts[0]);
-    else
+    } else {
       words.push_back(fmt::format("({})", fmt::join(parts, " ")));
+    }
   }
   return fmt::format("[{}]", fmt::join(words, ", "));
 }

@@ -72,10 +72,11 @@ size_t ellipsis_length(const Pattern& pattern, size_t rank) {
   size_t explicit_dims = 0;
   bool has_ellipsis = false;
   for (const Token& token : pattern.tokens) {
-    if (token.ellipsis)
+    if (token.ellipsis) {
       has_ellipsis = true;
-    else
+    } else {
       ++explicit_dims;
+    }
   }
   AUTOSP_CHECK(has_ellipsis ? explicit_dims <= rank : explicit_dims == rank,
                "a rule of {} dimensions for a value of rank {}", explicit_dims, rank);
@@ -107,12 +108,13 @@ std::string print_value(const Rule& rule, const ValueFactors& dims) {
     for (const Symbol& symbol : symbols) {
       marked.push_back(symbol + (rule.is_coupled(symbol) ? "!" : ""));
     }
-    if (marked.empty())
+    if (marked.empty()) {
       words.emplace_back("1");
-    else if (marked.size() == 1)
+    } else if (marked.size() == 1) {
       words.push_back(marked[0]);
-    else
+    } else {
       words.push_back(fmt::format("({})", fmt::join(marked, " ")));
+    }
   }
   return words.empty() ? "scalar" : fmt::format("{}", fmt::join(words, " "));
 }

@@ -66,10 +66,11 @@ class AttentionRule {
 
   void add_optional() {
     for (size_t k = optional_; k < node_.inputs.size(); ++k) {
-      if (node_.inputs[k])
+      if (node_.inputs[k]) {
         rule_.operands.emplace_back(of_optional(k - optional_));
-      else
+      } else {
         rule_.operands.emplace_back();
+      }
     }
   }
 

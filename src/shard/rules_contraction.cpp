@@ -9,12 +9,13 @@ std::optional<Rule> matmul(const ir::Graph& graph, const ir::Node& node) {
   const bool vector_left = graph.shape(node.inputs[0]).size() == 1;
   const bool vector_right = graph.shape(node.inputs[1]).size() == 1;
   std::string row = "... m k, ... k n -> ... m n";
-  if (vector_left && vector_right)
+  if (vector_left && vector_right) {
     row = "k, k -> ";
-  else if (vector_left)
+  } else if (vector_left) {
     row = "k, ... k n -> ... n";
-  else if (vector_right)
+  } else if (vector_right) {
     row = "... m k, k -> ... m";
+  }
   Rule rule = parse_rule(row, graph, node);
   rule.linear = {{0}, {1}};
   return rule;

@@ -136,7 +136,7 @@ std::optional<Rule> join(const ir::Graph& graph, const ir::Node& node, bool is_s
   const Symbol index = fmt::format("d{}", axis);
   if (equal) {
     big[axis].clear();
-    if (parts.size() > 1) big[axis].push_back("part");
+    if (parts.size() > 1) big[axis].emplace_back("part");
     if (extent > 1) big[axis].push_back(index);
     for (auto& factors : small) {
       factors[axis].clear();

@@ -48,10 +48,11 @@ RuleRow row(const std::string& op, LinearIn linear) {
             Rule rule;
             const ir::Shape& result = graph.shape(node.outputs[0]);
             for (ValueId operand : node.inputs) {
-              if (!operand)
+              if (!operand) {
                 rule.operands.emplace_back();
-              else
+              } else {
                 rule.operands.emplace_back(broadcast_factors(graph.shape(operand), result));
+              }
             }
             rule.results = {numbered_factors(result)};
             rule.linear = linear(graph, node);

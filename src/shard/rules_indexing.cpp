@@ -75,10 +75,11 @@ std::optional<Rule> scatter_elements(const ir::Graph& graph, const ir::Node& nod
   rule.operands = {factors.data, factors.index, factors.index};
   rule.results = {factors.data};
   rule.coupled = factors.coupled;
-  if (adds_into_zeros(graph, node))
+  if (adds_into_zeros(graph, node)) {
     rule.linear = {{2}};
-  else
+  } else {
     couple(rule, factors.along_axis);
+  }
   return rule;
 }
 

@@ -55,10 +55,11 @@ std::optional<Rule> reduction(const ir::Graph& graph, const ir::Node& node, bool
   ValueFactors result;
   for (size_t d = 0; d < rank; ++d) {
     const DimFactors& factors = (*rule.operands[0])[d];
-    if (!reduced[d])
+    if (!reduced[d]) {
       result.push_back(factors);
-    else if (keep)
+    } else if (keep) {
       result.emplace_back();
+    }
     if (reduced[d] && !is_sum) {
       rule.coupled.insert(rule.coupled.end(), factors.begin(), factors.end());
     }
@@ -73,10 +74,11 @@ std::optional<Rule> arg_reduction(const ir::Graph& graph, const ir::Node& node) 
   const size_t axis =
       ir::normalize_axis(node.attributes.get_int("axis", 0), rule.results[0].size());
   rule.coupled = rule.results[0][axis];
-  if (node.attributes.get_int("keepdims", 1) != 0)
+  if (node.attributes.get_int("keepdims", 1) != 0) {
     rule.results[0][axis].clear();
-  else
+  } else {
     rule.results[0].erase(rule.results[0].begin() + static_cast<int64_t>(axis));
+  }
   return rule;
 }
 

@@ -43,12 +43,14 @@ class RankEmitter {
       }
       const Instruction& instruction = program_.instructions[k];
       const size_t first = out_.nodes().size();
-      if (const auto* compute = std::get_if<Compute>(&instruction))
+      if (const auto* compute = std::get_if<Compute>(&instruction)) {
         emit_compute(*compute);
-      else
+      } else {
         emit_move(std::get<Move>(instruction));
-      for (size_t n = first; n < out_.nodes().size(); ++n)
+      }
+      for (size_t n = first; n < out_.nodes().size(); ++n) {
         out_.set_phase(NodeId(n), name_of(phase_of(instruction)));
+      }
     }
     for (size_t k = 0; k < program_.outputs.size(); ++k) {
       out_.add_output(graph.outputs()[k].name, local(program_.outputs[k]));

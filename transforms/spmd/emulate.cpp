@@ -42,12 +42,14 @@ class Emulator {
     }
     for (const Instruction& instruction : program_.instructions) {
       const size_t first = out_.nodes().size();
-      if (const auto* compute = std::get_if<Compute>(&instruction))
+      if (const auto* compute = std::get_if<Compute>(&instruction)) {
         emit_compute(*compute);
-      else
+      } else {
         emit_move(std::get<Move>(instruction));
-      for (size_t n = first; n < out_.nodes().size(); ++n)
+      }
+      for (size_t n = first; n < out_.nodes().size(); ++n) {
         out_.set_phase(NodeId(n), name_of(phase_of(instruction)));
+      }
     }
     for (size_t k = 0; k < program_.outputs.size(); ++k) {
       out_.add_output(graph.outputs()[k].name, local(program_.outputs[k], 0));
@@ -99,10 +101,11 @@ class Emulator {
       for (size_t k = 0; k < results.size(); ++k) {
         if (!compute.results[k]) continue;
         auto& copies = local_[compute.results[k].index()];
-        if (once)
+        if (once) {
           std::ranges::fill(copies, results[k]);
-        else
+        } else {
           copies[rank] = results[k];
+        }
       }
       if (once) return;
     }
@@ -136,9 +139,10 @@ class Emulator {
       const int64_t member = group[k];
       MoveView::Box held = view.before(member);
       if (move.kind == StepKind::kAllToAll || move.kind == StepKind::kAllGather) {
-        for (size_t axis : move.axes)
+        for (size_t axis : move.axes) {
           held[view.split_axis_before(axis)] =
               joined_range(view, group, view.split_axis_before(axis));
+        }
       }
       ValueId result = joined.valid() ? joined : parts[k];
       if (move.kind == StepKind::kKeepOnFirst) {

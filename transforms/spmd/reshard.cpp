@@ -103,10 +103,11 @@ std::vector<AxisChange> axis_changes(const Layout& from, const Layout& to) {
   AxisChange moved_cuts;
   for (size_t k = 0; k < from.size(); ++k) {
     if (from[k] == to[k]) continue;
-    if (from[k].nested && to[k].nested)
+    if (from[k].nested && to[k].nested) {
       moved_cuts.push_back(k);
-    else
+    } else {
       changes.push_back({k});
+    }
   }
   if (!moved_cuts.empty()) changes.push_back(moved_cuts);
   std::ranges::sort(changes);
@@ -150,10 +151,11 @@ int64_t estimated_bytes(const std::vector<ReshardStep>& steps, const Mesh& mesh,
     int64_t ranks = 1;
     for (size_t k = 0; k < mesh.num_axes(); ++k) {
       const bool own = std::ranges::find(step.axes, k) != step.axes.end();
-      if (own)
+      if (own) {
         ranks *= mesh.axes()[k].size;
-      else if (step.from[k].is_split())
+      } else if (step.from[k].is_split()) {
         bytes /= mesh.axes()[k].size;
+      }
     }
     if (is_collective(step.kind)) {
       const size_t axis = step.axes[0];
