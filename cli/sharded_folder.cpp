@@ -357,8 +357,7 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
   const onnx_io::ExportOptions options{.data = &data, .function_body = transforms::attention_body};
   if (dialects.contains(Dialect::kAutosp)) {
     for (const onnx_io::ManifestRank& rank : manifest.ranks) {
-      onnx_io::export_model(rank_graph(program, rank.rank),
-                            pending.path() / rank.file, options);
+      onnx_io::export_model(rank_graph(program, rank.rank), pending.path() / rank.file, options);
     }
   }
   if (dialects.contains(Dialect::kStandard)) {

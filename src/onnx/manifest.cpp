@@ -143,10 +143,9 @@ class Reader {
     for (const auto& output : message_.outputs()) manifest.outputs.push_back(read(output));
     for (const auto& entry : message_.collectives()) manifest.collectives.push_back(read(entry));
     manifest.warnings.assign(message_.warnings().begin(), message_.warnings().end());
-    manifest.recompute = {
-        .policy = message_.recompute().policy(),
-        .operators = message_.recompute().operators(),
-        .kept_bytes = static_cast<int64_t>(message_.recompute().kept_bytes())};
+    manifest.recompute = {.policy = message_.recompute().policy(),
+                          .operators = message_.recompute().operators(),
+                          .kept_bytes = static_cast<int64_t>(message_.recompute().kept_bytes())};
     manifest.plan_hash = message_.plan_hash();
     return manifest;
   }

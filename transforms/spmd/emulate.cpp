@@ -95,9 +95,9 @@ class Emulator {
       std::vector<ValueId> operands;
       for (PlacedId operand : compute.operands)
         operands.push_back(operand ? local(operand, rank) : ValueId());
-      const auto results = emit_local_node(program_, compute, static_cast<int64_t>(rank), operands,
-                                           name_suffix(compute.phase) + (once ? "" : fmt::format("@{}", rank)),
-                                           build_);
+      const auto results = emit_local_node(
+          program_, compute, static_cast<int64_t>(rank), operands,
+          name_suffix(compute.phase) + (once ? "" : fmt::format("@{}", rank)), build_);
       for (size_t k = 0; k < results.size(); ++k) {
         if (!compute.results[k]) continue;
         auto& copies = local_[compute.results[k].index()];
