@@ -4,7 +4,8 @@
 
 Needs PyTorch (pip install torch). Results are compared before anything is timed. GFLOP/s are of what a causal mask
 leaves, 2 S^2 H d forward and 2.5 times that backward; the fraction is of fused multiply-adds in registers, measured
-in the same run. Rates on shared machines drift: judge the ratios.
+in the same run. Rates on shared machines drift: judge the ratios. --clock processor counts the processor time of all
+threads, divided by their number: on a busy machine it says what the wall clock cannot.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -46,15 +48,27 @@ def median_times(functions: dict, repeats: int) -> dict:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def timed(function) -> float:
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
+class Clock:
+    """Wall or processor seconds of a step, of PyTorch here and of ours."""
+
+    def __init__(self, kind: str, threads: int) -> None:
+        self.by_processor, self.threads = kind == "processor", threads
+
+    def torch(self, function: Callable[[], object]) -> float:
+        now = time.process_time if self.by_processor else time.perf_counter
+        begin = now()
+        function()
+        return (now() - begin) / (self.threads if self.by_processor else 1)
+
+    def ours(self, answer: str) -> float:
+        wall, processor = map(float, answer.split())
+        return processor / self.threads if self.by_processor else wall
 
 
 def measure(ours: Ours, folder: pathlib.Path, length: int, width: int, heads: int, kv_heads: int, threads: int,
-            repeats: int) -> None:
+            repeats: int, kind: str) -> None:
     torch.set_num_threads(threads)
+    clock = Clock(kind, threads)
     draw = torch.Generator().manual_seed(length + width)
     shapes = [heads, kv_heads, kv_heads, heads]
     q, k, v, do = (torch.randn(BATCH, h, length, width, generator=draw) for h in shapes)
@@ -73,7 +87,11 @@ def measure(ours: Ours, folder: pathlib.Path, length: int, width: int, heads: in
         )
 
     output = forward()
-    gradients = torch.autograd.grad(output, (q, k, v), do, retain_graph=True)
+
+    def backward() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(output, (q, k, v), do, retain_graph=True)
+
+    gradients = backward()
     ours.ask("forward"), ours.ask("backward"), ours.ask(f"save {folder / 'out'}")
     flat = torch.frombuffer(bytearray((folder / "out").read_bytes()), dtype=torch.float32)
     for part, want in zip(("o", "dq", "dk", "dv"), (output, *gradients)):
@@ -82,10 +100,10 @@ def measure(ours: Ours, folder: pathlib.Path, length: int, width: int, heads: in
         if not error < 2e-5:
             sys.exit(f"{part} of S={length} d={width} differs by {error:.2e}")
 
-    peak = float(ours.ask("peak"))
+    peak = float(ours.ask("peak").split()[kind == "processor"])
     with torch.no_grad():
         seconds = median_times(
-            {"torch": lambda: timed(forward), "ours": lambda: float(ours.ask("forward"))}, repeats
+            {"torch": lambda: clock.torch(forward), "ours": lambda: clock.ours(ours.ask("forward"))}, repeats
         )
     flops = 2.0 * BATCH * length * length * heads * width
     report = []
@@ -93,8 +111,8 @@ def measure(ours: Ours, folder: pathlib.Path, length: int, width: int, heads: in
         if phase == "bwd":
             seconds = median_times(
                 {
-                    "torch": lambda: timed(lambda: torch.autograd.grad(output, (q, k, v), do, retain_graph=True)),
-                    "ours": lambda: float(ours.ask("backward")),
+                    "torch": lambda: clock.torch(backward),
+                    "ours": lambda: clock.ours(ours.ask("backward")),
                 },
                 repeats,
             )
@@ -117,6 +135,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
     arguments = parser.parse_args()
     ours = Ours(arguments.server)
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +143,7 @@ def main() -> None:
             for width in arguments.widths:
                 for length in arguments.lengths:
                     measure(ours, pathlib.Path(folder), length, width, arguments.heads, arguments.kv_heads, threads,
-                            arguments.repeats)
+                            arguments.repeats, arguments.clock)
 
 
 if __name__ == "__main__":
