@@ -46,6 +46,7 @@ struct Arguments {
   double timeout = 60;
   int threads_per_rank = 0;
   int repeat = 1;
+  bool fuse = false;
   bool json = false;
 };
 
@@ -74,6 +75,7 @@ executor::RunOptions run_options(const Arguments& arguments) {
   options.timeout = arguments.timeout;
   options.threads_per_rank = arguments.threads_per_rank;
   options.repeat = arguments.repeat;
+  options.compile.fuse = arguments.fuse;
   options.trace = !arguments.trace.empty();
   return options;
 }
@@ -258,6 +260,7 @@ int run_mpi(const Arguments& arguments) {
   pass_on("--output", arguments.output);
   pass_on("--trace", arguments.trace);
   if (arguments.json) words.emplace_back("--json");
+  if (arguments.fuse) words.emplace_back("--fuse");
   // Containers run as root, which Open MPI asks to confirm.
   ::setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
   ::setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
@@ -320,6 +323,8 @@ void add_run(CLI::App& app, Action& action) {
       ->check(at_least_one())
       ->type_name("N")
       ->capture_default_str();
+  command->add_flag("--fuse", arguments->fuse,
+                    "Runs elementwise operators that feed each other as one step");
   command->add_flag("--json", arguments->json, "Prints the report as JSON");
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
 }

@@ -32,6 +32,7 @@ const KernelTable& cpu_kernels() {
     append(rows, reduction_rows());
     append(rows, movement_rows());
     append(rows, attention_rows());
+    append(rows, chain_rows());
     return rows;
   }());
   return table;

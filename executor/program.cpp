@@ -4,6 +4,7 @@
 #include <array>
 
 #include "executor/absorb_transposes.h"
+#include "executor/fuse_elementwise.h"
 #include "ir/operator_traits.h"
 
 namespace autosp::executor {
@@ -193,7 +194,9 @@ class Compiler {
 
 Program compile(std::shared_ptr<const ir::Graph> graph, const CompileOptions& options) {
   const KernelTable& kernels = options.kernels != nullptr ? *options.kernels : cpu_kernels();
-  return Compiler(absorb_transposes(std::move(graph), kernels), kernels, options).compile();
+  graph = absorb_transposes(std::move(graph), kernels);
+  if (options.fuse) graph = fuse_elementwise(std::move(graph), kernels);
+  return Compiler(std::move(graph), kernels, options).compile();
 }
 
 }  // namespace autosp::executor

@@ -18,6 +18,7 @@ struct CompileOptions {
   const KernelTable* kernels = nullptr;  // null: cpu_kernels()
   bool share_memory = true;  // false: every result has bytes of its own for the whole run
   int workers = 1;           // threads of the rank that runs it
+  bool fuse = false;         // elementwise operators that feed each other run as one step
 };
 
 // All in bytes.

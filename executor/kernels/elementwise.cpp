@@ -9,37 +9,19 @@ namespace autosp::executor {
 
 namespace {
 
-AUTOSP_INLINE float sigmoid(float x) { return 1.0F / (1.0F + simd_exp(-x)); }
-
-// Near zero the quotient would cancel: there, the odd Taylor polynomial of degree 11.
-AUTOSP_INLINE float tanh(float x) {
-  const float magnitude = x < 0 ? -x : x;
-  const float square = x * x;
-  float p = -1382.0F / 155925;
-  p = p * square + 62.0F / 2835;
-  p = p * square - 17.0F / 315;
-  p = p * square + 2.0F / 15;
-  p = p * square - 1.0F / 3;
-  const float near_zero = x + x * square * p;
-  const float far = 1.0F - 2.0F / (simd_exp(2 * magnitude) + 1.0F);
-  const float signed_far = x < 0 ? -far : far;
-  const float result = magnitude < 0.3F ? near_zero : signed_far;
-  return x != x ? x : result;
-}
-
 AUTOSP_INLINE float gelu_tanh(float x) {
   constexpr float kScale = 0.7978845608F;  // sqrt(2 / pi)
-  return 0.5F * x * (1.0F + tanh(kScale * (x + 0.044715F * x * x * x)));
+  return 0.5F * x * (1.0F + simd_tanh(kScale * (x + 0.044715F * x * x * x)));
 }
 
 AUTOSP_SIMD void exp_all(const float* x, float* y, int64_t count) {
   for (int64_t i = 0; i < count; ++i) y[i] = simd_exp(x[i]);
 }
 AUTOSP_SIMD void sigmoid_all(const float* x, float* y, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) y[i] = sigmoid(x[i]);
+  for (int64_t i = 0; i < count; ++i) y[i] = simd_sigmoid(x[i]);
 }
 AUTOSP_SIMD void tanh_all(const float* x, float* y, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) y[i] = tanh(x[i]);
+  for (int64_t i = 0; i < count; ++i) y[i] = simd_tanh(x[i]);
 }
 AUTOSP_SIMD void gelu_tanh_all(const float* x, float* y, int64_t count) {
   for (int64_t i = 0; i < count; ++i) y[i] = gelu_tanh(x[i]);

@@ -11,5 +11,6 @@ std::span<const KernelRow> elementwise_rows();
 std::span<const KernelRow> reduction_rows();
 std::span<const KernelRow> movement_rows();
 std::span<const KernelRow> attention_rows();
+std::span<const KernelRow> chain_rows();
 
 }  // namespace autosp::executor

@@ -41,6 +41,24 @@ AUTOSP_INLINE float simd_exp(float x) {
   return x != x ? x : with_underflow;
 }
 
+AUTOSP_INLINE float simd_sigmoid(float x) { return 1.0F / (1.0F + simd_exp(-x)); }
+
+// Near zero the quotient would cancel: there, the odd Taylor polynomial of degree 11.
+AUTOSP_INLINE float simd_tanh(float x) {
+  const float magnitude = x < 0 ? -x : x;
+  const float square = x * x;
+  float p = -1382.0F / 155925;
+  p = p * square + 62.0F / 2835;
+  p = p * square - 17.0F / 315;
+  p = p * square + 2.0F / 15;
+  p = p * square - 1.0F / 3;
+  const float near_zero = x + x * square * p;
+  const float far = 1.0F - 2.0F / (simd_exp(2 * magnitude) + 1.0F);
+  const float signed_far = x < 0 ? -far : far;
+  const float result = magnitude < 0.3F ? near_zero : signed_far;
+  return x != x ? x : result;
+}
+
 // Lanes of a sum that does not depend on the order the compiler likes.
 inline constexpr int64_t kLanes = 16;
 
