@@ -42,7 +42,10 @@ TEST_P(ExecutorModels, AgreesWithTheReferenceKernels) {
   RunOptions run_options;
   run_options.data_folder = kGraphs;
   const RunResult result = run_in_threads({graph}, {feeds}, run_options);
-  test::expect_close(result.ranks[0].outputs, test::run_graph(*graph, feeds), 2e-5);
+  const test::Tensors want = test::run_graph(*graph, feeds);
+  test::expect_close(result.ranks[0].outputs, want, 2e-5);
+  run_options.compile.fuse = true;
+  test::expect_close(run_in_threads({graph}, {feeds}, run_options).ranks[0].outputs, want, 2e-5);
 
   const MemoryPlan& plan = result.ranks[0].planned;
   EXPECT_GE(result.ranks[0].measured_peak, plan.live_peak * 9 / 10);  // kernels leave scratch over
