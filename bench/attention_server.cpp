@@ -162,6 +162,8 @@ std::unique_ptr<Setup> set_up(std::istream& request) {
 constexpr int64_t kRounds = 1 << 21;
 constexpr int kChains = 12;
 
+void keep(float x) { asm volatile("" : : "m"(x)); }
+
 __attribute__((target("avx512f"), noipa)) double multiply_adds_512() {
   __m512 sums[kChains];
   for (int k = 0; k < kChains; ++k) sums[k] = _mm512_set1_ps(static_cast<float>(k));
@@ -170,9 +172,10 @@ __attribute__((target("avx512f"), noipa)) double multiply_adds_512() {
 #pragma GCC unroll 12
     for (int k = 0; k < kChains; ++k) {
       sums[k] = _mm512_fmadd_ps(sums[k], x, x);
-      asm volatile("" : "+v"(sums[k]));
     }
   }
+  for (int k = 1; k < kChains; ++k) sums[0] = _mm512_add_ps(sums[0], sums[k]);
+  keep(_mm512_reduce_add_ps(sums[0]));
   return 2.0 * 16 * kChains * kRounds;
 }
 
@@ -184,9 +187,10 @@ __attribute__((target("avx2,fma"), noipa)) double multiply_adds_256() {
 #pragma GCC unroll 12
     for (int k = 0; k < kChains; ++k) {
       sums[k] = _mm256_fmadd_ps(sums[k], x, x);
-      asm volatile("" : "+x"(sums[k]));
     }
   }
+  for (int k = 1; k < kChains; ++k) sums[0] = _mm256_add_ps(sums[0], sums[k]);
+  keep(_mm256_cvtss_f32(sums[0]));
   return 2.0 * 8 * kChains * kRounds;
 }
 
