@@ -79,27 +79,54 @@ class SequenceSearch {
                   [this](const std::string& text) { return text.starts_with(dim_ + "="); });
   }
 
-  // 0 when not even the shortest fits.
+  // 0 when not even the shortest fits. Memory grows almost linearly, so where the line through the
+  // two sequences around the limit crosses it is nearly the answer.
   int64_t longest() const {
-    int64_t fits_at = 0;
-    int64_t too_long = kGranularity;
-    while (too_long <= kLongest && fits(too_long)) {
-      fits_at = too_long;
-      too_long *= 2;
+    Point below{.sequence = 0, .peak = 0};
+    Point above = at(kGranularity);
+    while (above.peak <= memory_ && above.sequence < kLongest) {
+      const int64_t guess = crossing(below, above);
+      below = above;
+      above = at(std::clamp(guess + guess / 50 + kGranularity, 2 * above.sequence, kLongest));
     }
-    while (too_long - fits_at > std::max(kGranularity, fits_at / 100)) {
-      const int64_t middle = (fits_at + too_long) / 2 / kGranularity * kGranularity;
-      (fits(middle) ? fits_at : too_long) = middle;
+    if (above.peak <= memory_) return above.sequence;
+    while (above.sequence - below.sequence > std::max(kGranularity, below.sequence / 100)) {
+      // A little to the side of the crossing that is farther away, so that both sides close in.
+      const int64_t guess = crossing(below, above);
+      const bool nearer_below = guess - below.sequence < above.sequence - guess;
+      const int64_t margin = guess / 200 + kGranularity;
+      const Point next =
+          at(std::clamp(nearer_below ? guess + margin : guess - margin,
+                        below.sequence + kGranularity, above.sequence - kGranularity));
+      (next.peak <= memory_ ? below : above) = next;
     }
-    return fits_at;
+    return below.sequence;
   }
 
  private:
-  bool fits(int64_t sequence) const {
+  struct Point {
+    int64_t sequence = 0;
+    int64_t peak = 0;
+  };
+
+  int64_t crossing(const Point& a, const Point& b) const {
+    const double slope = static_cast<double>(b.peak - a.peak) /
+                         static_cast<double>(std::max<int64_t>(b.sequence - a.sequence, 1));
+    if (slope <= 0) return kLongest;
+    const double more = static_cast<double>(memory_ - a.peak) / slope;
+    return a.sequence + static_cast<int64_t>(std::clamp(more, 0.0, static_cast<double>(kLongest)));
+  }
+
+  Point at(int64_t sequence) const {
+    sequence = sequence / kGranularity * kGranularity;
     Arguments there = arguments_;
     there.model.dims.push_back(fmt::format("{}={}", dim_, sequence));
-    const LoadedModel model = load_model(there.model, {.passes = there.passes.passes});
-    return plan_once(model, there, device_, memory_).prediction.peak <= memory_;
+    try {
+      const LoadedModel model = load_model(there.model, {.passes = there.passes.passes});
+      return {sequence, plan_once(model, there, device_, memory_).prediction.peak};
+    } catch (const Error&) {  // no budget is small enough, or the model does not go that far
+      return {sequence, 2 * memory_};
+    }
   }
 
   Arguments arguments_;

