@@ -2,14 +2,13 @@
 // on the reference kernels; and every rank calls the same collectives in the same order.
 #include <gtest/gtest.h>
 
-#include "executor/run.h"
+#include "run_program.h"
 #include "shard/plan.h"
 #include "support/committed_models.h"
 #include "support/run_graph.h"
 #include "transforms/pipeline.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/emulate.h"
-#include "transforms/spmd/geometry.h"
 #include "transforms/spmd/program.h"
 
 namespace autosp::transforms {
@@ -48,23 +47,6 @@ TEST_P(CommittedGraphs, ShardedEqualsWholeAndRanksAgreeOnCollectives) {
   }
 }
 
-// What a rank is fed: its slice of every input.
-executor::Arrays rank_feeds(const SpmdProgram& program, const test::Tensors& feeds, int64_t rank) {
-  executor::Arrays result;
-  const Graph& graph = program.graph();
-  for (size_t k = 0; k < graph.inputs().size(); ++k) {
-    std::vector<int64_t> begin;
-    ir::Shape extent;
-    for (const auto& range : input_slice(program, program.at(program.inputs[k]), rank)) {
-      begin.push_back(range.begin);
-      extent.push_back(range.extent());
-    }
-    const std::string& name = graph.name_of(graph.inputs()[k]);
-    result[name] = feeds.at(name).block(begin, extent);
-  }
-  return result;
-}
-
 // Runs every rank on each kind of mesh: all must hold every result.
 void expect_whole_results(const Graph& graph, const shard::Roles& roles,
                           const std::vector<shard::PlanOptions>& meshes) {
@@ -73,15 +55,8 @@ void expect_whole_results(const Graph& graph, const shard::Roles& roles,
   for (const shard::PlanOptions& options : meshes) {
     const shard::Plan plan = shard::make_plan(graph, roles, options);
     SCOPED_TRACE(plan.mesh.to_string());
-    const SpmdProgram program = build_program(plan);
-    std::vector<std::shared_ptr<const Graph>> graphs;
-    std::vector<executor::Arrays> fed;
-    for (int64_t rank = 0; rank < plan.mesh.size(); ++rank) {
-      graphs.push_back(std::make_shared<Graph>(emit_rank(program, rank)));
-      fed.push_back(rank_feeds(program, feeds, rank));
-    }
-    const executor::RunResult run = executor::run_in_threads(graphs, fed, {.threads_per_rank = 1});
-    ASSERT_EQ(run.ranks.size(), graphs.size());
+    const executor::RunResult run = run_program(build_program(plan), feeds);
+    ASSERT_EQ(run.ranks.size(), static_cast<size_t>(plan.mesh.size()));
     for (const executor::RankResult& rank : run.ranks) {
       SCOPED_TRACE(fmt::format("rank {}", rank.rank));
       test::expect_close(rank.outputs, whole, 1e-4);

@@ -5,8 +5,8 @@
 #include <numeric>
 
 #include "executor/memory_buckets.h"
-#include "executor/run.h"
 #include "llama_step.h"
+#include "run_program.h"
 #include "shard/plan.h"
 #include "support/committed_models.h"
 #include "support/run_graph.h"
@@ -16,7 +16,6 @@
 #include "transforms/recompute/recompute.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/emulate.h"
-#include "transforms/spmd/geometry.h"
 
 namespace autosp::transforms {
 namespace {
@@ -175,23 +174,6 @@ TEST(Recompute, BudgetsLeaveResultsAlone) {
   }
 }
 
-// What a rank is fed: its slice of every input.
-executor::Arrays rank_feeds(const SpmdProgram& program, const test::Tensors& feeds, int64_t rank) {
-  executor::Arrays result;
-  const Graph& graph = program.graph();
-  for (size_t k = 0; k < graph.inputs().size(); ++k) {
-    std::vector<int64_t> begin;
-    ir::Shape extent;
-    for (const auto& range : input_slice(program, program.at(program.inputs[k]), rank)) {
-      begin.push_back(range.begin);
-      extent.push_back(range.extent());
-    }
-    const std::string& name = graph.name_of(graph.inputs()[k]);
-    result[name] = feeds.at(name).block(begin, extent);
-  }
-  return result;
-}
-
 // The arena is what a run touches, and the buckets say what is in it.
 TEST(Recompute, PredictedPeaksAreMeasured) {
   const Llama llama(4, 512, 2);
@@ -199,20 +181,16 @@ TEST(Recompute, PredictedPeaksAreMeasured) {
   for (RecomputePolicy policy : kPolicies) {
     SCOPED_TRACE(name_of(policy));
     const SpmdProgram program = with_policy(llama.program, policy);
-    std::vector<std::shared_ptr<const Graph>> graphs;
-    std::vector<executor::Arrays> fed;
-    for (int64_t rank = 0; rank < 2; ++rank) {
-      graphs.push_back(std::make_shared<Graph>(emit_rank(program, rank)));
-      fed.push_back(rank_feeds(program, feeds, rank));
-    }
-    const executor::RunResult run = executor::run_in_threads(graphs, fed, {.threads_per_rank = 1});
+    const executor::RunResult run = run_program(program, feeds);
+    ASSERT_EQ(run.ranks.size(), 2U);
     for (const executor::RankResult& rank : run.ranks) {
       const auto planned = static_cast<double>(rank.planned.arena);
       EXPECT_NEAR(static_cast<double>(rank.measured_peak), planned, 0.02 * planned);
     }
-    const executor::Program rank = executor::compile(graphs[0]);
+    const auto graph = std::make_shared<const Graph>(emit_rank(program, 0));
+    const executor::Program rank = executor::compile(graph);
     const executor::MemoryBuckets buckets =
-        executor::memory_at_peak(rank, std::vector<bool>(graphs[0]->inputs().size(), true));
+        executor::memory_at_peak(rank, std::vector<bool>(graph->inputs().size(), true));
     const auto in = [&](executor::Bucket bucket) { return buckets[static_cast<size_t>(bucket)]; };
     EXPECT_EQ(std::accumulate(buckets.begin() + 2, buckets.end(), int64_t{0}), rank.memory().arena);
     EXPECT_GT(in(executor::Bucket::kKeptActivations), 0);

@@ -1,15 +1,14 @@
 // Running token-wise regions in tiles changes memory, not results.
 #include <gtest/gtest.h>
 
-#include "executor/run.h"
 #include "llama_step.h"
+#include "run_program.h"
 #include "shard/plan.h"
 #include "support/committed_models.h"
 #include "support/run_graph.h"
 #include "transforms/pipeline.h"
 #include "transforms/recompute/recompute.h"
 #include "transforms/spmd/emit_ranks.h"
-#include "transforms/spmd/geometry.h"
 #include "transforms/tile/tile.h"
 
 namespace autosp::transforms {
@@ -18,32 +17,6 @@ namespace {
 using ir::Graph;
 using test::CommittedModel;
 using test::run_graph;
-
-executor::Arrays rank_feeds(const SpmdProgram& program, const test::Tensors& feeds, int64_t rank) {
-  executor::Arrays result;
-  const Graph& graph = program.graph();
-  for (size_t k = 0; k < graph.inputs().size(); ++k) {
-    std::vector<int64_t> begin;
-    ir::Shape extent;
-    for (const auto& range : input_slice(program, program.at(program.inputs[k]), rank)) {
-      begin.push_back(range.begin);
-      extent.push_back(range.extent());
-    }
-    const std::string& name = graph.name_of(graph.inputs()[k]);
-    result[name] = feeds.at(name).block(begin, extent);
-  }
-  return result;
-}
-
-executor::RunResult run_ranks(const SpmdProgram& program, const test::Tensors& feeds) {
-  std::vector<std::shared_ptr<const Graph>> graphs;
-  std::vector<executor::Arrays> fed;
-  for (int64_t rank = 0; rank < program.plan->mesh.size(); ++rank) {
-    graphs.push_back(std::make_shared<Graph>(emit_rank(program, rank)));
-    fed.push_back(rank_feeds(program, feeds, rank));
-  }
-  return executor::run_in_threads(graphs, fed, {.threads_per_rank = 1});
-}
 
 class TileCommittedGraphs : public testing::TestWithParam<CommittedModel> {};
 
@@ -64,7 +37,7 @@ TEST_P(TileCommittedGraphs, LossAndGradientsStayTheSame) {
       if (GetParam().file.starts_with("llama")) {
         EXPECT_GE(tiled.tile_loops.size(), 3U);
       }
-      for (const executor::RankResult& rank : run_ranks(tiled, feeds).ranks) {
+      for (const executor::RankResult& rank : run_program(tiled, feeds).ranks) {
         test::expect_close(rank.outputs, whole, 1e-4);
       }
     }
