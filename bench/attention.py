@@ -65,8 +65,17 @@ class Clock:
         return processor / self.threads if self.by_processor else wall
 
 
-def measure(ours: Ours, folder: pathlib.Path, length: int, width: int, heads: int, kv_heads: int, threads: int,
-            repeats: int, kind: str) -> None:
+def measure(
+    ours: Ours,
+    folder: pathlib.Path,
+    length: int,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    threads: int,
+    repeats: int,
+    kind: str,
+) -> None:
     torch.set_num_threads(threads)
     clock = Clock(kind, threads)
     draw = torch.Generator().manual_seed(length + width)
@@ -82,9 +91,7 @@ def measure(ours: Ours, folder: pathlib.Path, length: int, width: int, heads: in
     ).rsplit(" ", 2)
 
     def forward() -> torch.Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=heads != kv_heads
-        )
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != kv_heads)
 
     output = forward()
 
@@ -122,8 +129,11 @@ def measure(ours: Ours, folder: pathlib.Path, length: int, width: int, heads: in
             f"x{rate['ours'] / rate['torch']:4.2f}  {100 * rate['ours'] / peak:3.0f} % of peak"
         )
     scratch = " + ".join(f"{int(b) / 2**20:.1f}" for b in workspaces)
-    print(f"{name} {threads} thr S={length:<6} d={width:<4} H={heads}/{kv_heads}  {'   '.join(report)}   "
-          f"scratch {scratch} MiB", flush=True)
+    print(
+        f"{name} {threads} thr S={length:<6} d={width:<4} H={heads}/{kv_heads}  {'   '.join(report)}   "
+        f"scratch {scratch} MiB",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -142,8 +152,17 @@ def main() -> None:
         for threads in arguments.threads:
             for width in arguments.widths:
                 for length in arguments.lengths:
-                    measure(ours, pathlib.Path(folder), length, width, arguments.heads, arguments.kv_heads, threads,
-                            arguments.repeats, arguments.clock)
+                    measure(
+                        ours,
+                        pathlib.Path(folder),
+                        length,
+                        width,
+                        arguments.heads,
+                        arguments.kv_heads,
+                        threads,
+                        arguments.repeats,
+                        arguments.clock,
+                    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ def main() -> int:
     parser.add_argument("mib", type=int, nargs="*", default=[1, 4, 16, 64])
     options = parser.parse_args()
     sizes = list(map(str, options.mib))
-    mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-np", str(options.ranks)]
+    # Without a binding: the ranks that are threads are in one of the processes.
+    mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(options.ranks)]
     ours = rates([*mpirun, str(options.binary), *sizes])
     gloo_script = Path(__file__).parent / "peers" / "exchange_gloo.py"
     gloo = rates([sys.executable, str(gloo_script), "--ranks", str(options.ranks), *sizes])

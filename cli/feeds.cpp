@@ -28,7 +28,10 @@ executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor:
   }
   if (problems.empty()) return feeds;
   Error error("{} does not fit the model: {}", where, problems.front());
-  for (size_t k = 1; k < problems.size(); ++k) error.note(problems[k]);
+  constexpr size_t kNamed = 4;
+  for (size_t k = 1; k < std::min(problems.size(), kNamed); ++k) error.note(problems[k]);
+  if (problems.size() > kNamed)
+    error.note(fmt::format("{} more inputs do not fit either", problems.size() - kNamed));
   throw error.help(
       "give every graph input, whole (ranks take their slices), with its shape and type");
 }

@@ -238,6 +238,8 @@ int run_mpi(const Arguments& arguments) {
   prepare(arguments, arguments.np);  // one message here is clearer than mpirun's
   std::vector<std::string> words = {"mpirun",
                                     "--oversubscribe",
+                                    "--bind-to",
+                                    "none",
                                     "-np",
                                     std::to_string(ranks),
                                     std::filesystem::read_symlink("/proc/self/exe").string(),

@@ -13,6 +13,12 @@
 
 namespace autosp::executor {
 
+namespace {
+
+constexpr size_t kHugeFrom = size_t{16} << 20;  // eight pages of x86's larger size
+
+}  // namespace
+
 Arena::Arena(int64_t bytes, bool shared) : size_(static_cast<size_t>(std::max<int64_t>(bytes, 1))) {
   if (shared) {
     file_ = memfd_create("autosp-onnx arena", MFD_CLOEXEC);
@@ -29,6 +35,8 @@ Arena::Arena(int64_t bytes, bool shared) : size_(static_cast<size_t>(std::max<in
         .help("shard over more ranks, or for a shorter sequence");
   }
   base_ = static_cast<std::byte*>(base);
+  // Fewer, larger pages where the system has them; it needs no more memory, as most of it is used.
+  if (file_ < 0 && size_ >= kHugeFrom) madvise(base_, size_, MADV_HUGEPAGE);
 }
 
 Arena::~Arena() {

@@ -48,28 +48,53 @@ int64_t offset_of(const Box& box, const reference::Strides& strides) {
   return offset;
 }
 
-// A copy too large for the caches does not read what it overwrites into them first.
-constexpr int64_t kStreamedBytes = int64_t{8} << 20;
+// From this size on a copy goes past the caches: it does not read what it overwrites into them
+// first. For rows of 1 KiB of an operand of 1 to 64 MiB that is 1.3 to 2 times as fast.
+constexpr int64_t kStreamedBytes = int64_t{256} << 10;
 constexpr int64_t kStreamedRow = 256;
 
+using CopyRow = void (*)(std::byte* out, const std::byte* in, size_t bytes);
+
+void copy_row(std::byte* out, const std::byte* in, size_t bytes) { std::memcpy(out, in, bytes); }
+
 #if defined(__x86_64__)
-__attribute__((target("avx"))) void stream_row(std::byte* out, const std::byte* in, size_t bytes) {
-  constexpr size_t kVector = sizeof(__m256i);
-  const size_t head = std::min(bytes, -reinterpret_cast<uintptr_t>(out) % kVector);
-  std::memcpy(out, in, head);
-  size_t k = head;
-  for (; k + kVector <= bytes; k += kVector) {
+// Bytes before the first multiple of `alignment`, at most `bytes`.
+size_t misaligned_head(const std::byte* out, size_t alignment, size_t bytes) {
+  return std::min(bytes, -reinterpret_cast<uintptr_t>(out) % alignment);
+}
+
+__attribute__((target("avx512f"))) void stream_row_avx512(std::byte* out, const std::byte* in,
+                                                          size_t bytes) {
+  size_t k = misaligned_head(out, sizeof(__m512i), bytes);
+  std::memcpy(out, in, k);
+  for (; k + sizeof(__m512i) <= bytes; k += sizeof(__m512i)) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(out + k), _mm512_loadu_si512(in + k));
+  }
+  std::memcpy(out + k, in + k, bytes - k);
+}
+
+__attribute__((target("avx"))) void stream_row_avx(std::byte* out, const std::byte* in,
+                                                   size_t bytes) {
+  size_t k = misaligned_head(out, sizeof(__m256i), bytes);
+  std::memcpy(out, in, k);
+  for (; k + sizeof(__m256i) <= bytes; k += sizeof(__m256i)) {
     _mm256_stream_si256(reinterpret_cast<__m256i*>(out + k),
                         _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + k)));
   }
   std::memcpy(out + k, in + k, bytes - k);
 }
+
 void end_of_stream() { _mm_sfence(); }
-bool can_stream() { return __builtin_cpu_supports("avx"); }
+
+CopyRow stream_row() {
+  static const CopyRow kBest = __builtin_cpu_supports("avx512f") ? stream_row_avx512
+                               : __builtin_cpu_supports("avx")   ? stream_row_avx
+                                                                 : copy_row;
+  return kBest;
+}
 #else
-void stream_row(std::byte* out, const std::byte* in, size_t bytes) { std::memcpy(out, in, bytes); }
 void end_of_stream() {}
-bool can_stream() { return false; }
+CopyRow stream_row() { return copy_row; }
 #endif
 
 // Copies an index space between two strided places.
@@ -80,20 +105,19 @@ void copy_strided(size_t element_size, const ir::Shape& extents, const std::byte
   const auto [from_step, to_step] = loop.row_strides();
   const int64_t count = loop.row_extent();
   const auto size = static_cast<int64_t>(element_size);
-  if (from_step == 1 && to_step == 1 && count * size >= kStreamedRow &&
-      ir::num_elements(extents) * size >= kStreamedBytes && can_stream()) {
+  if (from_step == 1 && to_step == 1) {
+    const bool stream =
+        count * size >= kStreamedRow && ir::num_elements(extents) * size >= kStreamedBytes;
+    const CopyRow copy = stream ? stream_row() : copy_row;
     loop.for_each_row([&](const auto& at) {
-      stream_row(to + at[1] * size, from + at[0] * size, static_cast<size_t>(count * size));
+      copy(to + at[1] * size, from + at[0] * size, static_cast<size_t>(count * size));
     });
-    return end_of_stream();
+    if (stream) end_of_stream();
+    return;
   }
   loop.for_each_row([&](const auto& at) {
     const std::byte* in = from + at[0] * size;
     std::byte* out = to + at[1] * size;
-    if (from_step == 1 && to_step == 1) {
-      std::memcpy(out, in, static_cast<size_t>(count * size));
-      return;
-    }
     // The innermost axis of a box has extent 1, so another one is walked in steps.
     for (int64_t i = 0; i < count; ++i) {
       std::memcpy(out + i * to_step * size, in + i * from_step * size, element_size);

@@ -42,17 +42,20 @@ class Messages {
   // Waits for all; the peers of what is still outstanding when the time is up, else nothing.
   std::vector<int> wait(std::chrono::duration<double> timeout) {
     using Clock = std::chrono::steady_clock;
-    const auto deadline = Clock::now() + timeout;
-    for (int tries = 0;; ++tries) {
+    const auto begin = Clock::now();
+    for (;;) {
       int done = 0;
       MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE);
       if (done != 0) return {};
-      // A rank that waits must not keep the one it waits for from a core.
-      if (tries < 100) {
+      const auto waited = Clock::now() - begin;
+      if (waited > timeout) return outstanding();
+      // A rank that waits must not keep the one it waits for from a core; but one that sleeps takes
+      // as long as a small message to wake up.
+      if (waited < std::chrono::microseconds(200)) {
         std::this_thread::yield();
       } else {
-        if (Clock::now() > deadline) return outstanding();
-        std::this_thread::sleep_for(std::chrono::microseconds(tries < 1000 ? 20 : 200));
+        std::this_thread::sleep_for(
+            std::chrono::microseconds(waited < std::chrono::milliseconds(20) ? 20 : 200));
       }
     }
   }

@@ -19,6 +19,10 @@ constexpr int kDataTag = 2;
 constexpr int kDoneTag = 3;
 constexpr size_t kMostAxes = 8;  // of an operand that is read in place
 
+// How much of its peers' memory a rank keeps mapped, in relation to its own.
+constexpr int64_t kLeastMapped = int64_t{32} << 20;
+constexpr int64_t kMappedFraction = 16;
+
 struct Header {
   char description[448];  // describe(collective), cut to fit
   uint64_t identity;      // hash of all that must be equal among members
@@ -72,13 +76,19 @@ class MpiCommunicator final : public CheckedCommunicator {
     MPI_Get_processor_name(own.machine, &length);
     std::vector<Offer> offers(peers_.size());
     MPI_Allgather(&own, sizeof(Offer), MPI_BYTE, offers.data(), sizeof(Offer), MPI_BYTE, comm_);
+    const int64_t mapped =
+        std::max(kLeastMapped, region.bytes / kMappedFraction) / std::max(1, size_ - 1);
     std::vector<int> reads(peers_.size());
     for (size_t k = 0; k < peers_.size(); ++k) {
       const Offer& other = offers[k];
       peers_[k].reset();
+      if (static_cast<int>(k) == rank_) {
+        reads[k] = 1;
+        continue;
+      }
       if (other.file < 0 || std::strcmp(other.machine, own.machine) != 0) continue;
       peers_[k] = PeerRegion::map(static_cast<pid_t>(other.owner), static_cast<int>(other.file),
-                                  other.bytes);
+                                  other.bytes, mapped);
       reads[k] = peers_[k] ? 1 : 0;
     }
     // read_by_[i * size + k]: rank i reads the memory of rank k.
@@ -134,7 +144,7 @@ class MpiCommunicator final : public CheckedCommunicator {
     if (in_place(collective, headers)) {
       sum_boxes(collective.dtype, peer_operands(collective, headers, x.data), x.shape, parts[me],
                 static_cast<std::byte*>(y.data));
-      forget_operands(collective, headers, x);
+      note_operands_read(collective, headers, x);
       return acknowledge(collective);
     }
     const size_t element = ir::element_size(collective.dtype);
@@ -164,14 +174,14 @@ class MpiCommunicator final : public CheckedCommunicator {
       std::vector<const std::byte*> terms = peer_operands(collective, headers, x);
       for (const std::byte*& term : terms) term += cuts[me];
       sum_in_order(collective.dtype, terms, sizes[me] / element, y + cuts[me]);
-      forget_operands(collective, headers, {x, {count}});
+      note_operands_read(collective, headers, {x, {count}});
       acknowledge(collective);
       for (size_t step = 1; step < members; ++step) {
         const size_t from = (me + step) % members;
-        const PeerRegion& region = peer(collective, from);
+        PeerRegion& region = peer(collective, from);
         const int64_t begin = headers[from].y_offset + cuts[from];
         std::copy_n(region.at(begin), sizes[from], y + cuts[from]);
-        region.forget(begin, sizes[from]);
+        region.note_read(begin, sizes[from]);
       }
       return acknowledge(collective);
     }
@@ -315,25 +325,24 @@ class MpiCommunicator final : public CheckedCommunicator {
     return true;
   }
 
-  const PeerRegion& peer(const Collective& collective, size_t i) const {
+  PeerRegion& peer(const Collective& collective, size_t i) {
     return *peers_[static_cast<size_t>(collective.group[i])];
   }
 
   void pull_box(const Collective& collective, const Header& header, size_t from, const Buffer& y,
-                const Box& to) const {
+                const Box& to) {
     const auto axes = static_cast<size_t>(header.axes);
     const ConstBuffer x{peer(collective, from).at(header.x_offset),
                         {header.shape, header.shape + axes}};
     const Box box{{header.begin, header.begin + axes}, {header.extent, header.extent + axes}};
     copy_box(ir::element_size(collective.dtype), x, box, y, to);
     peer(collective, from)
-        .forget(header.x_offset, ir::num_elements(x.shape) *
-                                     static_cast<int64_t>(ir::element_size(collective.dtype)));
+        .note_read(header.x_offset, ir::num_elements(x.shape) *
+                                        static_cast<int64_t>(ir::element_size(collective.dtype)));
   }
 
   std::vector<const std::byte*> peer_operands(const Collective& collective,
-                                              const std::vector<Header>& headers,
-                                              const void* own) const {
+                                              const std::vector<Header>& headers, const void* own) {
     std::vector<const std::byte*> operands;
     for (size_t i = 0; i < headers.size(); ++i) {
       operands.push_back(collective.group[i] == rank_
@@ -343,12 +352,12 @@ class MpiCommunicator final : public CheckedCommunicator {
     return operands;
   }
 
-  void forget_operands(const Collective& collective, const std::vector<Header>& headers,
-                       const ConstBuffer& x) const {
+  void note_operands_read(const Collective& collective, const std::vector<Header>& headers,
+                          const ConstBuffer& x) {
     const int64_t bytes =
         ir::num_elements(x.shape) * static_cast<int64_t>(ir::element_size(collective.dtype));
     for (size_t i = 0; i < headers.size(); ++i) {
-      if (collective.group[i] != rank_) peer(collective, i).forget(headers[i].x_offset, bytes);
+      if (collective.group[i] != rank_) peer(collective, i).note_read(headers[i].x_offset, bytes);
     }
   }
 

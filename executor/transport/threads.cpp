@@ -3,11 +3,13 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <map>
 #include <mutex>
 #include <optional>
+#include <thread>
 
 #include "base/error.h"
 #include "executor/transport/boxes.h"
@@ -16,6 +18,8 @@
 namespace autosp::executor {
 
 namespace {
+
+constexpr std::chrono::microseconds kSpin{50};
 
 // What a member brings to a meeting; the others read it until the meeting is over.
 struct Post {
@@ -32,7 +36,7 @@ struct Meeting {
   std::vector<Post> posts;  // by member
   std::vector<bool> here;
   size_t arrived = 0;
-  uint64_t round = 0;
+  std::atomic<uint64_t> round = 0;  // changed with the mutex held, read without it by spin()
 };
 
 std::optional<Error> find_mismatch(const std::vector<Post>& posts) {
@@ -214,6 +218,7 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
       end(world_.stuck("waits in vain", rank_, collective, meeting));
     }
     const uint64_t round = meeting.round;
+    spin(lock, meeting, round);
     const bool in_time = meeting.changed.wait_for(
         lock, world_.timeout, [&] { return meeting.round != round || world_.failure; });
     if (meeting.round != round) return meeting;
@@ -229,7 +234,19 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
     std::unique_lock lock(world_.mutex);
     if (++meeting.arrived == members) return open(meeting);
     const uint64_t round = meeting.round;
+    spin(lock, meeting, round);
     meeting.changed.wait(lock, [&] { return meeting.round != round; });
+  }
+
+  // Waits for the next round without going to sleep, for as long as waking up would take. Where
+  // ranks share cores, the core is better left to the one that is waited for.
+  void spin(std::unique_lock<std::mutex>& lock, const Meeting& meeting, uint64_t round) const {
+    if (world_.status.size() > std::thread::hardware_concurrency()) return;
+    lock.unlock();
+    const auto end = std::chrono::steady_clock::now() + kSpin;
+    while (meeting.round == round && std::chrono::steady_clock::now() < end) {
+    }
+    lock.lock();
   }
 
   static void open(Meeting& meeting) {

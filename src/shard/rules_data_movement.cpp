@@ -65,7 +65,9 @@ Rule windowed(const ir::Graph& graph, const ir::Node& node, const std::vector<in
   return rule;
 }
 
-// Normal form: begins, ends, axes, steps are constants. A step other than 1 couples its axis.
+// Normal form: begins, ends, axes, steps are constants. A step other than 1 couples its axis. An
+// axis that is reversed as a whole stays the same factor: the sequence, read backwards, is a
+// sequence still.
 std::optional<Rule> slice(const ir::Graph& graph, const ir::Node& node) {
   const auto begins = graph.constant_ints(node.input(1));
   if (!begins || !graph.is_constant(node.input(2))) return std::nullopt;
@@ -91,9 +93,11 @@ std::optional<Rule> slice(const ir::Graph& graph, const ir::Node& node) {
   for (size_t axis : stepped) {
     const Symbol from = fmt::format("d{}", axis);
     const Symbol to = fmt::format("o{}", axis);
+    rule.coupled.push_back(from);
     std::erase_if(rule.windows, [&](const Window& window) { return window.from == from; });
-    if (!rule.results[0][axis].empty()) rule.results[0][axis] = {to};
-    rule.coupled.insert(rule.coupled.end(), {from, to});
+    if (rule.results[0][axis].empty() || in[axis] == graph.shape(node.outputs[0])[axis]) continue;
+    rule.results[0][axis] = {to};
+    rule.coupled.push_back(to);
   }
   return rule;
 }
