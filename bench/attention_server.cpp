@@ -164,30 +164,26 @@ constexpr int kChains = 12;
 
 void keep(float x) { asm volatile("" : : "m"(x)); }
 
-__attribute__((target("avx512f"), noipa)) double multiply_adds_512() {
+__attribute__((target("avx512f"), noinline)) double multiply_adds_512() {
   __m512 sums[kChains];
   for (int k = 0; k < kChains; ++k) sums[k] = _mm512_set1_ps(static_cast<float>(k));
   const __m512 x = _mm512_set1_ps(0.999F);
   for (int64_t round = 0; round < kRounds; ++round) {
 #pragma GCC unroll 12
-    for (int k = 0; k < kChains; ++k) {
-      sums[k] = _mm512_fmadd_ps(sums[k], x, x);
-    }
+    for (__m512& sum : sums) sum = _mm512_fmadd_ps(sum, x, x);
   }
   for (int k = 1; k < kChains; ++k) sums[0] = _mm512_add_ps(sums[0], sums[k]);
   keep(_mm512_reduce_add_ps(sums[0]));
   return 2.0 * 16 * kChains * kRounds;
 }
 
-__attribute__((target("avx2,fma"), noipa)) double multiply_adds_256() {
+__attribute__((target("avx2,fma"), noinline)) double multiply_adds_256() {
   __m256 sums[kChains];
   for (int k = 0; k < kChains; ++k) sums[k] = _mm256_set1_ps(static_cast<float>(k));
   const __m256 x = _mm256_set1_ps(0.999F);
   for (int64_t round = 0; round < kRounds; ++round) {
 #pragma GCC unroll 12
-    for (int k = 0; k < kChains; ++k) {
-      sums[k] = _mm256_fmadd_ps(sums[k], x, x);
-    }
+    for (__m256& sum : sums) sum = _mm256_fmadd_ps(sum, x, x);
   }
   for (int k = 1; k < kChains; ++k) sums[0] = _mm256_add_ps(sums[0], sums[k]);
   keep(_mm256_cvtss_f32(sums[0]));

@@ -59,7 +59,7 @@ struct Exchange {
     return {"exchange", "AllToAll", group, ir::DataType::kFloat32};
   }
   // Element i of rank r's operand.
-  static float element(int r, int64_t i) { return static_cast<float>((i * 7 + r * 13) % 8191); }
+  static float element(int64_t r, int64_t i) { return static_cast<float>((i * 7 + r * 13) % 8191); }
   void fill(float* x) const {
     for (int64_t i = 0; i < ir::num_elements(x_shape); ++i) x[i] = element(rank, i);
   }

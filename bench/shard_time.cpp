@@ -32,8 +32,9 @@ Measurement run(const std::vector<std::string>& arguments) {
   const auto start = std::chrono::steady_clock::now();
   const pid_t child = ::fork();
   if (child == 0) {
+    std::vector<std::string> copies = arguments;  // execv takes what it could write to
     std::vector<char*> words;
-    for (const auto& argument : arguments) words.push_back(const_cast<char*>(argument.c_str()));
+    for (std::string& copy : copies) words.push_back(copy.data());
     words.push_back(nullptr);
     const int null = ::open("/dev/null", O_WRONLY);
     ::dup2(null, STDOUT_FILENO);

@@ -67,7 +67,8 @@ class MpiSession {
 
   int rank() const;
   int size() const;
-  int local_ranks() const;  // on this machine
+  // This rank's share of the cores that the ranks of its machine may use.
+  int cores() const;
 
   // Every rank's text, in rank order, on rank 0; nothing on the others.
   std::vector<std::string> gather(const std::string& text) const;

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 #include <mpi.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -16,7 +17,7 @@ namespace autosp::executor {
 struct MpiSession::State {
   int rank = 0;
   int size = 1;
-  int local_ranks = 1;
+  int cores = 1;
   std::unique_ptr<Communicator> communicator;
 };
 
@@ -27,15 +28,31 @@ int mpi_processes() {
   return 0;
 }
 
+namespace {
+
+// mpirun may have bound every rank to cores of its own, or all to the same.
+int cores_of_this_rank() {
+  cpu_set_t own;
+  CPU_ZERO(&own);
+  if (sched_getaffinity(0, sizeof(own), &own) != 0) return 1;
+  cpu_set_t all = own;
+  MPI_Comm machine = MPI_COMM_NULL;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine);
+  MPI_Allreduce(&own, &all, sizeof(own), MPI_BYTE, MPI_BOR, machine);
+  int ranks = 1;
+  MPI_Comm_size(machine, &ranks);
+  MPI_Comm_free(&machine);
+  return std::max(1, std::min(CPU_COUNT(&own), CPU_COUNT(&all) / ranks));
+}
+
+}  // namespace
+
 MpiSession::MpiSession() : state_(std::make_unique<State>()) {
   int provided = 0;
   MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
   MPI_Comm_rank(MPI_COMM_WORLD, &state_->rank);
   MPI_Comm_size(MPI_COMM_WORLD, &state_->size);
-  MPI_Comm local = MPI_COMM_NULL;
-  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &local);
-  MPI_Comm_size(local, &state_->local_ranks);
-  MPI_Comm_free(&local);
+  state_->cores = cores_of_this_rank();
 }
 
 MpiSession::~MpiSession() {
@@ -45,7 +62,7 @@ MpiSession::~MpiSession() {
 
 int MpiSession::rank() const { return state_->rank; }
 int MpiSession::size() const { return state_->size; }
-int MpiSession::local_ranks() const { return state_->local_ranks; }
+int MpiSession::cores() const { return state_->cores; }
 
 std::vector<std::string> MpiSession::gather(const std::string& text) const {
   const int length = static_cast<int>(text.size());
@@ -79,9 +96,8 @@ Communicator& MpiSession::communicator(double timeout) {
 RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> graph,
                        const Arrays& feeds, const RunOptions& options) {
   CompileOptions compile_options = options.compile;
-  compile_options.workers = options.threads_per_rank > 0
-                                ? options.threads_per_rank
-                                : default_blas_threads(session.local_ranks());
+  compile_options.workers =
+      options.threads_per_rank > 0 ? options.threads_per_rank : session.cores();
   set_blas_threads(compile_options.workers);
   RunResult result;
   const Program program = compile(std::move(graph), compile_options);
