@@ -72,9 +72,8 @@ constexpr int64_t kLongest = int64_t{1} << 24;
 
 class SequenceSearch {
  public:
-  SequenceSearch(const Arguments& arguments, const cost::Device& device, std::string dim,
-                 int64_t memory)
-      : arguments_(arguments), device_(device), dim_(std::move(dim)), memory_(memory) {
+  SequenceSearch(Arguments arguments, const cost::Device& device, std::string dim, int64_t memory)
+      : arguments_(std::move(arguments)), device_(device), dim_(std::move(dim)), memory_(memory) {
     std::erase_if(arguments_.model.dims,
                   [this](const std::string& text) { return text.starts_with(dim_ + "="); });
   }
