@@ -255,7 +255,7 @@ onnx_io::DataFile own_parameters(const LoadedModel& model) {
   const auto taken = [&](const ir::Value& value) {
     return value.kind == ir::ValueKind::kExternal && value.external.location == location;
   };
-  while (std::ranges::any_of(model.graph.values(), taken)) location = "own_" + location;
+  while (std::ranges::any_of(model.graph.values(), taken)) location.insert(0, "own_");
   onnx_io::DataFile data(location);
   for (size_t v = 0; v < model.graph.values().size(); ++v) {
     const ir::Value& value = model.graph.values()[v];

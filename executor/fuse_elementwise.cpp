@@ -240,7 +240,7 @@ class Fuser {
 
 }  // namespace
 
-std::shared_ptr<const Graph> fuse_elementwise(std::shared_ptr<const Graph> graph,
+std::shared_ptr<const Graph> fuse_elementwise(const std::shared_ptr<const Graph>& graph,
                                               const KernelTable& kernels) {
   auto fused = Fuser(*graph, kernels).run();
   return fused ? std::make_shared<const Graph>(*std::move(fused)) : graph;

@@ -126,7 +126,8 @@ class Backward {
     p_.value = of_keys(3, s_.value_width, memory_.value);
     p_.output = of_queries(4, s_.value_width, memory_.output);
     const auto floats = [&](size_t k) {
-      return const_cast<float*>(static_cast<const float*>(operand(k).data));
+      const auto* data = static_cast<const float*>(operand(k).data);
+      return const_cast<float*>(data);  // NOLINT: only read here, written by the forward pass
     };
     p_.row_max = floats(5);
     p_.row_sum = floats(6);

@@ -76,7 +76,8 @@ __attribute__((noinline)) void weight_tile(const float* keys, int64_t key_row,
                                            const float* transposed, int64_t width, const float* max,
                                            const float* inverse_sum, float* weights) {
   tile<R>(
-      keys, key_row, transposed, width, [&](int i, int lane, V sum) __attribute__((always_inline)) {
+      keys, key_row, transposed,
+      width, [&](int i, int64_t lane, V sum) __attribute__((always_inline)) {
         Simd::store(weights + i * kQueryBlock + lane,
                     exp_of(sum - Simd::load(max + lane)) * Simd::load(inverse_sum + lane));
       });
@@ -89,7 +90,7 @@ __attribute__((noinline)) void gradient_tile(const float* values, int64_t value_
                                              float* score_gradient) {
   tile<R>(
       values, value_row, transposed,
-      width, [&](int i, int lane, V sum) __attribute__((always_inline)) {
+      width, [&](int i, int64_t lane, V sum) __attribute__((always_inline)) {
         const V weight = Simd::load(weights + i * kQueryBlock + lane) * Simd::set(scale);
         Simd::store(score_gradient + i * kQueryBlock + lane,
                     weight * (sum - Simd::load(delta + lane)));
@@ -98,7 +99,7 @@ __attribute__((noinline)) void gradient_tile(const float* values, int64_t value_
 
 inline void weigh_again(const Patch& patch, const float* max, const float* inverse_sum) {
   for (int64_t j = 0; j < patch.rows; ++j) {
-    for (int lane = 0; lane < kPanel; lane += kWidth) {
+    for (int64_t lane = 0; lane < kPanel; lane += kWidth) {
       float* s = patch.scores + j * kQueryBlock + lane;
       Simd::store(s,
                   exp_of(Simd::load(s) - Simd::load(max + lane)) * Simd::load(inverse_sum + lane));
@@ -131,7 +132,7 @@ inline void adjust_gradient(const Problem& p, const Patch& patch, const Panel& p
   }
   if (p.sizes.softcap == 0) return;
   for (int64_t j = 0; j < patch.rows; ++j) {
-    for (int lane = 0; lane < kPanel; lane += kWidth) {
+    for (int64_t lane = 0; lane < kPanel; lane += kWidth) {
       float* g = gradient + j * kQueryBlock + lane;
       Simd::store(g, Simd::load(g) * Simd::load(slopes + j * kQueryBlock + lane));
     }

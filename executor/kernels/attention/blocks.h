@@ -14,9 +14,9 @@
 
 namespace autosp::executor::attention {
 
-inline constexpr int kQueryBlock = 96;  // a multiple of every panel
-inline constexpr int kKeyBlock = 96;
-inline constexpr int kLanes = 16;  // widths are padded to a multiple
+inline constexpr int64_t kQueryBlock = 96;  // a multiple of every panel
+inline constexpr int64_t kKeyBlock = 96;
+inline constexpr int64_t kLanes = 16;  // widths are padded to a multiple
 
 inline constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 

@@ -87,7 +87,7 @@ inline bool weigh_panel(const Problem& p, const Place& at, int64_t first_query, 
     Simd::store(total, Simd::fma(Simd::load(total), change, sum[v]));
   });
   bool changed = false;
-  for (int lane = 0; lane < kPanel; ++lane) changed |= s.change[first_query + lane] != 1.0F;
+  for (int64_t lane = 0; lane < kPanel; ++lane) changed |= s.change[first_query + lane] != 1.0F;
   return changed;
 }
 

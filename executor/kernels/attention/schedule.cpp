@@ -164,7 +164,8 @@ Rows fill_rows(const AttentionProblem& sizes, const RowsMemory& memory, int pane
 }
 
 Matrix dense(const void* data, int64_t heads, int64_t rows, int64_t width) {
-  auto* floats = const_cast<float*>(static_cast<const float*>(data));
+  // Whoever passes operands only reads.
+  auto* floats = const_cast<float*>(static_cast<const float*>(data));  // NOLINT
   return {floats, heads * rows * width, rows * width, width};
 }
 

@@ -26,35 +26,35 @@ AUTOSP_AI int64_t query_count(const Problem& p, int64_t query) {
 AUTOSP_AI void transpose_16(const float* from, int64_t row, float* to, V scale) {
   V r[16];
   V t[16];
-  const auto low = [&](int a, int b) {
+  const auto low = [&](int64_t a, int64_t b) {
     return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(t[a]), _mm512_castps_pd(t[b])));
   };
-  const auto high = [&](int a, int b) {
+  const auto high = [&](int64_t a, int64_t b) {
     return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(t[a]), _mm512_castps_pd(t[b])));
   };
 #pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) r[i] = Simd::load(from + i * row) * scale;
+  for (int64_t i = 0; i < 16; ++i) r[i] = Simd::load(from + i * row) * scale;
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
+  for (int64_t i = 0; i < 8; ++i) {
     t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
     t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
+  for (int64_t i = 0; i < 4; ++i) {
     r[4 * i] = low(4 * i, 4 * i + 2);
     r[4 * i + 1] = high(4 * i, 4 * i + 2);
     r[4 * i + 2] = low(4 * i + 1, 4 * i + 3);
     r[4 * i + 3] = high(4 * i + 1, 4 * i + 3);
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
+  for (int64_t i = 0; i < 4; ++i) {
     t[i] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0x88);
     t[i + 4] = _mm512_shuffle_f32x4(r[i], r[i + 4], 0xdd);
     t[i + 8] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0x88);
     t[i + 12] = _mm512_shuffle_f32x4(r[i + 8], r[i + 12], 0xdd);
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
+  for (int64_t i = 0; i < 4; ++i) {
     Simd::store(to + i * kQueryBlock, _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88));
     Simd::store(to + (i + 8) * kQueryBlock, _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd));
     Simd::store(to + (i + 4) * kQueryBlock, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88));
@@ -116,7 +116,8 @@ template <int R>
 __attribute__((noinline)) void score_tile(const float* keys, int64_t key_row,
                                           const float* transposed, int64_t width, float* scores) {
   tile<R>(
-      keys, key_row, transposed, width, [&](int i, int lane, V sum) __attribute__((always_inline)) {
+      keys, key_row, transposed,
+      width, [&](int i, int64_t lane, V sum) __attribute__((always_inline)) {
         Simd::store(scores + i * kQueryBlock + lane, sum);
       });
 }
@@ -151,7 +152,7 @@ AUTOSP_AI V tanh_of(V x) {
 // s = cap tanh(s / cap); the derivative 1 - tanh^2 to `slopes` unless null.
 inline void cap_scores(const Patch& patch, float cap, float* slopes) {
   for (int64_t j = 0; j < patch.rows; ++j) {
-    for (int lane = 0; lane < kPanel; lane += kWidth) {
+    for (int64_t lane = 0; lane < kPanel; lane += kWidth) {
       float* s = patch.scores + j * kQueryBlock + lane;
       const V t = tanh_of(Simd::load(s) / Simd::set(cap));
       Simd::store(s, t * Simd::set(cap));
@@ -169,7 +170,7 @@ inline void add_bias(const Problem& p, const Patch& patch) {
   if (by_query == 0) {
     for (int64_t j = 0; j < patch.rows; ++j) {
       const V value = Simd::set(first[j * by_key]);
-      for (int lane = 0; lane < kPanel; lane += kWidth) {
+      for (int64_t lane = 0; lane < kPanel; lane += kWidth) {
         float* s = patch.scores + j * kQueryBlock + lane;
         Simd::store(s, Simd::load(s) + value);
       }
@@ -193,7 +194,7 @@ inline void mask_scores(const Problem& p, const Patch& patch, const Panel& panel
       mask.key == nullptr ? nullptr : mask.key + patch.batch * mask.key_stride + patch.key;
   const bool segments = p.rows.query_segment != nullptr;
   float dead[kPanel];  // 1 where key mask and segments do not count
-  for (int lane = 0; lane < kPanel; ++lane) {
+  for (int64_t lane = 0; lane < kPanel; ++lane) {
     dead[lane] = panel.special && p.rows.kind[at + lane] >= RowKind::kUniform ? 1.0F : 0.0F;
   }
   for (int64_t j = 0; j < patch.rows; ++j) {
@@ -204,7 +205,7 @@ inline void mask_scores(const Problem& p, const Patch& patch, const Panel& panel
     const V position = Simd::set(static_cast<float>(key));
     const V segment =
         Simd::set(segments ? p.rows.key_segment[patch.batch * p.sizes.keys + key] : 0.0F);
-    for (int lane = 0; lane < kPanel; lane += kWidth) {
+    for (int64_t lane = 0; lane < kPanel; lane += kWidth) {
       float* s = patch.scores + j * kQueryBlock + lane;
       auto seen = (position >= Simd::load(p.rows.begin + at + lane)) &
                   (position < Simd::load(p.rows.end + at + lane));
@@ -215,7 +216,7 @@ inline void mask_scores(const Problem& p, const Patch& patch, const Panel& panel
     }
   }
   if (!panel.special) return;
-  for (int lane = 0; lane < kPanel; ++lane) {
+  for (int64_t lane = 0; lane < kPanel; ++lane) {
     const RowKind kind = p.rows.kind[at + lane];
     if (kind != RowKind::kUniform && kind != RowKind::kNan) continue;
     const float value = kind == RowKind::kNan ? std::numeric_limits<float>::quiet_NaN() : 0.0F;

@@ -125,8 +125,8 @@ struct Simd {
 #endif
 
 using V = Simd::V;
-inline constexpr int kWidth = Simd::kWidth;
-inline constexpr int kPanel = Simd::kScoreVectors * kWidth;
+inline constexpr int64_t kWidth = Simd::kWidth;
+inline constexpr int64_t kPanel = Simd::kScoreVectors * kWidth;
 inline constexpr float kLog2E = 1.44269504F;
 
 AUTOSP_AI V exp_of(V x) { return Simd::exp2(x * Simd::set(kLog2E)); }
@@ -190,11 +190,16 @@ AUTOSP_AI void add_columns(int64_t rows, Strided a, const float* b, int64_t b_ro
   const auto tile = [&](auto count) __attribute__((always_inline)) {
     add_tile<count, N>({a.data + i * a.row, a.row, a.column}, b, b_row, depth, c + i * c_row,
                        c_row);
-    i += count;
   };
-  while (i + kRows <= rows) tile(std::integral_constant<int, kRows>{});
-  if (i + 4 <= rows) tile(std::integral_constant<int, 4>{});
-  if (i + 2 <= rows) tile(std::integral_constant<int, 2>{});
+  for (; i + kRows <= rows; i += kRows) tile(std::integral_constant<int, kRows>{});
+  if (i + 4 <= rows) {
+    tile(std::integral_constant<int, 4>{});
+    i += 4;
+  }
+  if (i + 2 <= rows) {
+    tile(std::integral_constant<int, 2>{});
+    i += 2;
+  }
   if (i < rows) tile(std::integral_constant<int, 1>{});
 }
 

@@ -1,6 +1,6 @@
 // Compiled for AVX2 (see CMakeLists.txt); run only where the processor has it.
 #if defined(__AVX2__)
-#include "executor/kernels/chain/loops_impl.h"
+#include "executor/kernels/chain/loops.inc"
 #else
 #include "executor/kernels/chain/loops.h"
 #endif

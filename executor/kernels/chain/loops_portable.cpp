@@ -1,5 +1,5 @@
 // For every processor.
-#include "executor/kernels/chain/loops_impl.h"
+#include "executor/kernels/chain/loops.inc"
 
 namespace autosp::executor::chain {
 
