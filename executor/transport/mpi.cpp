@@ -20,8 +20,8 @@ constexpr int kDoneTag = 3;
 constexpr size_t kMostAxes = 8;  // of an operand that is read in place
 
 // How much of its peers' memory a rank keeps mapped, in relation to its own.
-constexpr int64_t kLeastMapped = int64_t{32} << 20;
-constexpr int64_t kMappedFraction = 16;
+constexpr int64_t kLeastMapped = int64_t{16} << 20;
+constexpr int64_t kMappedFraction = 64;
 
 struct Header {
   char description[448];  // describe(collective), cut to fit
