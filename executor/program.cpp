@@ -194,7 +194,7 @@ class Compiler {
 
 Program compile(std::shared_ptr<const ir::Graph> graph, const CompileOptions& options) {
   const KernelTable& kernels = options.kernels != nullptr ? *options.kernels : cpu_kernels();
-  graph = absorb_transposes(std::move(graph), kernels);
+  graph = absorb_transposes(graph, kernels);
   if (options.fuse) graph = fuse_elementwise(graph, kernels);
   return Compiler(std::move(graph), kernels, options).compile();
 }

@@ -317,7 +317,9 @@ class MpiCommunicator final : public CheckedCommunicator {
       if (headers[i].x_offset < 0) return false;
       for (int other : collective.group) {
         const int reader = collective.group[i];
-        if (reader != other && read_by_[static_cast<size_t>(reader * size_ + other)] == 0) {
+        if (reader != other &&
+            read_by_[static_cast<size_t>(reader) * peers_.size() + static_cast<size_t>(other)] ==
+                0) {
           return false;
         }
       }

@@ -18,6 +18,17 @@
 namespace autosp::executor::attention {
 namespace {
 
+// 2^f for f in [0, 1), relative error 7.5e-8: a polynomial of degree 5.
+template <typename S, typename V>
+AUTOSP_AI V exp2_of_fraction(V f) {
+  V p = S::set(1.87757665e-3F);
+  p = S::fma(p, f, S::set(8.989340199e-3F));
+  p = S::fma(p, f, S::set(5.582631791e-2F));
+  p = S::fma(p, f, S::set(2.401536171e-1F));
+  p = S::fma(p, f, S::set(6.931530732e-1F));
+  return S::fma(p, f, S::set(9.999999251e-1F));
+}
+
 #if defined(__AVX512F__)
 
 struct Simd {
@@ -38,12 +49,7 @@ struct Simd {
   // 2^x for x <= 127 or so: x less its floor by a polynomial, the floor into the exponent.
   static AUTOSP_AI V exp2(V x) {
     const V f = _mm512_reduce_ps(x, 0x09);
-    V p = set(1.87757665e-3F);
-    p = fma(p, f, set(8.989340199e-3F));
-    p = fma(p, f, set(5.582631791e-2F));
-    p = fma(p, f, set(2.401536171e-1F));
-    p = fma(p, f, set(6.931530732e-1F));
-    p = fma(p, f, set(9.999999251e-1F));
+    const V p = exp2_of_fraction<Simd>(f);
     return _mm512_scalef_ps(p, x);
   }
 };
@@ -73,12 +79,7 @@ struct Simd {
     const V low = _mm256_cmp_ps(x, set(-126.0F), _CMP_LT_OQ);
     const V n = _mm256_floor_ps(x);
     const V f = _mm256_sub_ps(x, n);
-    V p = set(1.87757665e-3F);
-    p = fma(p, f, set(8.989340199e-3F));
-    p = fma(p, f, set(5.582631791e-2F));
-    p = fma(p, f, set(2.401536171e-1F));
-    p = fma(p, f, set(6.931530732e-1F));
-    p = fma(p, f, set(9.999999251e-1F));
+    const V p = exp2_of_fraction<Simd>(f);
     const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23);
     const V scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
     const V nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
@@ -87,6 +88,11 @@ struct Simd {
 };
 
 #else
+
+struct Scalar {
+  static AUTOSP_AI float set(float x) { return x; }
+  static AUTOSP_AI float fma(float a, float b, float c) { return a * b + c; }
+};
 
 // What every compiler makes something of.
 struct Simd {
@@ -111,12 +117,7 @@ struct Simd {
     if (!(x >= -126.0F)) return x < -126.0F ? 0.0F : x;
     const float n = __builtin_floorf(x);
     const float f = x - n;
-    float p = 1.87757665e-3F;
-    p = p * f + 8.989340199e-3F;
-    p = p * f + 5.582631791e-2F;
-    p = p * f + 2.401536171e-1F;
-    p = p * f + 6.931530732e-1F;
-    p = p * f + 9.999999251e-1F;
+    const auto p = exp2_of_fraction<Scalar>(f);
     return std::bit_cast<float>(std::bit_cast<int32_t>(p) + (static_cast<int32_t>(n) << 23));
   }
   static AUTOSP_AI V exp2(V x) { return V{exp2(x[0]), exp2(x[1]), exp2(x[2]), exp2(x[3])}; }
