@@ -41,7 +41,7 @@ void append(std::string& key, const ir::Attribute& attribute) {
 
 }  // namespace
 
-std::string node_key(const Graph& from, const Node& node, const std::vector<ValueId>& operands) {
+std::string node_key(const Graph& graph, const Node& node, const std::vector<ValueId>& operands) {
   std::string key;
   append(key, node.domain);
   append(key, node.op);
@@ -49,7 +49,7 @@ std::string node_key(const Graph& from, const Node& node, const std::vector<Valu
     const size_t index = operand ? operand.index() : ~size_t{0};
     append_bytes(key, &index, sizeof(index));
   }
-  for (ValueId output : node.outputs) append(key, output ? to_string(from.type(output)) : "");
+  for (ValueId output : node.outputs) append(key, output ? to_string(graph.type(output)) : "");
   for (const auto& [name, attribute] : node.attributes) {
     append(key, name);
     append(key, attribute);
