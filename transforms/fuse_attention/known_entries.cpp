@@ -6,9 +6,6 @@
 
 namespace autosp::transforms::fusion {
 
-using ir::Node;
-using ir::Tensor;
-
 void Dissector::read_entries(ValueId value, bool is_mask, bool wanted) {
   const auto tensor = known_tensor(facts_, cutout_.original[value.index()]);
   if (!tensor || tensor->num_elements() > kMostKnownElements) {

@@ -87,8 +87,8 @@ class RoleFinder {
         region_(region),
         cutout_(cut_out(facts, region, nullptr)),
         factors_(facts, cutout_) {
-    for (size_t n = 0; n < cutout_.graph.nodes().size(); ++n) {
-      for (ValueId input : cutout_.graph.nodes()[n].inputs) {
+    for (const ir::Node& node : cutout_.graph.nodes()) {
+      for (ValueId input : node.inputs) {
         if (input) read_.insert(input);
       }
     }

@@ -7,7 +7,6 @@
 namespace autosp::transforms::fusion {
 
 using ir::Node;
-using ir::Tensor;
 
 void Dissector::mask_by(double number) {
   if (parts_.number && *parts_.number != number) parts_.several_numbers = true;
