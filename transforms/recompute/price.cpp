@@ -18,10 +18,8 @@ class Prices {
   double of(const Compute& compute) const {
     const ir::Node& node = program_.graph().node(compute.node);
     std::vector<ir::Type> operands;
-    for (size_t k = 0; k < compute.operands.size(); ++k) {
-      // What is not data (shapes, axes) is small.
-      operands.push_back(compute.operands[k] ? local_type(compute.operands[k]) : ir::Type{});
-    }
+    // What is not data (shapes, axes) is small.
+    for (PlacedId id : compute.operands) operands.push_back(id ? local_type(id) : ir::Type{});
     std::vector<ir::Type> results;
     for (PlacedId id : compute.results) results.push_back(id ? local_type(id) : ir::Type{});
     const bool wide = !operands.empty() && ir::element_size(operands[0].dtype) >= 4;
