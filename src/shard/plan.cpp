@@ -100,10 +100,11 @@ class PlanMaker {
   void choose_mesh() {
     const AttentionSizes sizes = plan_.attention_sizes();
     SpDivision division{.u = options_.sp};  // where nothing divides, attention is gathered
-    if (!options_.sp_mesh.empty())
+    if (!options_.sp_mesh.empty()) {
       division = requested_division(options_.sp_mesh, options_.sp, sizes);
-    else
+    } else {
       division = divide_sp(options_.sp, sizes).value_or(division);
+    }
     std::vector<MeshAxis> axes;
     for (const auto& [name, size] : {MeshAxis{"dp", options_.dp}, MeshAxis{"r", division.r},
                                      MeshAxis{"g", division.g}, MeshAxis{"u", division.u}}) {
