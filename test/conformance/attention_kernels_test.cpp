@@ -98,8 +98,10 @@ void add_left_padding(AttentionCase& c) {
 void add_segments(AttentionCase& c) {
   const Sizes& s = c.sizes;
   const auto segment = [&](int64_t extent) {
-    return [&s, extent](int64_t k) {
-      return static_cast<double>(-7 + 1000000007 * ((k % extent) * 5 / extent) + k / extent);
+    return [extent](int64_t k) {
+      const int64_t segment = (k % extent) * 5 / extent;
+      const int64_t repetition = k / extent;
+      return static_cast<double>(-7 + 1000000007 * segment + repetition);
     };
   };
   c.optional["query_segment"] = numbers({s.batch, s.queries}, segment(s.queries), DataType::kInt64);
@@ -223,8 +225,7 @@ std::shared_ptr<const ir::Graph> graph_of(const AttentionCase& c) {
                        const std::vector<ir::Type>& types) {
     operands.insert(operands.end(), optional.begin(), optional.end());
     while (!operands.back()) operands.pop_back();
-    const auto results =
-        build.node(op, operands, types, c.attributes, std::string(ir::kAutospDomain));
+    auto results = build.node(op, operands, types, c.attributes, std::string(ir::kAutospDomain));
     for (size_t k = 0; k < results.size(); ++k) {
       if (results[k]) graph->add_output(fmt::format("{}{}", op, k), results[k]);
     }

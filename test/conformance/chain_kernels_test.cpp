@@ -16,7 +16,6 @@ namespace {
 
 using ir::DataType;
 using ir::Shape;
-using ir::Tensor;
 
 size_t num_chains(const ir::Graph& graph) {
   return test::count_nodes(graph, chain::kOp, ir::kAutospDomain);

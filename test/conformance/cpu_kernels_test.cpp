@@ -77,7 +77,7 @@ void add_gemms(std::vector<KernelCase>& cases) {
         for (DataType dtype : {DataType::kFloat32, DataType::kFloat64}) {
           std::vector<Type> inputs = {{dtype, ta ? Shape{7, 5} : Shape{5, 7}},
                                       {dtype, tb ? Shape{3, 7} : Shape{7, 3}}};
-          if (c != Shape{}) inputs.push_back({dtype, c});
+          if (!c.empty()) inputs.push_back({dtype, c});
           cases.push_back(make_case(
               fmt::format("Gemm{}{}_{}_{}", ta ? "T" : "N", tb ? "T" : "N", fmt::join(c, "x"),
                           ir::name_of(dtype)),

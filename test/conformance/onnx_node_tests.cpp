@@ -213,7 +213,7 @@ std::string difference(const ir::Tensor& got, const ir::Tensor& want) {
 std::string difference(const test::Tensors& got, const test::Tensors& want) {
   for (const auto& [name, tensor] : want) {
     const std::string wrong = difference(got.at(name), tensor);
-    if (!wrong.empty()) return name + ": " + wrong;
+    if (!wrong.empty()) return fmt::format("{}: {}", name, wrong);
   }
   return "";
 }

@@ -39,7 +39,7 @@ double value(int rank, int64_t index) { return rank * 100 + static_cast<double>(
 
 // Filled with f(element index).
 template <typename F>
-Tensor fill(DataType dtype, Shape shape, F&& f) {
+Tensor fill(DataType dtype, const Shape& shape, F&& f) {
   Tensor tensor({dtype, shape});
   for (int64_t i = 0; i < tensor.num_elements(); ++i) {
     const Tensor element = Tensor::scalar(dtype, f(i));
@@ -84,7 +84,7 @@ std::string all_reduce_sums(Communicator& world) {
         });
         Tensor y(x.type());
         world.all_reduce({"n", "AllReduce", group, dtype}, reading(x), writing(y));
-        const std::string wrong = difference(y, expected, ir::to_string(x.type()));
+        std::string wrong = difference(y, expected, ir::to_string(x.type()));
         if (!wrong.empty()) return wrong;
       }
     }
@@ -183,8 +183,8 @@ std::string all_gather_concatenates(Communicator& world) {
         Tensor y({DataType::kFloat32, whole});
         world.all_gather({"n", "AllGather", group, DataType::kFloat32}, reading(x), writing(y),
                          axis, sizes);
-        const std::string wrong = difference(y, concatenated(group, whole, axis, sizes),
-                                             fmt::format("axis {}, zeros {}", axis, zeros));
+        std::string wrong = difference(y, concatenated(group, whole, axis, sizes),
+                                       fmt::format("axis {}, zeros {}", axis, zeros));
         if (!wrong.empty()) return wrong;
       }
     }
@@ -214,7 +214,7 @@ std::string reduce_scatter_keeps_a_part(Communicator& world) {
         Tensor y({DataType::kFloat32, mine});
         world.reduce_scatter({"n", "ReduceScatter", group, DataType::kFloat32}, reading(x),
                              writing(y), axis, sizes);
-        const std::string wrong =
+        std::string wrong =
             difference(y, sum.block(begin, mine), fmt::format("axis {}, zeros {}", axis, zeros));
         if (!wrong.empty()) return wrong;
       }

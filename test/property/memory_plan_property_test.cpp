@@ -59,7 +59,7 @@ TEST(MemoryPlan, GrowsLinearlyWithTheGraph) {
   const int steps = 40000;
   for (int k = 0; k < steps; ++k) {
     const bool kept = k % 20 == 0 && k < steps / 2;
-    buffers.push_back({1024 * (1 + k % 7), k, kept ? steps - k : k + 2, 0});
+    buffers.push_back({int64_t{1024} * (1 + k % 7), k, kept ? steps - k : k + 2, 0});
   }
   const std::clock_t begin = std::clock();  // of the processor, whoever else uses the machine
   assign_offsets(buffers);

@@ -103,12 +103,12 @@ ValueId CaseBuilder::integers(const Shape& shape, int64_t low, int64_t high, Dat
 }
 
 void CaseBuilder::test(const std::string& op, std::vector<ValueId> inputs,
-                       ir::Attributes attributes, size_t num_results) {
-  test(op, std::move(inputs), std::move(attributes), std::vector<bool>(num_results, true));
+                       const ir::Attributes& attributes, size_t num_results) {
+  test(op, std::move(inputs), attributes, std::vector<bool>(num_results, true));
 }
 
 void CaseBuilder::test(const std::string& op, std::vector<ValueId> inputs,
-                       ir::Attributes attributes, const std::vector<bool>& results) {
+                       const ir::Attributes& attributes, const std::vector<bool>& results) {
   const size_t colons = op.find("::");
   const bool standard = colons == std::string::npos;
   const std::string domain = standard ? "" : op.substr(0, colons);

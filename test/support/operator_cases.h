@@ -63,10 +63,10 @@ class CaseBuilder {
 
   // Adds the operator under test (types by ONNX's inference); its results become graph outputs. Of
   // another domain than the default it is called "domain::op".
-  void test(const std::string& op, std::vector<ValueId> inputs, ir::Attributes attributes = {},
-            size_t num_results = 1);
+  void test(const std::string& op, std::vector<ValueId> inputs,
+            const ir::Attributes& attributes = {}, size_t num_results = 1);
   // The same with results that may be absent.
-  void test(const std::string& op, std::vector<ValueId> inputs, ir::Attributes attributes,
+  void test(const std::string& op, std::vector<ValueId> inputs, const ir::Attributes& attributes,
             const std::vector<bool>& results);
 
  private:

@@ -102,8 +102,10 @@ TEST(AttentionMasks, BiasesOfDistanceAreKeyVectors) {
   ASSERT_TRUE(vector.has_value());
   for (size_t j = 0; j < 4; ++j) EXPECT_DOUBLE_EQ((*vector)[j] - (*vector)[0], 0.5 * double(j));
   // |j - i| without a mask is none.
-  for (int i = 0; i < 4; ++i) {
-    for (int j = 0; j < 4; ++j) matrix[static_cast<size_t>(i * 4 + j)] = std::abs(j - i);
+  for (int64_t i = 0; i < 4; ++i) {
+    for (int64_t j = 0; j < 4; ++j) {
+      matrix[static_cast<size_t>(i * 4 + j)] = static_cast<double>(std::abs(j - i));
+    }
   }
   EXPECT_FALSE(find_key_vector(matrix, Entries(16, true), 4, 4).has_value());
 }

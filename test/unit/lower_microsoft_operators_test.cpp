@@ -19,7 +19,6 @@ using ir::Graph;
 using ir::Shape;
 using ir::Tensor;
 using ir::Type;
-using test::count_nodes;
 using test::run_graph;
 using test::Tensors;
 
@@ -88,7 +87,7 @@ void expect_derivative(const Graph& forward, const Graph& backward, Tensors feed
 
 // y = forward(x) elementwise; the gradient operator takes dY and either X or Y.
 void expect_elementwise(const std::string& op, const std::function<ValueId(Builder&, ValueId)>& f,
-                        bool reads_result = false, Attributes attributes = {}) {
+                        bool reads_result = false, const Attributes& attributes = {}) {
   SCOPED_TRACE(op);
   const Shape shape = {3, 5};
   Example forward;

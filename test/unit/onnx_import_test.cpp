@@ -305,7 +305,7 @@ TEST(Import, NamesShapesThatDependOnData) {
 class ImportFile : public testing::Test {
  protected:
   std::filesystem::path write(const std::string& name, const std::string& bytes) {
-    const auto path = folder_ / name;
+    auto path = folder_ / name;
     std::ofstream(path, std::ios::binary) << bytes;
     return path;
   }

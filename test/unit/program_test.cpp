@@ -146,7 +146,7 @@ TEST(Program, OutputsOutliveTheRun) {
   auto graph = std::make_shared<ir::Graph>();
   ir::Builder build(*graph);
   ValueId x = graph->add_input("x", floats({64, 1024}));
-  for (int k = 0; k < 4; ++k) {
+  for (int64_t k = 0; k < 4; ++k) {
     graph->add_output(fmt::format("mean{}", k), build.reduce("ReduceMean", x, {0, 1}, false));
     graph->add_output(fmt::format("part{}", k), build.slice(x, 1, 100 * k, 100 * k + 300));
     x = build.matmul(build.transpose(x, {1, 0}), x);

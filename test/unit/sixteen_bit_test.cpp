@@ -37,7 +37,7 @@ struct Example {
   Tensor run(ValueId y, Graph (*pass)(const Graph&), const Tensors& feeds) {
     const Type type = graph.type(y);
     graph.add_output("y", y);
-    const Tensor got = run_graph(pass(graph), feeds).at("y");
+    Tensor got = run_graph(pass(graph), feeds).at("y");
     EXPECT_EQ(got.type(), type);
     return got;
   }

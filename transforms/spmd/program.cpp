@@ -236,7 +236,7 @@ class ProgramBuilder {
       if (!only_sliced || slices.empty()) continue;
       absorb(input, slices);
     }
-    std::erase_if(program_.instructions, [this](const Instruction& instruction) {
+    std::erase_if(program_.instructions, [](const Instruction& instruction) {
       const auto* move = std::get_if<Move>(&instruction);
       return move != nullptr && move->from == move->to;
     });
