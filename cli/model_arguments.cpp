@@ -193,11 +193,17 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
     return std::ranges::find(passes.print_after, name) != passes.print_after.end();
   };
   LoadedModel model{.path = arguments.model,
-                    .bindings = {.dims = parse_counts(arguments.dims, "--dim"), .input_shapes = {}},
+                    .bindings = {.dims = parse_counts(arguments.dims, "--dim"),
+                                 .input_shapes = {},
+                                 .parameters = {}},
                     .graph = {},
                     .roles = {},
                     .attention = {},
                     .timings = {}};
+  const shard::RoleOptions role_choices = role_options(arguments);
+  for (const auto& [parameter, gradient] : role_choices.gradients) {
+    model.bindings.parameters.insert(parameter);
+  }
   const auto begin = std::chrono::steady_clock::now();
   model.graph = onnx_io::import_model(arguments.model, model.bindings);
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
@@ -208,7 +214,6 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
   const auto print_after = [&](const transforms::Pass& pass, const ir::Graph& graph) {
     if (wants_print(pass.name)) fmt::print("{}", onnx_io::print_text(graph));
   };
-  const shard::RoleOptions role_choices = role_options(arguments);
   transforms::PipelineOptions options{
       .passes = passes.passes,
       .context = {.roles = role_choices, .attention = &model.attention},

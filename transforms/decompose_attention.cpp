@@ -8,7 +8,7 @@
 #include <numeric>
 
 #include "ir/rewriter.h"
-#include "transforms/canonicalize/sixteen_bit.h"
+#include "transforms/sixteen_bit.h"
 
 namespace autosp::transforms {
 

@@ -112,6 +112,8 @@ class Graph {
   int64_t opset = kOpset;  // of the default domain
   std::map<std::string, std::string>
       metadata;  // free-form properties, kept through import and export
+  // Initializers that are trained though no output is named after their gradient, by name.
+  std::unordered_set<std::string> declared_parameters;
 
   // --- Building. Names are made unique; an empty hint gives a name derived from the operator.
   ValueId add_input(const std::string& name, Type type);

@@ -36,6 +36,7 @@ void copy_header(const Graph& from, Graph& to) {
   to.name = from.name;
   to.opset = from.opset;
   to.metadata = from.metadata;
+  to.declared_parameters = from.declared_parameters;
 }
 
 }  // namespace

@@ -75,7 +75,10 @@ class Importer {
       : model_(std::move(model)),
         folder_(std::move(folder)),
         emitter_(graph_),
-        dims_(fed_inputs(model_.graph()), options) {}
+        dims_(fed_inputs(model_.graph()), options),
+        parameters_(options.parameters) {
+    graph_.declared_parameters = options.parameters;
+  }
 
   ir::Graph run();
 
@@ -107,7 +110,7 @@ class Importer {
   Emitter emitter_;
   DimBinder dims_;
   std::unordered_map<std::string, ir::Type> declared_;
-  std::unordered_set<std::string> parameters_;  // by their gradients among outputs and inputs
+  std::unordered_set<std::string> parameters_;  // declared, or by their gradients' names
 };
 
 std::string normalized_domain(const std::string& domain) {
@@ -203,7 +206,8 @@ void Importer::add_initializer(Scope& scope, onnx::TensorProto& tensor) {
   value = graph_.add_named_constant(name, to_tensor(tensor, where));
   tensor.clear_raw_data();
   emitter_.reuse(value);
-  if (ir::is_floating(type.dtype) && type.num_elements() > 1) emitter_.mark_parameter(value);
+  const bool may_be_trained = type.num_elements() > 1 || parameters_.contains(tensor.name());
+  if (ir::is_floating(type.dtype) && may_be_trained) emitter_.mark_parameter(value);
 }
 
 void Importer::add_initializers(Scope& scope, onnx::GraphProto& graph) {

@@ -20,6 +20,8 @@ struct ImportOptions {
   std::map<std::string, int64_t> dims;
   // Actual shapes of inputs, by name: binds the symbolic dimensions they mention.
   std::map<std::string, ir::Shape> input_shapes;
+  // Initializers that are trained, besides those whose gradient's name says so.
+  std::unordered_set<std::string> parameters;
 };
 
 // Reads a model: checks it, inlines functions (the model's own, except those that stand for this

@@ -131,7 +131,7 @@ class PlanMaker {
                     graph_.name_of(tag.value), tag.dim, extent)
             .help(
                 "use fewer ranks, or a longer sequence (--dim NAME=VALUE binds a symbolic "
-                "dimension)");
+                "dimension); if that axis is no sequence, name those that are with --seq");
       }
     }
     // What the model divides further (blocks of the sequence) is split by whole blocks.

@@ -59,8 +59,8 @@ std::string input_names(const ir::Graph& graph) {
 
 // `option` is the one that names the dimension, for messages.
 DimTag parse_tag(const ir::Graph& graph, const std::string& text, const std::string& option) {
-  const std::string example =
-      fmt::format("write VALUE:AXIS, for example {} input_ids:{}", option, option == "--seq");
+  const std::string example = fmt::format("write VALUE:AXIS, for example {} input_ids:{}", option,
+                                          option == "--seq" ? 1 : 0);
   const size_t colon = text.rfind(':');
   if (colon == std::string::npos || colon + 1 == text.size() || colon == 0) {
     throw Error("{} names '{}', which is not a dimension", option, text)
@@ -218,7 +218,8 @@ class Detector {
         roles_.loss = k;
     }
     for (size_t k = 0; k < graph_.outputs().size() && !roles_.loss; ++k) {
-      if (!is_gradient(k) && is_scalar(k)) roles_.loss = k;
+      const bool named_gradient = !ir::gradient_stems(graph_.outputs()[k].name).empty();
+      if (!is_gradient(k) && !named_gradient && is_scalar(k)) roles_.loss = k;
     }
     if (!roles_.loss) {
       throw Error("no output looks like the loss: none is a floating-point scalar")
@@ -263,6 +264,38 @@ class Detector {
 
   bool is_data_input(ValueId input) const { return !roles_.is_parameter[input.index()]; }
 
+  // Whether the input's name and shape say that its axis 1 is a sequence.
+  bool is_named_like_tokens(ValueId input) const {
+    const ir::Value& value = graph_.value(input);
+    const size_t rank = value.type.rank();
+    if (!is_data_input(input) || (rank != 2 && rank != 3)) return false;
+    if (!ir::is_floating(value.type.dtype)) {
+      return names_token_input(value.name) && !broadcasts_over_tokens(value);
+    }
+    if (!names_floating_data(value.name) || broadcasts_over_tokens(value)) return false;
+    // Numbers per sample (classes, regression targets) are named like those per token.
+    const bool per_token = rank == 3 || contains_any(lower(value.name), {"mask"});
+    return per_token || is_length_of_tokens(value.type.shape[1]);
+  }
+
+  // Such as a mask [batch, 1, keys].
+  static bool broadcasts_over_tokens(const ir::Value& value) {
+    return value.type.shape[1] == 1 && value.type.rank() == 3;
+  }
+
+  // Whether an integer input that is named like tokens has this length, or there is none.
+  bool is_length_of_tokens(int64_t length) const {
+    bool any = false;
+    for (ValueId input : graph_.inputs()) {
+      const ir::Value& value = graph_.value(input);
+      const bool tokens = !ir::is_floating(value.type.dtype) && value.type.rank() == 2 &&
+                          names_token_input(value.name);
+      if (tokens && value.type.shape[1] == length) return true;
+      any = any || tokens;
+    }
+    return !any;
+  }
+
   void find_sequence() {
     if (!options_.sequence.empty()) {
       for (const std::string& text : options_.sequence) {
@@ -286,15 +319,9 @@ class Detector {
                                  [&](const DimTag& tag) { return tag.value == input; });
     };
     for (ValueId input : graph_.inputs()) {
-      if (is_tagged(input)) continue;
-      const ir::Value& value = graph_.value(input);
-      const bool named = ir::is_floating(value.type.dtype) ? names_floating_data(value.name)
-                                                           : names_token_input(value.name);
-      if (!is_data_input(input) || !named) continue;
-      const size_t rank = value.type.rank();
-      if (rank != 2 && rank != 3) continue;
+      if (is_tagged(input) || !is_named_like_tokens(input)) continue;
       roles_.sequence.push_back({input, 1});
-      because("sequence: axis 1 of '{}', from the input's name", value.name);
+      because("sequence: axis 1 of '{}', from the input's name", graph_.name_of(input));
     }
     if (!roles_.sequence.empty()) return;
     for (ValueId input : graph_.inputs()) {

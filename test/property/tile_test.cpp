@@ -1,6 +1,7 @@
 // Running token-wise regions in tiles changes memory, not results.
 #include <gtest/gtest.h>
 
+#include "ir/builder.h"
 #include "llama_step.h"
 #include "run_program.h"
 #include "shard/plan.h"
@@ -81,6 +82,43 @@ TEST(Tile, LogitsAreNeverWhole) {
   EXPECT_EQ(widest(*tiled_rank), 32 * 20000);
   EXPECT_LT(executor::compile(tiled_rank).memory().arena,
             executor::compile(whole_rank).memory().arena / 2);
+}
+
+// 512 tiles' terms of a weight's gradient: a bfloat16 sum would stop counting at 256.
+TEST(Tile, SumsOver16BitTilesAreRoundedOnce) {
+  constexpr int64_t kTokens = 4096;
+  const ir::DataType type = ir::DataType::kBFloat16;
+  Graph graph;
+  ir::Builder build(graph);
+  const ValueId x = graph.add_input("inputs_embeds", {type, {1, kTokens, 4}});
+  const ValueId w = graph.add_input("w", {type, {4, 64}});
+  const ValueId v = graph.add_input("v", {type, {64, 4}});
+  const ValueId inner = build.matmul(x, w);
+  const ValueId active = build.unary("Relu", inner);
+  const ValueId y = build.matmul(active, v);
+  const auto flat = [&](ValueId value, int64_t width) {
+    return build.reshape(value, {kTokens, width});
+  };
+  const ValueId ones = build.expand(build.scalar(type, 1.0 / 64), {1, kTokens, 4});
+  const ValueId dactive = build.matmul(ones, build.transpose(v, {1, 0}));
+  const ValueId dinner = build.where(build.binary("Greater", inner, build.scalar(type, 0)), dactive,
+                                     build.scalar(type, 0));
+  graph.add_output("loss",
+                   build.reduce_sum(build.cast(y, ir::DataType::kFloat32), {0, 1, 2}, false));
+  graph.add_output("w.grad", build.matmul(build.transpose(flat(x, 4), {1, 0}), flat(dinner, 64)));
+  graph.add_output("v.grad",
+                   build.matmul(build.transpose(flat(active, 64), {1, 0}), flat(ones, 4)));
+  const test::Tensors feeds = {{"inputs_embeds", ir::Tensor::filled({type, {1, kTokens, 4}}, 0.5)},
+                               {"w", ir::Tensor::filled({type, {4, 64}}, 0.5)},
+                               {"v", ir::Tensor::filled({type, {64, 4}}, 0.25)}};
+
+  const shard::Plan plan = shard::make_plan(graph, shard::detect_roles(graph), {.sp = 2});
+  const SpmdProgram tiled = tile(build_program(plan), {.tokens = 4});
+  ASSERT_FALSE(tiled.tile_loops.empty());
+  const test::Tensors whole = run_graph(graph, feeds);
+  for (const executor::RankResult& rank : run_program(tiled, feeds).ranks) {
+    test::expect_close(rank.outputs, whole, 1.0 / 128);
+  }
 }
 
 }  // namespace

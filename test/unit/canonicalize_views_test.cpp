@@ -143,6 +143,14 @@ TEST(SimplifyViews, MultiplyingByOnesThatBroadcastStays) {
   EXPECT_EQ(apply(e.graph, simplify_views).nodes().size(), 1U);
 }
 
+TEST(SimplifyViews, MultiplyingByATrainedOneStays) {
+  Example e;
+  const ValueId gamma = e.graph.add_named_constant("gamma", Tensor::filled({kFloat, {}}, 1));
+  const ValueId product = e.build.binary("Mul", e.input("x", {4}), gamma);
+  e.graph.add_output("gamma.grad", product);
+  EXPECT_EQ(apply(e.graph, simplify_views).nodes().size(), 1U);
+}
+
 TEST(SimplifyViews, DrawsKeepTheirNumbersAndLoseTheirTemplate) {
   for (const std::string op : {"RandomUniformLike", "RandomNormalLike"}) {
     Example e;

@@ -64,6 +64,14 @@ TEST(ParameterOfGradient, EveryConventionKeepsItsInitializerFromBeingFolded) {
   }
 }
 
+TEST(ParameterOfGradient, DeclaredParametersNeedNoName) {
+  Graph graph;
+  const ValueId w = graph.add_named_constant("w", Tensor::filled({kFloat, {}}, 1));
+  graph.declared_parameters = {"w", "none of the graph"};
+  graph.add_output("g", Builder(graph).identity(w));
+  EXPECT_TRUE(transforms::find_parameter_constants(graph)[w.index()]);
+}
+
 TEST(ParameterOfGradient, ComputedValuesAndOtherNamesAreNone) {
   Graph graph;
   Builder build(graph);

@@ -212,6 +212,25 @@ TEST(LowerMicrosoftOperators, RmsNormDividesByTheRootOfTheMeanSquare) {
       testing::Pointwise(testing::FloatNear(1e-6F), std::vector<float>{3 / root, 8 / root, 1, 2}));
 }
 
+// As ONNX Runtime computes them: with inputs this small, epsilon decides.
+TEST(LowerMicrosoftOperators, EachNormHasItsOwnDefaultEpsilon) {
+  for (const auto& [op, epsilon] : {std::pair{"SimplifiedLayerNormalization", 1e-5F},
+                                    {"SkipSimplifiedLayerNormalization", 1e-12F}}) {
+    SCOPED_TRACE(op);
+    Example e;
+    const ValueId x = e.input("x", {1, 2}, DataType::kFloat32);
+    const ValueId scale = e.input("scale", {2}, DataType::kFloat32);
+    const bool skip = std::string(op).starts_with("Skip");
+    const std::vector<ValueId> inputs = skip ? std::vector{x, x, scale} : std::vector{x, scale};
+    e.output("y", e.microsoft(op, inputs, {{DataType::kFloat32, {1, 2}}})[0]);
+    const Tensors got = run_graph(lower_microsoft_operators(e.graph),
+                                  {{"x", Tensor::filled({DataType::kFloat32, {1, 2}}, 1e-4)},
+                                   {"scale", Tensor::filled({DataType::kFloat32, {2}}, 1)}});
+    const float norm = skip ? 2e-4F : 1e-4F;
+    EXPECT_NEAR(got.at("y").values<float>()[0], norm / std::sqrt(norm * norm + epsilon), 1e-5F);
+  }
+}
+
 TEST(LowerMicrosoftOperators, SkipNormalizationsAddFirst) {
   const Shape shape = {2, 3, 4};
   const Type type{kDouble, shape};

@@ -198,6 +198,22 @@ TEST(Import, ParametersKeepTheirIdentity) {
   EXPECT_EQ(operators(graph), (std::vector<std::string>{"Transpose", "MatMul"}));
 }
 
+// A constant of one element is folded unless a gradient's name or the user says it is trained.
+TEST(Import, ParametersOfOneElementKeepTheirIdentity) {
+  const auto operators_with = [](const std::string& output, const ImportOptions& options) {
+    return operators(parse(fmt::format("g (float[2] x) => (float[2] y, float {0})\n"
+                                       "<float s = {{2}}> {{ e = Exp(s) y = Mul(x, e) "
+                                       "{0} = ReduceSum(y) }}",
+                                       output),
+                           20, options));
+  };
+  const std::vector<std::string> folded = {"Mul", "ReduceSum"};
+  const std::vector<std::string> kept = {"Exp", "Mul", "ReduceSum"};
+  EXPECT_EQ(operators_with("z", {}), folded);
+  EXPECT_EQ(operators_with("s_grad", {}), kept);
+  EXPECT_EQ(operators_with("z", {.parameters = {"s"}}), kept);
+}
+
 TEST(Import, ListsUnboundDimensionsWithTheirUses) {
   const std::string message = message_of(
       [] { parse("g (float[B,S] x, int64[B] y) => (float[B,S] z) { z = Identity(x) }"); });

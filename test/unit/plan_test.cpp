@@ -304,6 +304,40 @@ TEST(Roles, ADecodersSequenceIsFoundToo) {
   EXPECT_EQ(roles.sequence, (std::vector<shard::DimTag>{{ids, 1}, {decoder, 1}}));
 }
 
+// Their names are those of inputs per token, their shapes are not.
+TEST(Roles, BroadcastMasksAndNumbersPerSampleAreNoSequence) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const ir::DataType kFloat = ir::DataType::kFloat32;
+  const ValueId ids = graph.add_input("input_ids", {ir::DataType::kInt64, {2, 8}});
+  const ValueId mask = graph.add_input("attention_mask", {ir::DataType::kInt64, {2, 1, 8}});
+  const ValueId classes = graph.add_input("labels", {kFloat, {2, 3}});
+  const ValueId targets = graph.add_input("targets", {kFloat, {2, 8}});
+  const ValueId w = graph.add_input("w", {kFloat, {16}});
+  const auto sum = [&](ValueId x, const std::vector<int64_t>& axes) {
+    return build.reduce_sum(build.cast(x, kFloat), axes, false);
+  };
+  ValueId loss = sum(build.gather(w, ids, 0), {0, 1});
+  loss = build.binary("Add", loss, sum(mask, {0, 1, 2}));
+  loss = build.binary("Add", loss, sum(classes, {0, 1}));
+  graph.add_output("loss", build.binary("Add", loss, sum(targets, {0, 1})));
+  graph.add_output("w.grad", build.identity(w));
+  EXPECT_EQ(shard::detect_roles(graph).sequence,
+            (std::vector<shard::DimTag>{{ids, 1}, {targets, 1}}));
+}
+
+TEST(Roles, AGradientIsNeverTakenForTheLoss) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const ValueId x = graph.add_input("inputs_embeds", {ir::DataType::kFloat32, {2, 8, 4}});
+  const ValueId w = graph.add_input("w", {ir::DataType::kFloat32, {}});
+  const ValueId total = build.reduce_sum(build.binary("Mul", x, w), {0, 1, 2}, false);
+  graph.add_output("gone.grad", total);  // of a parameter that was folded away
+  graph.add_output("w.grad", total);
+  graph.add_output("objective", total);
+  EXPECT_EQ(graph.outputs()[*shard::detect_roles(graph).loss].name, "objective");
+}
+
 TEST(Roles, AnUnknownSequenceInputGetsASuggestion) {
   shard::RoleOptions roles;
   roles.sequence = {"input_id:1"};

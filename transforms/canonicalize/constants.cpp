@@ -25,6 +25,10 @@ std::vector<bool> find_parameter_constants(const Graph& graph) {
     if (!parameter || !graph.is_constant(*parameter)) continue;
     result[parameter->index()] = is_floating(graph.type(*parameter).dtype);
   }
+  for (const std::string& name : graph.declared_parameters) {
+    const auto parameter = graph.find(name);
+    if (parameter && graph.is_constant(*parameter)) result[parameter->index()] = true;
+  }
   return result;
 }
 

@@ -8,7 +8,7 @@
 // float32, as the operator's kernel compares them; 1 - ratio is never rounded to 16 bits.
 #include "ir/rewriter.h"
 #include "transforms/canonicalize/canonicalize.h"
-#include "transforms/canonicalize/sixteen_bit.h"
+#include "transforms/sixteen_bit.h"
 
 namespace autosp::transforms {
 

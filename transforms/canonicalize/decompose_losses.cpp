@@ -9,7 +9,7 @@
 // float type's stead, and converted once. Losses of 16-bit scores are summed in float32.
 #include "ir/rewriter.h"
 #include "transforms/canonicalize/canonicalize.h"
-#include "transforms/canonicalize/sixteen_bit.h"
+#include "transforms/sixteen_bit.h"
 
 namespace autosp::transforms {
 

@@ -7,7 +7,7 @@
 
 #include "ir/rewriter.h"
 #include "transforms/canonicalize/canonicalize.h"
-#include "transforms/canonicalize/sixteen_bit.h"
+#include "transforms/sixteen_bit.h"
 
 namespace autosp::transforms {
 

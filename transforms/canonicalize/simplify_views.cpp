@@ -26,7 +26,11 @@ namespace {
 class Simplifier {
  public:
   Simplifier(const Graph& graph, Rewriter& rewriter)
-      : graph_(graph), rewriter_(rewriter), build_(rewriter.build()), affine_(graph) {}
+      : graph_(graph),
+        rewriter_(rewriter),
+        build_(rewriter.build()),
+        affine_(graph),
+        is_parameter_(find_parameter_constants(graph)) {}
 
   // The value that stands for the node's first result, or an invalid id when the node stays.
   ValueId simplify(const Node& node);
@@ -61,6 +65,7 @@ class Simplifier {
   Rewriter& rewriter_;
   Builder& build_;
   AffineAnalysis affine_;
+  std::vector<bool> is_parameter_;  // constants that are trained
 };
 
 ValueId Simplifier::simplify(const Node& node) {
@@ -197,9 +202,10 @@ ValueId Simplifier::where(const Node& node) {
 }
 
 ValueId Simplifier::arithmetic(const Node& node) {
-  const auto is_one = [&](size_t k) {  // a single element: a weight vector of ones is a parameter
-    return old().is_constant(node.input(k)) && old().type(node.input(k)).num_elements() == 1 &&
-           uniform_constant(old(), node.input(k)) == 1.0;
+  const auto is_one = [&](size_t k) {
+    const ValueId factor = node.input(k);
+    return old().is_constant(factor) && old().type(factor).num_elements() == 1 &&
+           !is_parameter_[factor.index()] && uniform_constant(old(), factor) == 1.0;
   };
   if (node.op == "Neg" || node.op == "Not") {
     const Node* before = produced_by(operand(node, 0), node.op);

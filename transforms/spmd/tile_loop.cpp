@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "transforms/sixteen_bit.h"
 #include "transforms/spmd/geometry.h"
 #include "transforms/spmd/localize.h"
 
@@ -44,7 +45,8 @@ class TileEmitter {
     for (const auto& output : stretch_.outputs) {
       const size_t first = build_.graph().nodes().size();
       define(output.outer,
-             output.sum ? sums.at(output.outer) : join(output, std::move(pieces.at(output.outer))));
+             output.sum ? build_.cast(sums.at(output.outer), build_.dtype(values_.at(output.tile)))
+                        : join(output, std::move(pieces.at(output.outer))));
       mark(first, output.phase);
     }
   }
@@ -109,15 +111,12 @@ class TileEmitter {
     return result;
   }
 
-  // Right after the term is made: then sum and one term live, never all terms.
+  // Right after the term is made: then sum and one term live, never all terms. Terms of 16 bits are
+  // summed in 32 and rounded once.
   void accumulate(const TiledStretch::Output& output, ValueId& sum) {
-    const ValueId term = values_.at(output.tile);
-    if (!sum) {
-      sum = term;
-      return;
-    }
     const size_t first = build_.graph().nodes().size();
-    sum = build_.binary("Add", sum, term);
+    const ValueId term = widen(build_, values_.at(output.tile));
+    sum = sum ? build_.binary("Add", sum, term) : term;
     mark(first, output.phase);
   }
 

@@ -3,7 +3,7 @@
 #include <numbers>
 
 #include "transforms/canonicalize/microsoft/lowering.h"
-#include "transforms/canonicalize/sixteen_bit.h"
+#include "transforms/sixteen_bit.h"
 
 namespace autosp::transforms::microsoft {
 

@@ -1,6 +1,6 @@
 // Cross-entropy with its gradient.
 #include "transforms/canonicalize/microsoft/lowering.h"
-#include "transforms/canonicalize/sixteen_bit.h"
+#include "transforms/sixteen_bit.h"
 
 namespace autosp::transforms::microsoft {
 

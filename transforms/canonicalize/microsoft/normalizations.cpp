@@ -4,7 +4,7 @@
 // over those axes:  dX = (g - overline(g) - x̂ overline(g x̂)) / σ,  dScale = sum(dY x̂) and
 // dBias = sum(dY) over the other axes. Without a mean (RMS normalization) the terms with it go.
 #include "transforms/canonicalize/microsoft/lowering.h"
-#include "transforms/canonicalize/sixteen_bit.h"
+#include "transforms/sixteen_bit.h"
 
 namespace autosp::transforms::microsoft {
 
@@ -39,14 +39,16 @@ ValueId mean(Builder& build, ValueId x, const Axes& axes) {
 }
 
 // x · inverse · scale, with inverse = 1 / sqrt(mean(x²) + epsilon), which is saved in `stash_type`.
-void lower_rms_norm_of(const Lowering& lowering, ValueId input, ValueId scale, size_t inverse_at) {
+// The contributed operators' default epsilon differs from the standard one's.
+void lower_rms_norm_of(const Lowering& lowering, ValueId input, ValueId scale, size_t inverse_at,
+                       float default_epsilon) {
   Builder& build = lowering.build();
   const Axes axes = axes_of(lowering, build.shape(input));
   const auto stash = static_cast<ir::DataType>(lowering.node.attributes.get_int("stash_type", 1));
   const ValueId x = build.cast(input, wide_type(stash));
   const ValueId square = mean(build, build.binary("Mul", x, x), axes);
   const ValueId epsilon =
-      build.scalar_like(x, lowering.node.attributes.get_float("epsilon", 1e-5F));
+      build.scalar_like(x, lowering.node.attributes.get_float("epsilon", default_epsilon));
   const bool saved = lowering.wants(inverse_at);
   const ValueId root = build.unary("Sqrt", build.binary("Add", square, epsilon));
   const std::string saved_name = saved ? lowering.name(inverse_at) : std::string();
@@ -57,7 +59,7 @@ void lower_rms_norm_of(const Lowering& lowering, ValueId input, ValueId scale, s
 }
 
 void lower_rms_norm(const Lowering& lowering) {
-  lower_rms_norm_of(lowering, lowering.operand(0), lowering.operand(1), 1);
+  lower_rms_norm_of(lowering, lowering.operand(0), lowering.operand(1), 1, 1e-5F);
 }
 
 // Operands: dY, X, scale, [mean,] inverse standard deviation.
@@ -118,7 +120,7 @@ void lower_skip_layer_norm(const Lowering& lowering) {
 
 // Operands: input, skip, scale, bias. Results: output, -, inverse, sum.
 void lower_skip_rms_norm(const Lowering& lowering) {
-  lower_rms_norm_of(lowering, skip_sum(lowering, 3), lowering.operand(2), 2);
+  lower_rms_norm_of(lowering, skip_sum(lowering, 3), lowering.operand(2), 2, 1e-12F);
 }
 
 }  // namespace
