@@ -97,14 +97,16 @@ Graph run_passes(const Graph& graph, const PipelineOptions& options) {
   if (options.passes.empty() && options.fuse_attention) {
     for (const Pass& pass : kAttentionPasses) passes.push_back(&pass);
   }
-  Graph result = graph;
+  Graph result;
+  const Graph* from = &graph;
   for (const Pass* pass : passes) {
     const auto begin = std::chrono::steady_clock::now();
-    const size_t nodes_before = result.nodes().size();
+    const size_t nodes_before = from->nodes().size();
     result = with_context(fmt::format("in the pass '{}'", pass->name),
                           "check the model with onnx.checker.check_model(model, full_check=True), "
                           "and export it again",
-                          [&] { return pass->apply(result, options.context); });
+                          [&] { return pass->apply(*from, options.context); });
+    from = &result;
     verify(result);
     const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
     if (options.timings != nullptr) {

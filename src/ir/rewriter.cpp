@@ -1,5 +1,7 @@
 #include "ir/rewriter.h"
 
+#include <algorithm>
+
 namespace autosp::ir {
 
 namespace {
@@ -39,6 +41,39 @@ void copy_header(const Graph& from, Graph& to) {
   to.declared_parameters = from.declared_parameters;
 }
 
+// What the outputs need, and collectives, which every rank takes part in.
+struct Liveness {
+  std::vector<bool> values;
+  std::vector<bool> nodes;
+
+  Liveness(const Graph& graph, const std::vector<Output>& outputs)
+      : values(graph.values().size(), false), nodes(graph.nodes().size(), false) {
+    for (const Output& output : outputs) values[output.value.index()] = true;
+    for (size_t n = nodes.size(); n-- > 0;) {
+      const Node& node = graph.nodes()[n];
+      nodes[n] = node.domain == kAutospDomain && node.attributes.has("group");
+      for (ValueId output : node.outputs) {
+        if (output && values[output.index()]) nodes[n] = true;
+      }
+      if (!nodes[n]) continue;
+      for (ValueId input : node.inputs) {
+        if (input) values[input.index()] = true;
+      }
+    }
+  }
+};
+
+// Whether a node or a constant is not needed for the graph's outputs.
+bool has_dead_parts(const Graph& graph) {
+  const Liveness live(graph, graph.outputs());
+  if (std::ranges::find(live.nodes, false) != live.nodes.end()) return true;
+  for (size_t v = 0; v < live.values.size(); ++v) {
+    const ValueKind kind = graph.values()[v].kind;
+    if (!live.values[v] && kind != ValueKind::kInput && kind != ValueKind::kResult) return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 Rewriter::Rewriter(const Graph& from) : from_(&from), builder_(to_), map_(from.values().size()) {
@@ -74,9 +109,9 @@ NodeId Rewriter::copy(const Node& node, std::vector<ValueId> inputs) {
 
 Graph Rewriter::finish() && {
   for (const Output& output : from_->outputs()) to_.add_output(output.name, mapped(output.value));
-  Graph result = without_dead_nodes(to_);
-  verify(result);
-  return result;
+  if (has_dead_parts(to_)) to_ = without_dead_nodes(to_);
+  verify(to_);
+  return std::move(to_);
 }
 
 Graph rewrite_nodes(const Graph& graph,
@@ -92,31 +127,20 @@ Graph without_dead_nodes(const Graph& graph) { return with_interface(graph, grap
 
 Graph with_interface(const Graph& graph, const std::vector<Output>& outputs,
                      const std::unordered_set<std::string>& dropped_inputs) {
-  std::vector<bool> live(graph.values().size(), false);
-  for (const Output& output : outputs) live[output.value.index()] = true;
-  std::vector<bool> live_node(graph.nodes().size(), false);
-  for (size_t n = graph.nodes().size(); n-- > 0;) {
-    const Node& node = graph.nodes()[n];
-    live_node[n] = node.domain == kAutospDomain && node.attributes.has("group");
-    for (ValueId output : node.outputs) {
-      if (output && live[output.index()]) live_node[n] = true;
-    }
-    if (!live_node[n]) continue;
-    for (ValueId input : node.inputs) {
-      if (input) live[input.index()] = true;
-    }
-  }
+  const Liveness live(graph, outputs);
   Graph result;
   copy_header(graph, result);
   std::vector<ValueId> map(graph.values().size());
   for (size_t v = 0; v < graph.values().size(); ++v) {
     const Value& value = graph.values()[v];
     const bool dropped = value.kind == ValueKind::kInput && dropped_inputs.contains(value.name);
-    AUTOSP_CHECK(!dropped || !live[v], "input '{}' is still needed", value.name);
-    if (live[v] || (value.kind == ValueKind::kInput && !dropped)) map[v] = copy_leaf(value, result);
+    AUTOSP_CHECK(!dropped || !live.values[v], "input '{}' is still needed", value.name);
+    if (live.values[v] || (value.kind == ValueKind::kInput && !dropped)) {
+      map[v] = copy_leaf(value, result);
+    }
   }
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
-    if (!live_node[n]) continue;
+    if (!live.nodes[n]) continue;
     const Node& node = graph.nodes()[n];
     std::vector<ValueId> inputs;
     for (ValueId input : node.inputs) inputs.push_back(input ? map[input.index()] : ValueId());
