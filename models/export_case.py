@@ -49,7 +49,7 @@ def export_case(case: TrainingCase, symbolic: list[str], route: str = JOINT, ops
     except GuardOnDataDependentSymNode as error:
         where = _innermost_model_frame(error)
         raise CannotConvert(f"{case.name}: a Python branch depends on the data ({where}): {_reason(error)}") from error
-    except (torch.onnx.errors.OnnxExporterError, NotImplementedError) as error:
+    except (torch.onnx.errors.OnnxExporterError, NotImplementedError, RuntimeError, AssertionError) as error:
         raise CannotConvert(f"{case.name}: {_reason(error)}") from error
     graph_files.strip_export_notes(model)
     onnx.checker.check_model(model, full_check=True)

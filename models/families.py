@@ -246,6 +246,9 @@ _GEMMA2 = {
     "final_logit_softcapping": 3.0,
 }
 
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_GPT_OSS = {**_EXPERTS, "head_dim": lambda d: d.hidden // d.heads, "sliding_window": _of("window")}
+
 FAMILIES: tuple[Family, ...] = (
     Family("gpt2", CAUSAL, _GPT2, "learned positions, fused QKV, tied head"),
     Family("llama", CAUSAL, _llama_like("LlamaConfig"), "RoPE, RMSNorm, SwiGLU, grouped-query attention"),
@@ -257,6 +260,8 @@ FAMILIES: tuple[Family, ...] = (
     Family("phi3", CAUSAL, _llama_like("Phi3Config"), "QKV and gate-up projections fused"),
     Family("olmo2", CAUSAL, _llama_like("Olmo2Config"), "norms after attention and feed-forward"),
     Family("starcoder2", CAUSAL, _llama_like("Starcoder2Config", sliding_window=_of("window")), "LayerNorm and RoPE"),
+    Family("mixtral", CAUSAL, _llama_like("MixtralConfig", **_EXPERTS), "mixture of experts"),
+    Family("gpt_oss", CAUSAL, _llama_like("GptOssConfig", **_GPT_OSS), "attention sinks, experts, sliding window"),
     Family("gpt_neox", CAUSAL, _GPT_NEOX, "partial RoPE, parallel residual"),
     Family("gpt_neo", CAUSAL, _GPT_NEO, "local attention in every second layer"),
     Family("opt", CAUSAL, _OPT, "learned positions from the mask, ReLU"),
@@ -306,7 +311,10 @@ def case_from_config(
     config.use_cache = False
     torch.manual_seed(0)
     try:
-        model = MODEL_CLASSES[task].from_config(config, attn_implementation="eager")
+        # Experts by gathered weights: the other implementations loop over the experts that the data choose.
+        model = MODEL_CLASSES[task].from_config(
+            config, attn_implementation="eager", experts_implementation="batched_mm"
+        )
     except ValueError as error:
         raise CannotConvert(f"{config.model_type}: no {task} model: {error}") from error
     return _case(config.model_type, model, task, config, dimensions, dtype)
@@ -383,7 +391,8 @@ def _largest_lengths(config: PretrainedConfig) -> dict[str, int]:
     if getattr(config, "rope_parameters", None) or hasattr(config, "rope_theta"):
         return {}
     positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return {"seq": positions, "target": positions} if positions else {}
+    bounded = positions is not None and positions > 0  # -1: XLNet's word for no bound
+    return {"seq": positions, "target": positions} if bounded else {}
 
 
 def _nano_case(d: Dimensions, dtype: torch.dtype) -> TrainingCase:
