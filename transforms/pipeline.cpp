@@ -24,6 +24,8 @@ constexpr Pass kCanonicalPasses[] = {
      decompose_dropout},
     {"eliminate_common_subexpressions", "compute equal things once",
      eliminate_common_subexpressions},
+    // Equal operands are the same value now.
+    {"drop_softmax_shifts", "a softmax subtracts its maximum by itself", drop_softmax_shifts},
     // Index arithmetic is simple now.
     {"simplify_gathers", "gathers of ranges and grids become slices and views", simplify_gathers},
     {"raise_scatter_to_pad", "scatters to ranges become pads", raise_scatter_to_pad},

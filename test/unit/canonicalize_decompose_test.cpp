@@ -161,5 +161,44 @@ TEST(DecomposeDropout, DropoutThatMayNotTrainStays) {
   EXPECT_EQ(count_nodes(apply(e.graph, decompose_dropout), "Dropout"), 1U);
 }
 
+// A softmax that subtracts its row's maximum, and the gradient that PyTorch writes for it.
+void add_stable_softmax(Example& e, int64_t softmax_axis, int64_t maximum_axis) {
+  ir::Builder& build = e.build;
+  const ValueId x = e.input("x", {3, 4});
+  const ValueId dy = e.input("dy", {3, 4});
+  const ValueId maximum = build.reduce("ReduceMax", x, {maximum_axis}, true);
+  const ValueId at = build.node("ArgMax", {x}, {DataType::kInt64, e.graph.shape(maximum)},
+                                {{"axis", maximum_axis}, {"keepdims", int64_t{1}}});
+  const ValueId weights = build.softmax("Softmax", build.binary("Sub", x, maximum), softmax_axis);
+  const ValueId product = build.binary("Mul", dy, weights);
+  const ValueId mean =
+      build.binary("Mul", weights, build.reduce_sum(product, {softmax_axis}, true));
+  const ValueId gradient = build.binary("Sub", product, mean);
+  const ValueId of_maximum = build.reduce_sum(build.unary("Neg", gradient), {maximum_axis}, true);
+  const ValueId zeros = build.expand(build.scalar(kFloat, 0), {3, 4});
+  const ValueId scattered = build.node("ScatterElements", {zeros, at, of_maximum}, {kFloat, {3, 4}},
+                                       {{"axis", maximum_axis}});
+  e.output(weights);
+  e.output(build.binary("Add", gradient, scattered));
+}
+
+TEST(DropSoftmaxShifts, TheMaximumGoesForwardAndBackward) {
+  Example e;
+  add_stable_softmax(e, 1, 1);
+  const Graph after = apply(e.graph, drop_softmax_shifts);
+  for (const char* op : {"ReduceMax", "ArgMax", "ScatterElements", "Add"}) {
+    EXPECT_EQ(count_nodes(after, op), 0U) << op;
+  }
+}
+
+TEST(DropSoftmaxShifts, AMaximumOverAnotherAxisStays) {
+  Example e;
+  add_stable_softmax(e, 1, 0);
+  const Graph after = apply(e.graph, drop_softmax_shifts);
+  for (const char* op : {"ReduceMax", "ArgMax", "ScatterElements", "Add"}) {
+    EXPECT_EQ(count_nodes(after, op), 1U) << op;
+  }
+}
+
 }  // namespace
 }  // namespace autosp::transforms
