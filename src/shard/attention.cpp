@@ -18,20 +18,24 @@ bool is_contraction(const ir::Node& node) {
 }
 
 // Follows elementwise operators and views up from a softmax to a contraction of two computed
-// values.
-bool normalises_contraction(const ir::Graph& graph, ValueId value, int depth) {
+// values; null when there is none.
+const ir::Node* scores_of(const ir::Graph& graph, ValueId value, int depth = 12) {
   const ir::Node* node = graph.producer(value);
-  if (node == nullptr || depth == 0) return false;
+  if (node == nullptr || depth == 0) return nullptr;
   if (is_contraction(*node)) {
-    return graph.producer(node->inputs[0]) != nullptr && graph.producer(node->inputs[1]) != nullptr;
+    const bool computed =
+        graph.producer(node->inputs[0]) != nullptr && graph.producer(node->inputs[1]) != nullptr;
+    return computed ? node : nullptr;
   }
   static const std::vector<std::string> kFollowed = {"Add",   "Sub",     "Mul",       "Div",
                                                      "Where", "Cast",    "Reshape",   "Transpose",
                                                      "Tanh",  "Squeeze", "Unsqueeze", "Expand"};
-  if (std::ranges::find(kFollowed, node->op) == kFollowed.end()) return false;
-  return std::ranges::any_of(node->inputs, [&](ValueId input) {
-    return input && normalises_contraction(graph, input, depth - 1);
-  });
+  if (std::ranges::find(kFollowed, node->op) == kFollowed.end()) return nullptr;
+  for (ValueId input : node->inputs) {
+    const ir::Node* found = input ? scores_of(graph, input, depth - 1) : nullptr;
+    if (found != nullptr) return found;
+  }
+  return nullptr;
 }
 
 void add_softmax_axes(const FactorAnalysis& analysis, ClassSet& home) {
@@ -44,11 +48,80 @@ void add_softmax_axes(const FactorAnalysis& analysis, ClassSet& home) {
         if (key && key->dim == 2) home.insert(analysis.class_of(factor.atom));
       }
     }
-    if (!node.is("Softmax") || !normalises_contraction(graph, node.inputs[0], 12)) continue;
+    if (!node.is("Softmax") || scores_of(graph, node.inputs[0]) == nullptr) continue;
     for (const Factor& factor : analysis.node(NodeId(n)).factors) {
       if (factor.role == Role::kCoupled) home.insert(analysis.class_of(factor.atom));
     }
   }
+}
+
+// What the scores of one attention are over, and what their dot products sum over.
+struct ScoreClasses {
+  ClassSet positions;
+  ClassSet width;
+};
+
+ScoreClasses score_classes(const FactorAnalysis& analysis, NodeId id) {
+  const ir::Node& node = analysis.graph().node(id);
+  const size_t key = is_fused(node) ? key_operand(node) : 1;
+  ScoreClasses found;
+  for (const Factor& factor : analysis.node(id).factors) {
+    const bool query = factor.operands[0].has_value();
+    const bool in_key = factor.operands[key].has_value();
+    const ClassId c = analysis.class_of(factor.atom);
+    if (is_fused(node)) {
+      const auto& at = query ? factor.operands[0] : factor.operands[key];
+      if (at && at->dim == 2) found.positions.insert(c);
+      if (at && at->dim == 3) found.width.insert(c);
+    } else if (query && in_key && !factor.results[0]) {
+      found.width.insert(c);
+    } else if (query != in_key && factor.results[0]) {
+      found.positions.insert(c);
+    }
+  }
+  return found;
+}
+
+// Of every dimension of weights and embeddings: widths and vocabularies. Learned positions and
+// latents are only added and repeated.
+ClassSet weight_classes(const FactorAnalysis& analysis, const Roles& roles) {
+  const ir::Graph& graph = analysis.graph();
+  ClassSet found;
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    const ir::Node& node = graph.nodes()[n];
+    if (!is_contraction(node) && !node.is("Gather") && !node.is("Conv")) continue;
+    for (size_t k = 0; k < node.inputs.size(); ++k) {
+      if (!node.inputs[k] || !roles.is_parameter[node.inputs[k].index()]) continue;
+      for (const AtomList& atoms : analysis.operand_dims(NodeId(n), k)) {
+        for (AtomId atom : atoms) found.insert(analysis.class_of(atom));
+      }
+    }
+  }
+  return found;
+}
+
+// Attention among positions that no input has, such as those a convolution makes of audio frames.
+// A vocabulary is none, and what sums over the sequence scores something else.
+void add_inner_sequences(const FactorAnalysis& analysis, const Roles& roles, ClassSet& home) {
+  const ir::Graph& graph = analysis.graph();
+  ClassSet known = weight_classes(analysis, roles);
+  known.insert(home.begin(), home.end());
+  const auto is_known = [&](ClassId c) { return known.contains(c); };
+  ClassSet inner;
+  for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    const ir::Node& node = graph.nodes()[n];
+    const ir::Node* scores = is_fused(node)       ? &node
+                             : node.is("Softmax") ? scores_of(graph, node.inputs[0])
+                                                  : nullptr;
+    if (scores == nullptr) continue;
+    const NodeId id(static_cast<size_t>(scores - graph.nodes().data()));
+    const ScoreClasses classes = score_classes(analysis, id);
+    const bool over_sequence =
+        std::ranges::any_of(classes.width, [&](ClassId c) { return home.contains(c); });
+    if (over_sequence || std::ranges::any_of(classes.positions, is_known)) continue;
+    inner.insert(classes.positions.begin(), classes.positions.end());
+  }
+  home.merge(inner);
 }
 
 int count_home(const FactorAnalysis& analysis, const DimAtoms& dims, const ClassSet& home) {
@@ -114,7 +187,11 @@ HomeClasses find_home(const FactorAnalysis& analysis, const Roles& roles) {
     const AtomList& atoms = analysis.dims(tag.value)[static_cast<size_t>(tag.dim)];
     if (!atoms.empty()) home.sequence.insert(analysis.class_of(atoms[0]));
   }
-  if (roles.sequence.empty()) add_softmax_axes(analysis, home.sequence);
+  if (roles.sequence.empty()) {
+    add_softmax_axes(analysis, home.sequence);
+  } else {
+    add_inner_sequences(analysis, roles, home.sequence);
+  }
   for (const DimTag& tag : roles.batch) {
     for (AtomId atom : analysis.dims(tag.value)[static_cast<size_t>(tag.dim)]) {
       const ClassId c = analysis.class_of(atom);

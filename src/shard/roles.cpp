@@ -278,6 +278,13 @@ class Detector {
     return per_token || is_length_of_tokens(value.type.shape[1]);
   }
 
+  bool is_convolved(ValueId input) const {
+    return graph_.type(input).rank() == 3 &&
+           std::ranges::any_of(graph_.nodes(), [input](const ir::Node& node) {
+             return node.is("Conv") && node.input(0) == input;
+           });
+  }
+
   // Such as a mask [batch, 1, keys].
   static bool broadcasts_over_tokens(const ir::Value& value) {
     return value.type.shape[1] == 1 && value.type.rank() == 3;
@@ -320,8 +327,9 @@ class Detector {
     };
     for (ValueId input : graph_.inputs()) {
       if (is_tagged(input) || !is_named_like_tokens(input)) continue;
-      roles_.sequence.push_back({input, 1});
-      because("sequence: axis 1 of '{}', from the input's name", graph_.name_of(input));
+      const int axis = is_convolved(input) ? 2 : 1;  // a convolution's operand has channels first
+      roles_.sequence.push_back({input, axis});
+      because("sequence: axis {} of '{}', from the input's name", axis, graph_.name_of(input));
     }
     if (!roles_.sequence.empty()) return;
     for (ValueId input : graph_.inputs()) {

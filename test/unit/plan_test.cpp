@@ -326,6 +326,52 @@ TEST(Roles, BroadcastMasksAndNumbersPerSampleAreNoSequence) {
             (std::vector<shard::DimTag>{{ids, 1}, {targets, 1}}));
 }
 
+// Positions that a strided convolution makes of audio frames, and latents, beside a decoder's
+// tokens. Attention over channels does not make those a sequence.
+TEST(Home, PositionsThatNoInputHasAreASequenceWhereTheyAttendToEachOther) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const auto floats = [](ir::Shape shape) {
+    return ir::Type{ir::DataType::kFloat32, std::move(shape)};
+  };
+  const ValueId frames = graph.add_input("input_features", floats({2, 4, 24}));
+  const ValueId ids = graph.add_input("decoder_input_ids", {ir::DataType::kInt64, {2, 7}});
+  const ValueId filter = graph.add_input("filter", floats({6, 4, 2}));
+  const ValueId latents = graph.add_input("latents", floats({5, 6}));
+  const ValueId embedding = graph.add_input("embedding", floats({9, 6}));
+  const auto attend = [&](ValueId x) {  // [batch, positions, 6] to itself
+    const ValueId scores =
+        build.matmul(build.unary("Tanh", x), build.transpose(build.unary("Exp", x), {0, 2, 1}));
+    return build.matmul(build.softmax("Softmax", scores, -1), x);
+  };
+  const ValueId convolved = build.node("Conv", {frames, filter}, floats({2, 6, 12}),
+                                       {{"strides", std::vector<int64_t>{2}}});
+  const ValueId encoded = attend(build.transpose(convolved, {0, 2, 1}));
+  const ValueId compressed = attend(build.expand(build.unsqueeze(latents, {0}), {2, 5, 6}));
+  const ValueId tokens = build.gather(embedding, ids, 0);
+  const ValueId channels = build.matmul(attend(build.transpose(tokens, {0, 2, 1})), tokens);
+  ValueId loss = build.reduce_sum(encoded, {0, 1, 2}, false);
+  for (const ValueId x : {compressed, channels}) {
+    loss = build.binary("Add", loss, build.reduce_sum(x, {0, 1, 2}, false));
+  }
+  graph.add_output("loss", loss);
+  for (const ValueId w : {filter, latents, embedding}) {
+    graph.add_output(graph.name_of(w) + ".grad", build.identity(w));
+  }
+  const shard::Roles roles = shard::detect_roles(graph);
+  EXPECT_EQ(roles.sequence, (std::vector<shard::DimTag>{{frames, 2}, {ids, 1}}));
+  const shard::FactorAnalysis analysis(graph, roles.is_parameter);
+  const shard::HomeClasses home = shard::find_home(analysis, roles);
+  const auto is_sequence = [&](ValueId value, size_t axis) {
+    return home.sequence.contains(analysis.class_of(analysis.dims(value)[axis].at(0)));
+  };
+  EXPECT_TRUE(is_sequence(encoded, 1));
+  EXPECT_FALSE(is_sequence(encoded, 2));
+  EXPECT_TRUE(is_sequence(compressed, 1));
+  EXPECT_TRUE(is_sequence(tokens, 1));
+  EXPECT_FALSE(is_sequence(tokens, 2));
+}
+
 TEST(Roles, AGradientIsNeverTakenForTheLoss) {
   ir::Graph graph;
   ir::Builder build(graph);
