@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "support/pass_example.h"
 
 namespace autosp::transforms {
@@ -140,6 +142,28 @@ TEST(SimplifyViews, MultiplyingByOnesThatBroadcastStays) {
   Example e;
   const ValueId x = e.input("x", {4});
   e.output(e.build.binary("Mul", x, e.build.constant(Tensor::filled({kFloat, {1, 1}}, 1))));
+  EXPECT_EQ(apply(e.graph, simplify_views).nodes().size(), 1U);
+}
+
+// As ONNX writes its Attention out: a bias of zeros, and a guard for rows that it masks whole.
+TEST(SimplifyViews, ZerosAreNotAddedAndFillsAreCompared) {
+  Example e;
+  const ValueId x = e.input("x", {2, 3});
+  const ValueId zeros = e.build.node("ConstantOfShape", {e.build.int64s({2, 3})}, {kFloat, {2, 3}});
+  const ValueId largest = e.build.reduce("ReduceMax", zeros, {1}, true);
+  const ValueId none = e.build.scalar(kFloat, -std::numeric_limits<double>::infinity());
+  const ValueId masked = e.build.binary("Equal", largest, none);
+  const ValueId sum = e.build.binary("Add", x, zeros);
+  e.output(e.build.unary("Neg", e.build.where(masked, e.build.scalar(kFloat, 0), sum)));
+  const Graph once = apply(e.graph, simplify_views);
+  EXPECT_EQ(count_nodes(once, "Add") + count_nodes(once, "Equal"), 0U);
+  EXPECT_EQ(apply(once, simplify_views).nodes().size(), 1U);
+}
+
+TEST(SimplifyViews, TrainedZerosAreAdded) {
+  Example e;
+  const ValueId w = e.graph.add_named_constant("w", Tensor::filled({kFloat, {3}}, 0));
+  e.graph.add_output("w.grad", e.build.binary("Add", e.input("x", {3}), w));
   EXPECT_EQ(apply(e.graph, simplify_views).nodes().size(), 1U);
 }
 

@@ -3,9 +3,10 @@
 // Squeeze, Unsqueeze and Flatten are reshapes with a known result shape; chains of reshapes, of
 // transposes and of expansions are one; slices and pads name every bound as a plain number. Later
 // passes and the planner's rules then see each view in one form only. Arithmetic is dropped where
-// it is exact: x·1, x/1, x¹ (x + 0 is not: it changes -0).
+// it is exact: x·1, x/1, x¹, and x + 0, which at most makes a zero positive.
 #include <algorithm>
 #include <numeric>
+#include <unordered_set>
 
 #include "ir/known_values.h"
 #include "ir/rewriter.h"
@@ -58,6 +59,9 @@ class Simplifier {
   ValueId where(const Node& node);
   ValueId arithmetic(const Node& node);
   ValueId logic(const Node& node);
+  ValueId sum(const Node& node);
+  ValueId equality(const Node& node);
+  std::optional<double> fill_of(ValueId value) const;
   ValueId reduction(const Node& node);
   ValueId draw(const Node& node);
 
@@ -85,6 +89,8 @@ ValueId Simplifier::simplify(const Node& node) {
   if (op == "Mul" || op == "Div" || op == "Pow" || op == "Neg" || op == "Not") {
     return arithmetic(node);
   }
+  if (op == "Add") return sum(node);
+  if (op == "Equal") return equality(node);
   if (op == "And" || op == "Or") return logic(node);
   if (op.starts_with("Reduce")) return reduction(node);
   if (op == "RandomUniformLike" || op == "RandomNormalLike") return draw(node);
@@ -214,6 +220,40 @@ ValueId Simplifier::arithmetic(const Node& node) {
   if (is_one(1) && keeps_type(node, 0)) return operand(node, 0);
   if (node.op == "Mul" && is_one(0) && keeps_type(node, 1)) return operand(node, 1);
   return {};
+}
+
+// The number that every entry of a floating-point tensor is, if that is known.
+std::optional<double> Simplifier::fill_of(ValueId value) const {
+  if (!value || !ir::is_floating(old().type(value).dtype)) return std::nullopt;
+  if (old().is_constant(value)) {
+    return is_parameter_[value.index()] ? std::nullopt : uniform_constant(old(), value);
+  }
+  const Node* node = old().producer(value);
+  if (node == nullptr || !node->domain.empty()) return std::nullopt;
+  if (node->op == "ConstantOfShape") {
+    const ir::Tensor* fill = node->attributes.get_tensor("value");
+    return fill == nullptr ? 0 : fill->value_as_double(0);
+  }
+  static const std::unordered_set<std::string> kKeepFill = {"Identity", "Reshape",   "Squeeze",
+                                                            "Expand",   "Unsqueeze", "Transpose",
+                                                            "Slice",    "ReduceMax", "ReduceMin"};
+  return kKeepFill.contains(node->op) ? fill_of(node->input(0)) : std::nullopt;
+}
+
+// What zeros are added to.
+ValueId Simplifier::sum(const Node& node) {
+  for (const size_t k : {0, 1}) {
+    if (fill_of(node.input(k)) == 0.0 && keeps_type(node, 1 - k)) return operand(node, 1 - k);
+  }
+  return {};
+}
+
+ValueId Simplifier::equality(const Node& node) {
+  const auto left = fill_of(node.input(0));
+  const auto right = fill_of(node.input(1));
+  if (!left || !right) return {};
+  const ValueId known = build_.scalar(ir::DataType::kBool, *left == *right ? 1 : 0);
+  return build_.expand(known, result_type(node).shape, result_name(node));
 }
 
 // And with true, Or with false: the other operand. And with false, Or with true: a constant.
