@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "base/error.h"
+
 namespace autosp::shard {
 
 namespace {
@@ -86,6 +88,7 @@ ScoreClasses score_classes(const FactorAnalysis& analysis, NodeId id) {
 // latents are only added and repeated.
 ClassSet weight_classes(const FactorAnalysis& analysis, const Roles& roles) {
   const ir::Graph& graph = analysis.graph();
+  AUTOSP_CHECK(roles.is_parameter.size() == graph.values().size(), "roles of another graph");
   ClassSet found;
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const ir::Node& node = graph.nodes()[n];

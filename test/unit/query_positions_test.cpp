@@ -28,11 +28,11 @@ class QueryPositions : public testing::Test {
 
   void analyse() {
     graph.add_output("loss", build.reduce_sum(result, {0, 1, 2}, false));
-    std::vector<bool> is_parameter(graph.values().size(), false);
-    is_parameter[weight.index()] = true;
-    analysis = std::make_unique<FactorAnalysis>(graph, is_parameter);
     Roles roles;
     roles.sequence = {{ids, 1}};
+    roles.is_parameter.assign(graph.values().size(), false);
+    roles.is_parameter[weight.index()] = true;
+    analysis = std::make_unique<FactorAnalysis>(graph, roles.is_parameter);
     const HomeClasses home = find_home(*analysis, roles);
     choice = find_query_positions(*analysis, home, find_attention(*analysis, home));
   }
