@@ -23,7 +23,7 @@ class Layer {
   explicit Layer(const LayerOptions& options) : options_(options), build_(graph_) {
     const Shape tokens = {options.batch, options.sequence, kHidden};
     heads_ = options.kv_heads * options.groups;
-    x_ = graph_.add_input("inputs_embeds", {DataType::kFloat32, tokens});
+    x_ = graph_.add_input("inputs_embeds", {options.dtype, tokens});
     wk_ = weight("wk", options.kv_heads);
     wq_ = options.query_is_key ? wk_ : weight("wq", heads_);
     wv_ = options.key_is_value ? wk_ : weight("wv", options.kv_heads);
@@ -38,12 +38,11 @@ class Layer {
     const ValueId k = repeated(heads_of(wk_, options_.kv_heads));
     const ValueId q = options_.query_is_key ? k : heads_of(wq_, heads_);
     const ValueId v = options_.key_is_value ? k : repeated(heads_of(wv_, options_.kv_heads));
-    const ValueId scaled = build_.binary("Mul", build_.matmul(q, transposed(k)),
-                                         build_.scalar(DataType::kFloat32, scale()));
+    const ValueId scaled = build_.binary("Mul", build_.matmul(q, transposed(k)), number(scale()));
     ValueId s = scaled;
     ValueId bend;
     if (options_.softcap != 0) {
-      const ValueId cap = build_.scalar(DataType::kFloat32, options_.softcap);
+      const ValueId cap = number(options_.softcap);
       bend = build_.unary("Tanh", build_.binary("Div", s, cap));
       s = build_.binary("Mul", bend, cap);
     }
@@ -51,12 +50,11 @@ class Layer {
       s = build_.node("Clip", {s, number(-1), number(1)}, graph_.type(s));
     }
     s = masked(s);
-    ValueId p = options_.sigmoid
-                    ? build_.unary("Sigmoid", s)
-                    : build_.softmax("Softmax", s, options_.softmax_over_queries ? 2 : 3);
+    ValueId p = options_.sigmoid ? build_.unary("Sigmoid", s) : weights_of(s);
     if (options_.mask == LayerMask::kZeroDeadRows) p = without_dead_rows(p, s);
     const ValueId o = build_.matmul(p, v);
-    const ValueId weights = build_.constant(pattern(graph_.shape(o)), "target");
+    const ValueId weights =
+        build_.cast(build_.constant(pattern(graph_.shape(o)), "target"), options_.dtype);
     const ValueId target = options_.squared_loss ? build_.binary("Add", o, o) : weights;
     ValueId loss = build_.reduce_sum(build_.binary("Mul", o, options_.squared_loss ? o : weights),
                                      {0, 1, 2, 3}, false, "loss");
@@ -83,10 +81,34 @@ class Layer {
 
  private:
   double scale() const { return 1 / std::sqrt(static_cast<double>(options_.width)); }
-  ValueId number(double value) { return build_.scalar(DataType::kFloat32, value); }
+  ValueId number(double value) { return build_.scalar(options_.dtype, value); }
+
+  double lowest() const {
+    switch (options_.dtype) {
+      case DataType::kFloat16:
+        return -65504;
+      case DataType::kBFloat16:
+        return -3.3895313892515355e38;
+      case DataType::kFloat64:
+        return std::numeric_limits<double>::lowest();
+      default:
+        return std::numeric_limits<float>::lowest();
+    }
+  }
+
+  ValueId weights_of(ValueId s) {
+    if (!options_.sink) {
+      return build_.softmax("Softmax", s, options_.softmax_over_queries ? 2 : 3);
+    }
+    Shape column = graph_.shape(s);
+    column[3] = 1;
+    const ValueId sink = graph_.add_input("sink", {options_.dtype, {1, heads_, 1, 1}});
+    const ValueId wide = build_.concat({s, build_.expand(sink, column)}, 3);
+    return build_.slice(build_.softmax("Softmax", wide, 3), 3, 0, options_.sequence);
+  }
 
   ValueId weight(const std::string& name, int64_t heads) {
-    return graph_.add_input(name, {DataType::kFloat32, {kHidden, heads * options_.width}});
+    return graph_.add_input(name, {options_.dtype, {kHidden, heads * options_.width}});
   }
 
   // Fixed numbers, none like another.
@@ -148,14 +170,14 @@ class Layer {
   }
 
   ValueId masked(ValueId s) {
-    constexpr double kLowest = std::numeric_limits<float>::lowest();
+    const double hidden = lowest();
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
     switch (options_.mask) {
       case LayerMask::kNone:
         return s;
       case LayerMask::kCausal:
         seen_ = causal();
-        return build_.where(seen_, s, number(kLowest));
+        return build_.where(seen_, s, number(hidden));
       case LayerMask::kWindow: {
         const ValueId distance =
             build_.binary("Sub", column(positions_), build_.unsqueeze(positions_, {0}));
@@ -164,11 +186,11 @@ class Layer {
       }
       case LayerMask::kLeftPadding: {
         const ValueId valid = over_keys(data("attention_mask", DataType::kBool));
-        return added(s, build_.binary("And", causal(), valid), kLowest);
+        return added(s, build_.binary("And", causal(), valid),
+                     options_.masking_number.value_or(hidden));
       }
       case LayerMask::kSegments: {
-        const ValueId ids = data("segment_ids", DataType::kInt64);
-        const ValueId same = build_.binary("Equal", over_queries(ids), over_keys(ids));
+        const ValueId same = equal_pairs("segment_ids");
         seen_ = build_.binary("And", causal(), same);
         return build_.where(seen_, s, number(-kInfinity));
       }
@@ -182,16 +204,66 @@ class Layer {
             build_.constant(Tensor::from_values<float>({heads_, 1, 1}, slopes), "slopes");
         const ValueId distance =
             build_.binary("Sub", build_.unsqueeze(positions_, {0}), column(positions_));
-        const ValueId bias = build_.binary("Mul", slope, build_.cast(distance, DataType::kFloat32));
+        const ValueId bias = build_.binary("Mul", build_.cast(slope, options_.dtype),
+                                           build_.cast(distance, options_.dtype));
         return added(build_.binary("Add", s, bias), causal(), -kInfinity);
       }
       case LayerMask::kPositions: {
         const ValueId last = over_queries(data("position_ids", DataType::kInt64));
         seen_ = build_.binary("LessOrEqual", positions_, last);
-        return build_.where(seen_, s, number(kLowest));
+        return build_.where(seen_, s, number(hidden));
       }
+      default:
+        return masked_by_inputs(s);
     }
-    return s;
+  }
+
+  ValueId masked_by_inputs(ValueId s) {
+    const double hidden = lowest();
+    switch (options_.mask) {
+      case LayerMask::kTwoSegments: {
+        const ValueId same = equal_pairs("segment_ids");
+        return added(s, build_.binary("And", same, equal_pairs("token_type_ids")), hidden);
+      }
+      case LayerMask::kPairs:
+        return build_.where(pairs(), s, number(hidden));
+      case LayerMask::kPairsCausal:
+        return build_.where(causal(), build_.where(pairs(), s, number(hidden)), number(hidden));
+      case LayerMask::kKeysOfOne: {
+        const ValueId ids = over_keys(data("segment_ids", options_.id_dtype));
+        const Shape full = {options_.batch, 1, options_.sequence, options_.sequence};
+        seen_ = build_.binary("Equal", build_.expand(ids, full), build_.scalar_like(ids, 1));
+        return build_.where(seen_, s, number(hidden));
+      }
+      case LayerMask::kBatchBits: {
+        const ValueId bits =
+            graph_.add_input("attention_mask", {DataType::kBool, {options_.batch, 1}});
+        return added(s, build_.binary("And", causal(), build_.unsqueeze(bits, {1, 2})), hidden);
+      }
+      case LayerMask::kTruncated: {
+        std::vector<float> halves;
+        for (int64_t i = 0; i < options_.sequence; ++i) {
+          halves.push_back(static_cast<float>(i) / 2);
+        }
+        const ValueId first =
+            build_.constant(Tensor::from_values<float>({options_.sequence, 1}, halves), "halves");
+        const Shape full = {options_.sequence, options_.sequence};
+        const ValueId whole = build_.cast(build_.expand(first, full), DataType::kInt64);
+        return added(s, build_.binary("GreaterOrEqual", positions_, whole), hidden);
+      }
+      default:
+        return s;
+    }
+  }
+
+  ValueId equal_pairs(const std::string& name) {
+    const ValueId ids = data(name, options_.id_dtype);
+    return build_.binary("Equal", over_queries(ids), over_keys(ids));
+  }
+
+  ValueId pairs() {
+    const Shape shape = {options_.batch, options_.sequence, options_.sequence};
+    return build_.unsqueeze(graph_.add_input("attention_mask", {DataType::kBool, shape}), {1});
   }
 
   ValueId without_dead_rows(ValueId p, ValueId s) {

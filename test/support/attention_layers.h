@@ -1,6 +1,7 @@
 // Training graphs of one attention layer, written out by hand in forward and backward.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "ir/graph.h"
@@ -16,6 +17,12 @@ enum class LayerMask {
   kZeroDeadRows,  // run-time bool vector; rows without a key give zeros (safe softmax)
   kDistances,     // causal, and a slope per head times the distance
   kPositions,     // keys up to a run-time position per query
+  kTwoSegments,   // equal run-time segment_ids and equal run-time token_type_ids, -FLT_MAX added
+  kPairs,         // a run-time bool per query and key, replacing scores by -FLT_MAX
+  kPairsCausal,   // the same, then causal likewise
+  kKeysOfOne,  // keys whose run-time segment id is 1, repeated over queries before the comparison
+  kBatchBits,  // causal, and a run-time bool per batch entry
+  kTruncated,  // keys from half the query's position on, made an integer after it is repeated
 };
 
 struct LayerOptions {
@@ -26,6 +33,10 @@ struct LayerOptions {
   int64_t width = 3;
   float softcap = 0;
   LayerMask mask = LayerMask::kCausal;
+  ir::DataType dtype = ir::DataType::kFloat32;
+  ir::DataType id_dtype = ir::DataType::kInt64;  // of segment and token type ids
+  std::optional<double> masking_number;          // added by kLeftPadding; else the lowest of dtype
+  bool sink = false;                             // a run-time logit per head
   bool key_is_value = false;
   bool query_is_key = false;  // with groups 1
   bool squared_loss = false;  // the sum of squares: the output's gradient depends on the output
@@ -39,8 +50,9 @@ struct LayerOptions {
 };
 
 // Data inputs: inputs_embeds [batch, sequence, 10], and where the mask asks for them attention_mask
-// (bool), segment_ids, position_ids (int64), all [batch, sequence]. Outputs: loss, and the
-// gradients of wq, wk, wv.
+// (bool; of pairs [batch, sequence, sequence], of a batch entry [batch, 1]), segment_ids,
+// token_type_ids, position_ids, all [batch, sequence]. Outputs: loss, and the gradients of wq, wk,
+// wv.
 ir::Graph attention_layer(const LayerOptions& options);
 
 }  // namespace autosp::test

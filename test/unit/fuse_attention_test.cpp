@@ -31,8 +31,21 @@ Fusion fuse(const Graph& graph) {
   return fusion;
 }
 
-void expect_equal(const Fusion& fusion, const test::Tensors& feeds) {
-  test::expect_close(run_graph(fusion.after, feeds), run_graph(fusion.before, feeds), 1e-5);
+void expect_equal(const Fusion& fusion, const test::Tensors& feeds, double tolerance = 1e-5) {
+  test::expect_close(run_graph(fusion.after, feeds), run_graph(fusion.before, feeds), tolerance);
+}
+
+double tolerance_of(ir::DataType dtype) {
+  switch (dtype) {
+    case ir::DataType::kBFloat16:
+      return 0.05;
+    case ir::DataType::kFloat16:
+      return 0.01;
+    case ir::DataType::kFloat64:
+      return 1e-12;
+    default:
+      return 1e-5;
+  }
 }
 
 // Fused, equal on random feeds, and with the mask that is expected.
@@ -48,13 +61,16 @@ AttentionRegion expect_fused(const LayerOptions& options, const std::string& mas
   EXPECT_EQ(test::count_nodes(fusion.after, "AttentionGrad", "autosp"), 1U);
   EXPECT_EQ(test::count_nodes(fusion.after, "Softmax"), 0U);
   for (unsigned seed = 1; seed <= 3; ++seed) {
-    expect_equal(fusion, test::random_feeds(fusion.before, {.seed = seed}));
+    expect_equal(fusion, test::random_feeds(fusion.before, {.seed = seed}),
+                 tolerance_of(options.dtype));
   }
   return region;
 }
 
+// Refused, and equal all the same.
 void expect_refused(const LayerOptions& options, const std::string& reason) {
   const Fusion fusion = fuse(attention_layer(options));
+  expect_equal(fusion, test::random_feeds(fusion.before), tolerance_of(options.dtype));
   ASSERT_FALSE(fusion.regions.empty());
   for (const AttentionRegion& region : fusion.regions) {
     EXPECT_FALSE(region.fused);
@@ -149,6 +165,102 @@ TEST(FuseAttention, RowsOfASafeSoftmaxStayZero) {
   EXPECT_EQ(region.dead_rows, "zero");
   const Fusion fusion = fuse(attention_layer(options));
   expect_equal(fusion, feeds_with_mask(fusion.before, [](int64_t k) { return k >= 12; }));
+}
+
+// Two ids of 32 bits make one of 64. Two of 64 bits make none, and the mask stays over pairs.
+TEST(FuseAttention, PairsOfSegmentsBecomeOneOrStay) {
+  expect_fused({.mask = LayerMask::kTwoSegments, .id_dtype = ir::DataType::kInt32}, "segments");
+  const AttentionRegion region =
+      expect_fused({.mask = LayerMask::kTwoSegments},
+                   "bias kept ('segment_ids' and 'token_type_ids' have more bits than one id)");
+  EXPECT_EQ(region.dead_rows, "none");
+}
+
+TEST(FuseAttention, MasksOverPairsAreAddedInEveryType) {
+  for (const ir::DataType dtype :
+       {ir::DataType::kFloat32, ir::DataType::kFloat64, ir::DataType::kBFloat16}) {
+    const LayerOptions options{.mask = LayerMask::kPairs, .dtype = dtype};
+    expect_fused(options, "bias kept ('attention_mask' is given over queries and keys)");
+    const Fusion fusion = fuse(attention_layer(options));
+    const auto dead = [](int64_t k) { return k / 12 != 5 && k % 3 != 1; };
+    expect_equal(fusion, feeds_with_mask(fusion.before, dead), tolerance_of(dtype));
+  }
+  // The lowest float16 is not low enough to swallow a score that is computed in float32.
+  expect_refused({.mask = LayerMask::kPairs, .dtype = ir::DataType::kFloat16}, "float16");
+}
+
+// A row whose keys up to the diagonal are all hidden is uniform over every key, not over these.
+TEST(FuseAttention, MasksOverPairsTakeTheCausalOneIn) {
+  const LayerOptions options{.mask = LayerMask::kPairsCausal};
+  expect_fused(options,
+               "bias kept ('attention_mask' is given over queries and keys), "
+               "bias kept ('attention_mask' beside it is kept)");
+  const Fusion fusion = fuse(attention_layer(options));
+  expect_equal(fusion, feeds_with_mask(fusion.before, [](int64_t k) { return k % 12 >= 4; }));
+}
+
+TEST(FuseAttention, ComparisonsWithANumberAreMasksOverKeys) {
+  for (const ir::DataType dtype : {ir::DataType::kInt64, ir::DataType::kInt32}) {
+    const AttentionRegion region =
+        expect_fused({.mask = LayerMask::kKeysOfOne, .id_dtype = dtype}, "key mask");
+    EXPECT_EQ(region.dead_rows, "uniform");
+  }
+}
+
+TEST(FuseAttention, BitsOfBatchEntriesAreMasksOverKeys) {
+  const LayerOptions options{.mask = LayerMask::kBatchBits};
+  expect_fused(options, "causal, key mask");
+  const Fusion fusion = fuse(attention_layer(options));
+  expect_equal(fusion, feeds_with_mask(fusion.before, [](int64_t k) { return k == 1; }));
+}
+
+TEST(FuseAttention, IntegersOfFloatsAreCut) {
+  expect_fused({.mask = LayerMask::kTruncated}, "intervals");
+}
+
+// What is constant along a row changes its weights once a sink is in it.
+TEST(FuseAttention, BiasesBesideASinkKeepTheirRows) {
+  expect_fused({.sink = true}, "causal, sink");
+  const Fusion fusion = fuse(attention_layer({.mask = LayerMask::kDistances, .sink = true}));
+  ASSERT_EQ(fusion.regions.size(), 1U);
+  for (unsigned seed = 1; seed <= 3; ++seed) {
+    expect_equal(fusion, test::random_feeds(fusion.before, {.seed = seed}));
+  }
+}
+
+// Rows that see no key, where the mask is a number that the type's rounding swallows or does not.
+TEST(FuseAttention, RowsWithoutAKeyRoundAsTheirTypeDoes) {
+  const auto check = [](ir::DataType dtype, std::optional<double> number,
+                        const std::string& dead_rows) {
+    const LayerOptions options{
+        .mask = LayerMask::kLeftPadding, .dtype = dtype, .masking_number = number};
+    const AttentionRegion region = expect_fused(options, "causal, key mask");
+    EXPECT_EQ(region.dead_rows, dead_rows);
+    const Fusion fusion = fuse(attention_layer(options));
+    const double tolerance = dead_rows == "unmasked" ? 1e-3 : tolerance_of(dtype);
+    for (const int64_t first : {5, 12}) {
+      expect_equal(fusion, feeds_with_mask(fusion.before, [&](int64_t k) { return k >= first; }),
+                   tolerance);
+    }
+  };
+  check(ir::DataType::kFloat16, std::nullopt, "uniform");
+  check(ir::DataType::kBFloat16, -10000, "uniform");
+  check(ir::DataType::kBFloat16, std::nullopt, "uniform");
+  check(ir::DataType::kFloat32, -1e9, "uniform");
+  check(ir::DataType::kFloat32, -10000, "unmasked");
+  const auto refuse = [](ir::DataType dtype, double number) {
+    expect_refused({.mask = LayerMask::kLeftPadding, .dtype = dtype, .masking_number = number},
+                   "rows without a key depend on how");
+  };
+  refuse(ir::DataType::kFloat32, -1e6);
+  refuse(ir::DataType::kFloat16, -10000);
+}
+
+// 1 / sqrt(3) is no float32.
+TEST(FuseAttention, ScalesOfDoublesStayExact) {
+  expect_fused({.dtype = ir::DataType::kFloat64}, "causal");
+  expect_fused({.mask = LayerMask::kDistances, .dtype = ir::DataType::kFloat64},
+               "causal, bias vector");
 }
 
 TEST(FuseAttention, RefusesWhatIsNoAttention) {

@@ -17,8 +17,10 @@ inline constexpr int64_t kMostKnownElements = int64_t{1} << 24;
 class Dissector {
  public:
   Dissector(const GraphFacts& facts, const Cutout& cutout, const LocalFactors& factors,
-            const CanonicalFactors& canonical)
-      : facts_(facts),
+            const CanonicalFactors& canonical, bool has_sink, MaskMemo& memo)
+      : memo_(memo),
+        rows_count_(has_sink),
+        facts_(facts),
         cutout_(cutout),
         graph_(cutout.graph),
         factors_(factors),
@@ -50,6 +52,7 @@ class Dissector {
   // --- Masks: what has to hold for `value` to be `wanted`.
 
   void conjunction(ValueId value, bool wanted);
+  void open(ValueId value, bool wanted);
 
   // Where(c, a, false) is c and a; Where(c, true, b) is c or b.
   void choice(const ir::Node& node, bool wanted);
@@ -59,19 +62,30 @@ class Dissector {
   static Comparison swapped(Comparison comparison);
   static Comparison negated(Comparison comparison);
 
-  // Through what repeats, rearranges or converts without changing numbers that matter.
+  // Through what repeats, rearranges or converts without changing numbers: not floats to integers,
+  // which are cut, nor to floats of fewer bits. Integers are taken to fit where they are put.
   ValueId stripped(ValueId value) const;
+  bool keeps_numbers(const ir::Node& cast) const;
+  bool compare_with_number(ValueId value, Comparison comparison, double number, bool wanted);
   void compare(const ir::Node& node, Comparison comparison, bool wanted);
-  void literal(ValueId left, Comparison comparison, ValueId right, double shift,
-               const std::string& name);
+  // left comparison right + shift
+  struct Compared {
+    ValueId left;
+    Comparison comparison;
+    ValueId right;
+    double shift = 0;
+  };
+  void literal(Compared compared, bool wanted, const std::string& name);
+  void condition(Literal::Kind kind, ValueId value, Comparison comparison, double number,
+                 bool wanted);
   static bool counts_up(const std::vector<double>& vector);
 
   // j comparison value[i] + offset
   void bound(ValueId value, Comparison comparison, int64_t offset, const std::string& name);
 
-  // The known elements of a value along one index, plus `shift`; equal along all others.
-  std::optional<std::vector<double>> vector_over(ValueId value, const AtomList& index,
-                                                 double shift) const;
+  // The known elements of a value along one index, equal along all others; null if there are none.
+  SharedNumbers vector_over(ValueId value, const AtomList& index) const;
+  SharedNumbers read_vector(ValueId value, const AtomList& index) const;
   Block block_of(const ir::Tensor& tensor, ValueId value) const;
 
   // --- Biases: the summands of `value`.
@@ -86,6 +100,7 @@ class Dissector {
   // Products of vectors, summed: slope * (j - i) is slope * j, less what is constant along keys.
   bool linear(ValueId value, std::vector<ValueId> product, double factor);
   bool linear_end(std::vector<ValueId> product, double factor);
+  void constant_along_rows(bool zero, ValueId value) const;
 
   // --- Known entries over queries and keys.
 
@@ -94,6 +109,8 @@ class Dissector {
   void read_bias(ValueId value, const Block& entries, const std::vector<bool>& visible,
                  size_t copies);
 
+  MaskMemo& memo_;
+  const bool rows_count_;  // what is constant along a row changes its weights
   const GraphFacts& facts_;
   const Cutout& cutout_;
   const ir::Graph& graph_;

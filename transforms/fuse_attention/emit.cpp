@@ -1,6 +1,7 @@
 #include "transforms/fuse_attention/emit.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "ir/rewriter.h"
@@ -130,10 +131,7 @@ class Replacer {
     return {};
   }
 
-  // The type that the scores are computed from.
-  DataType dtype_of(const RegionPlan& plan) const {
-    return facts_.graph().type(facts_.graph().node(plan.roles.scores).inputs[0]).dtype;
-  }
+  DataType dtype_of(const RegionPlan& plan) const { return plan.dtype(facts_); }
 
   ValueId role_operand(const RegionPlan& plan, OperandRole role,
                        const std::vector<AtomList>& groups) {
@@ -153,6 +151,13 @@ class Replacer {
       if (plan.meaning.terms[t].kind != TermKind::kScale) continue;
       ValueId factor = operand(plan, plan.terms[t].uses[0], {c.batch, c.heads(), c.queries, {}});
       factor = build_.cast(factor, dtype_of(plan));
+      emitted.query_factor =
+          emitted.query_factor ? build_.binary("Mul", emitted.query_factor, factor) : factor;
+    }
+    // The attribute is a float32: what it lacks of a float64's scale is multiplied with the queries.
+    const double rest = plan.meaning.scale / static_cast<float>(plan.meaning.scale);
+    if (dtype_of(plan) == DataType::kFloat64 && rest != 1) {
+      const ValueId factor = build_.scalar(DataType::kFloat64, rest);
       emitted.query_factor =
           emitted.query_factor ? build_.binary("Mul", emitted.query_factor, factor) : factor;
     }
@@ -176,7 +181,13 @@ class Replacer {
       summands.push_back(bias_part(plan, part, dtype));
     }
     for (const size_t t : plan.visibility.kept) {
-      summands.push_back(kept_bias(plan, plan.terms[t], plan.meaning.terms[t], dtype));
+      if (plan.terms[t].is_bool()) continue;
+      const ValueId x = operand(plan, plan.terms[t].uses[0], score_groups(plan.canonical));
+      summands.push_back(build_.cast(x, dtype));
+    }
+    if (const ValueId hidden = kept_masks(plan)) {
+      summands.push_back(
+          build_.where(hidden, build_.scalar(dtype, lowest(dtype)), build_.scalar(dtype, 0)));
     }
     ValueId total;
     for (ValueId summand : summands) {
@@ -205,8 +216,8 @@ class Replacer {
     if (part.known) {
       Shape shape;
       for (const AtomId atom : part.known->order) shape.push_back(plan.factors->size(atom));
-      const ValueId constant =
-          build_.constant(numbers(DataType::kFloat32, shape, part.known->values));
+      const DataType exact = dtype == DataType::kFloat64 ? dtype : DataType::kFloat32;
+      const ValueId constant = build_.constant(numbers(exact, shape, part.known->values));
       return build_.cast(arrange(build_, constant, part.known->order, groups, *plan.factors),
                          dtype);
     }
@@ -221,57 +232,80 @@ class Replacer {
     return product;
   }
 
-  // A mask or bias over queries and keys, as the graph computes it.
-  ValueId kept_bias(const RegionPlan& plan, const Term& term, const TermMeaning& meaning,
-                    DataType dtype) {
-    const ValueId x = operand(plan, term.uses[0], score_groups(plan.canonical));
-    if (!term.is_bool()) return build_.cast(x, dtype);
-    const ValueId zero = build_.scalar(dtype, 0);
-    const ValueId lowest = build_.scalar(
-        dtype, dtype == DataType::kFloat16 ? -65504 : std::numeric_limits<float>::lowest());
-    return meaning.masking_value ? build_.where(x, lowest, zero) : build_.where(x, zero, lowest);
+  // Where any mask that is kept over queries and keys hides a key; none: no value.
+  ValueId kept_masks(const RegionPlan& plan) {
+    ValueId hidden;
+    for (const size_t t : plan.visibility.kept) {
+      if (!plan.terms[t].is_bool()) continue;
+      ValueId one = operand(plan, plan.terms[t].uses[0], score_groups(plan.canonical));
+      if (!plan.meaning.terms[t].masking_value) one = build_.unary("Not", one);
+      hidden = hidden ? build_.binary("Or", hidden, one) : one;
+    }
+    return hidden;
+  }
+
+  // The lowest finite number.
+  static double lowest(DataType dtype) {
+    switch (dtype) {
+      case DataType::kFloat16:
+        return -65504;
+      case DataType::kBFloat16:
+        return -0x1.fep127;
+      case DataType::kFloat64:
+        return std::numeric_limits<double>::lowest();
+      default:
+        return std::numeric_limits<float>::lowest();
+    }
   }
 
   static Tensor numbers(DataType dtype, const Shape& shape, const std::vector<double>& values) {
     Tensor tensor(Type{dtype, shape});
-    if (dtype == DataType::kFloat32) {
+    if (dtype == DataType::kFloat64) {
+      std::ranges::copy(values, tensor.mutable_values<double>().begin());
+    } else {
       std::ranges::transform(values, tensor.mutable_values<float>().begin(),
                              [](double value) { return static_cast<float>(value); });
-    } else {
-      std::ranges::transform(values, tensor.mutable_values<int64_t>().begin(),
-                             [](double value) { return static_cast<int64_t>(value); });
     }
     return tensor;
   }
 
   // --- Vectors.
 
+  // A known vector, one constant for all layers.
+  ValueId constant(const SharedIntegers& vector, int64_t extent, const std::string& name) {
+    if (!vector) return {};
+    const auto [entry, is_new] = constants_.try_emplace(vector);
+    if (is_new) {
+      const Shape shape = {static_cast<int64_t>(vector->size()) / extent, extent};
+      entry->second = build_.constant(Tensor::int64s(*vector).reshaped(shape), name);
+    }
+    return entry->second;
+  }
+
+  // A vector [batch or 1, positions].
+  ValueId vector_operand(const RegionPlan& plan, ValueId inside, const AtomList& positions) {
+    const ValueId x = operand(plan, inside, {plan.canonical.batch, positions});
+    const Sizes sizes(*plan.factors, plan.canonical);
+    return build_.expand(x, {build_.shape(x)[0], sizes.product(positions)});
+  }
+
+  // Which positions a literal of kind kKeys or kQueries lets through.
+  ValueId bits_of(const RegionPlan& plan, const Literal& literal, const AtomList& positions) {
+    ValueId bits = vector_operand(plan, literal.value, positions);
+    if (literal.condition) {
+      bits = build_.binary(std::string(name_of(literal.condition->comparison)), bits,
+                           build_.scalar_like(bits, literal.condition->number));
+    }
+    return literal.positive ? bits : build_.unary("Not", bits);
+  }
+
   void append_interval(const RegionPlan& plan, std::vector<ValueId>& operands) {
     const Sizes sizes(*plan.factors, plan.canonical);
     const int64_t queries = sizes.product(plan.canonical.queries);
     const int64_t keys = sizes.product(plan.canonical.keys);
-    size_t rows = static_cast<size_t>(queries);
-    for (const Literal& literal : plan.visibility.literals) {
-      rows = std::max(rows, literal.begin.size());
-    }
-    std::vector<int64_t> begin(rows, 0);
-    std::vector<int64_t> end(rows, keys);
-    for (const Literal& literal : plan.visibility.literals) {
-      if (literal.kind != Literal::Kind::kInterval) continue;
-      for (size_t r = 0; r < rows; ++r) {
-        begin[r] = std::max(begin[r], literal.begin[r % literal.begin.size()]);
-        end[r] = std::min(end[r], literal.end[r % literal.end.size()]);
-      }
-    }
-    ValueId first;
-    ValueId last;
-    const Shape shape = {static_cast<int64_t>(rows) / queries, queries};
-    if (std::ranges::any_of(begin, [](int64_t j) { return j != 0; })) {
-      first = build_.constant(Tensor::int64s(begin).reshaped(shape), "attention_begin");
-    }
-    if (std::ranges::any_of(end, [&](int64_t j) { return j != keys; })) {
-      last = build_.constant(Tensor::int64s(end).reshaped(shape), "attention_end");
-    }
+    const KnownIntervals& known = *plan.visibility.intervals;
+    ValueId first = constant(known.begin, queries, "attention_begin");
+    ValueId last = constant(known.end, queries, "attention_end");
     for (const Literal& literal : plan.visibility.literals) {
       apply_bound(plan, literal, keys, first, last);
     }
@@ -281,39 +315,31 @@ class Replacer {
 
   void apply_bound(const RegionPlan& plan, const Literal& literal, int64_t keys, ValueId& first,
                    ValueId& last) {
-    const std::vector<AtomList> groups = {plan.canonical.batch, plan.canonical.queries};
     const auto whole = [&](int64_t number) { return build_.scalar(DataType::kInt64, number); };
     if (literal.kind == Literal::Kind::kBegin || literal.kind == Literal::Kind::kEnd) {
-      ValueId bound = build_.cast(operand(plan, literal.value, groups), DataType::kInt64);
+      ValueId bound = build_.cast(vector_operand(plan, literal.value, plan.canonical.queries),
+                                  DataType::kInt64);
       if (literal.offset != 0) bound = build_.binary("Add", bound, whole(literal.offset));
       bound = build_.binary("Max", build_.binary("Min", bound, whole(keys)), whole(0));
       const bool is_begin = literal.kind == Literal::Kind::kBegin;
       ValueId& side = is_begin ? first : last;
       side = side ? build_.binary(is_begin ? "Max" : "Min", side, bound) : bound;
     } else if (literal.kind == Literal::Kind::kQueries) {
-      const ValueId sees = operand(plan, literal.value, groups);
-      const ValueId unbound = last ? last : whole(keys);
-      last = literal.positive ? build_.where(sees, unbound, whole(0))
-                              : build_.where(sees, whole(0), unbound);
+      const ValueId sees = bits_of(plan, literal, plan.canonical.queries);
+      last = build_.where(sees, last ? last : whole(keys), whole(0));
     }
   }
 
   ValueId key_mask(const RegionPlan& plan) {
-    const std::vector<AtomList> groups = {plan.canonical.batch, plan.canonical.keys};
     const Sizes sizes(*plan.factors, plan.canonical);
     const int64_t keys = sizes.product(plan.canonical.keys);
     ValueId mask;
     for (const Literal& literal : plan.visibility.literals) {
       ValueId one;
       if (literal.kind == Literal::Kind::kKeys) {
-        one = operand(plan, literal.value, groups);
-        if (!literal.positive) one = build_.unary("Not", one);
+        one = bits_of(plan, literal, plan.canonical.keys);
       } else if (literal.kind == Literal::Kind::kKnownKeys) {
-        Tensor known(
-            Type{DataType::kBool, {static_cast<int64_t>(literal.known.size()) / keys, keys}});
-        std::ranges::transform(literal.known, known.mutable_values<bool>().begin(),
-                               [](int64_t seen) { return seen != 0; });
-        one = build_.constant(known, "attention_keys");
+        one = build_.cast(constant(literal.known, keys, "attention_keys"), DataType::kBool);
       } else {
         continue;
       }
@@ -329,18 +355,26 @@ class Replacer {
     return build_.cast(x, dtype_of(plan));
   }
 
+  // One id for all segments: each takes the bits below those before it.
   void append_segments(const RegionPlan& plan, std::vector<ValueId>& operands) {
-    for (const Literal& literal : plan.visibility.literals) {
-      if (literal.kind != Literal::Kind::kSameSegment) continue;
-      const ValueId query =
-          operand(plan, literal.value, {plan.canonical.batch, plan.canonical.queries});
-      const ValueId key =
-          operand(plan, literal.key_segment, {plan.canonical.batch, plan.canonical.keys});
-      operands.push_back(build_.cast(query, DataType::kInt64));
-      operands.push_back(build_.cast(key, DataType::kInt64));
-      return;
+    ValueId query;
+    ValueId key;
+    const auto append = [&](ValueId& ids, ValueId one, int bits) {
+      one = build_.cast(one, DataType::kInt64);
+      if (ids) {
+        const auto number = [&](double value) { return build_.scalar(DataType::kInt64, value); };
+        one = build_.binary("Add", one, number(std::ldexp(1, bits - 1)));
+        one = build_.binary("Add", build_.binary("Mul", ids, number(std::ldexp(1, bits))), one);
+      }
+      ids = one;
+    };
+    for (const Literal& literal : plan.visibility.segments) {
+      const int bits = segment_bits(plan.cutout.graph, literal);
+      append(query, vector_operand(plan, literal.value, plan.canonical.queries), bits);
+      append(key, vector_operand(plan, literal.key_segment, plan.canonical.keys), bits);
     }
-    operands.insert(operands.end(), {ValueId(), ValueId()});
+    operands.push_back(query);
+    operands.push_back(key);
   }
 
   // --- The operators.
@@ -459,6 +493,7 @@ class Replacer {
   std::vector<Emitted> emitted_;
   std::map<ValueId, std::pair<size_t, ResultRole>> fused_;
   std::unordered_set<NodeId> inside_;
+  std::map<SharedIntegers, ValueId> constants_;
 };
 
 }  // namespace

@@ -31,11 +31,12 @@ FusedAttention fuse_attention(const Graph& graph, const shard::Roles& roles) {
   FusedAttention result;
   std::vector<std::unique_ptr<fusion::RegionPlan>> plans;
   std::vector<size_t> region_of_plan;
+  fusion::MaskMemo memo;
   for (const fusion::Region& region : fusion::find_regions(facts)) {
     const NodeId first = region.born.empty() ? region.nodes[0] : region.born[0];
     AttentionRegion report{.name = graph.name_of(graph.node(first).outputs[0])};
     try {
-      std::unique_ptr<fusion::RegionPlan> plan = fusion::plan_region(facts, region);
+      std::unique_ptr<fusion::RegionPlan> plan = fusion::plan_region(facts, region, memo);
       plan->report.name = report.name;
       report = plan->report;
       region_of_plan.push_back(result.regions.size());

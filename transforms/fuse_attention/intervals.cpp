@@ -31,13 +31,26 @@ std::optional<RowIntervals> find_row_intervals(const std::vector<bool>& visible,
 }
 
 std::optional<RowIntervals> compare_vectors(const std::vector<double>& key, Comparison comparison,
-                                            const std::vector<double>& query) {
+                                            const std::vector<double>& query, double shift) {
   if (!std::ranges::is_sorted(key)) return std::nullopt;
   const auto keys = static_cast<int64_t>(key.size());
   RowIntervals found;
-  for (const double value : query) {
-    const int64_t below = std::ranges::lower_bound(key, value) - key.begin();
-    const int64_t through = std::ranges::upper_bound(key, value) - key.begin();
+  found.begin.reserve(query.size());
+  found.end.reserve(query.size());
+  int64_t below = 0;    // keys less than the query's number
+  int64_t through = 0;  // keys not greater
+  double last = -INFINITY;
+  for (const double number : query) {
+    const double value = number + shift;
+    const auto at = [&](int64_t j) { return key[static_cast<size_t>(j)]; };
+    if (value >= last) {
+      while (below < keys && at(below) < value) ++below;
+      while (through < keys && at(through) <= value) ++through;
+    } else {
+      below = std::ranges::lower_bound(key, value) - key.begin();
+      through = std::ranges::upper_bound(key, value) - key.begin();
+    }
+    last = value;
     int64_t begin = 0;
     int64_t end = keys;
     switch (comparison) {
@@ -89,7 +102,7 @@ std::string name_intervals(const std::vector<int64_t>& begin, const std::vector<
 // Rows that share keys fix each other's numbers; rows that share none may differ by any.
 std::optional<std::vector<double>> find_key_vector(const std::vector<double>& matrix,
                                                    const std::vector<bool>& visible, int64_t rows,
-                                                   int64_t keys) {
+                                                   int64_t keys, bool rows_count) {
   const auto n = static_cast<size_t>(keys);
   double largest = 0;
   for (size_t k = 0; k < matrix.size(); ++k) {
@@ -115,7 +128,7 @@ std::optional<std::vector<double>> find_key_vector(const std::vector<double>& ma
       settled = true;
       for (size_t j = 0; j < n; ++j) {
         if (!visible[i * n + j]) continue;
-        const double entry = matrix[i * n + j] - shift.value_or(0);
+        const double entry = matrix[i * n + j] - (rows_count ? 0 : shift.value_or(0));
         if (!known[j]) vector[j] = entry;
         known[j] = true;
         if (std::fabs(entry - vector[j]) > 1e-6 * largest) return std::nullopt;

@@ -6,6 +6,14 @@
 
 namespace autosp::transforms::fusion {
 
+namespace {
+
+SharedIntegers shared(std::vector<int64_t> vector) {
+  return std::make_shared<const std::vector<int64_t>>(std::move(vector));
+}
+
+}  // namespace
+
 void Dissector::read_entries(ValueId value, bool is_mask, bool wanted) {
   const auto tensor = known_tensor(facts_, cutout_.original[value.index()]);
   if (!tensor || tensor->num_elements() > kMostKnownElements) {
@@ -59,10 +67,12 @@ void Dissector::read_mask(ValueId value, const std::vector<bool>& visible, size_
   }
   const bool every_key = std::ranges::all_of(all.keys, [](int64_t seen) { return seen != 0; });
   if (!every_key) {
-    parts_.literals.push_back({.kind = Literal::Kind::kKnownKeys, .known = std::move(all.keys)});
+    parts_.literals.push_back(
+        {.kind = Literal::Kind::kKnownKeys, .known = shared(std::move(all.keys))});
   }
-  parts_.literals.push_back(
-      {.kind = Literal::Kind::kInterval, .begin = std::move(all.begin), .end = std::move(all.end)});
+  parts_.literals.push_back({.kind = Literal::Kind::kInterval,
+                             .begin = shared(std::move(all.begin)),
+                             .end = shared(std::move(all.end))});
 }
 
 void Dissector::read_bias(ValueId value, const Block& entries, const std::vector<bool>& visible,
@@ -75,9 +85,9 @@ void Dissector::read_bias(ValueId value, const Block& entries, const std::vector
   for (size_t copy = 0; copy < copies; ++copy) {
     const auto at = static_cast<std::ptrdiff_t>(copy * matrix);
     const auto end = at + static_cast<std::ptrdiff_t>(matrix);
-    const auto vector =
-        find_key_vector({entries.values.begin() + at, entries.values.begin() + end},
-                        {visible.begin() + at, visible.begin() + end}, queries_, keys_);
+    const auto vector = find_key_vector({entries.values.begin() + at, entries.values.begin() + end},
+                                        {visible.begin() + at, visible.begin() + end}, queries_,
+                                        keys_, rows_count_);
     if (!vector) stop("no vector over keys gives '{}'", graph_.name_of(value));
     any = any || std::ranges::any_of(*vector, [](double entry) { return entry != 0; });
     vectors.values.insert(vectors.values.end(), vector->begin(), vector->end());

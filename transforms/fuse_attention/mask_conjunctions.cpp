@@ -9,7 +9,21 @@ namespace autosp::transforms::fusion {
 using ir::Node;
 using ir::Tensor;
 
+// A vector is taken apart where that tells which keys are seen, and otherwise taken as it is.
 void Dissector::conjunction(ValueId value, bool wanted) {
+  const Extent extent = extent_of(value);
+  const bool is_bool = graph_.type(value).dtype == ir::DataType::kBool;
+  if ((extent.queries && extent.keys) || !is_bool) return open(value, wanted);
+  const size_t before = parts_.literals.size();
+  try {
+    open(value, wanted);
+  } catch (const NotUnderstood&) {
+    parts_.literals.resize(before);
+    leaf(value, extent, wanted);
+  }
+}
+
+void Dissector::open(ValueId value, bool wanted) {
   if (const auto number = uniform(value)) {
     if ((*number != 0) != wanted) parts_.literals.push_back(nothing());
     return;
@@ -25,6 +39,14 @@ void Dissector::conjunction(ValueId value, bool wanted) {
   }
   if (node->is("Cast") && graph_.type(node->inputs[0]).dtype == ir::DataType::kBool) {
     return conjunction(node->inputs[0], wanted);
+  }
+  if (node->is("Cast") && graph_.type(value).dtype == ir::DataType::kBool) {
+    const ValueId numbers = stripped(node->inputs[0]);
+    const Extent held = extent_of(numbers);
+    if ((held.queries && held.keys) || held.heads)
+      stop("'{}' is no vector", graph_.name_of(numbers));
+    return condition(held.queries ? Literal::Kind::kQueries : Literal::Kind::kKeys, numbers,
+                     Comparison::kEqual, 0, !wanted);
   }
   if (node->is("Where")) return choice(*node, wanted);
   if (const auto comparison = comparison_of(*node)) return compare(*node, *comparison, wanted);
@@ -54,10 +76,8 @@ void Dissector::choice(const Node& node, bool wanted) {
 }
 
 Literal Dissector::nothing() const {
-  const auto n = static_cast<size_t>(queries_);
-  return {.kind = Literal::Kind::kInterval,
-          .begin = std::vector<int64_t>(n, 0),
-          .end = std::vector<int64_t>(n, 0)};
+  const auto none = std::make_shared<const std::vector<int64_t>>(static_cast<size_t>(queries_), 0);
+  return {.kind = Literal::Kind::kInterval, .begin = none, .end = none};
 }
 
 void Dissector::leaf(ValueId value, const Extent& extent, bool wanted) {
@@ -71,16 +91,45 @@ void Dissector::leaf(ValueId value, const Extent& extent, bool wanted) {
        .positive = wanted});
 }
 
+bool holds(double a, Comparison comparison, double b) {
+  switch (comparison) {
+    case Comparison::kLess:
+      return a < b;
+    case Comparison::kLessOrEqual:
+      return a <= b;
+    case Comparison::kGreater:
+      return a > b;
+    case Comparison::kGreaterOrEqual:
+      return a >= b;
+    case Comparison::kEqual:
+      break;
+  }
+  return a == b;
+}
+
+std::string_view name_of(Comparison comparison) {
+  switch (comparison) {
+    case Comparison::kLess:
+      return "Less";
+    case Comparison::kLessOrEqual:
+      return "LessOrEqual";
+    case Comparison::kGreater:
+      return "Greater";
+    case Comparison::kGreaterOrEqual:
+      return "GreaterOrEqual";
+    case Comparison::kEqual:
+      break;
+  }
+  return "Equal";
+}
+
 std::optional<Comparison> Dissector::comparison_of(const Node& node) {
-  static const std::map<std::string, Comparison> kOps = {
-      {"Less", Comparison::kLess},
-      {"LessOrEqual", Comparison::kLessOrEqual},
-      {"Greater", Comparison::kGreater},
-      {"GreaterOrEqual", Comparison::kGreaterOrEqual},
-      {"Equal", Comparison::kEqual}};
-  const auto found = kOps.find(node.op);
-  if (!node.domain.empty() || found == kOps.end()) return std::nullopt;
-  return found->second;
+  for (const Comparison comparison :
+       {Comparison::kLess, Comparison::kLessOrEqual, Comparison::kGreater,
+        Comparison::kGreaterOrEqual, Comparison::kEqual}) {
+    if (node.is(name_of(comparison))) return comparison;
+  }
+  return std::nullopt;
 }
 
 Comparison Dissector::swapped(Comparison comparison) {
@@ -117,10 +166,21 @@ Comparison Dissector::negated(Comparison comparison) {
 
 ValueId Dissector::stripped(ValueId value) const {
   while (const Node* node = graph_.producer(value)) {
-    if (!is_view(*node) && !node->is("Expand") && !node->is("Cast")) break;
+    if (!is_view(*node) && !node->is("Expand") && !(node->is("Cast") && keeps_numbers(*node))) {
+      break;
+    }
     value = node->inputs[0];
   }
   return value;
+}
+
+bool Dissector::keeps_numbers(const Node& cast) const {
+  const ir::DataType from = graph_.type(cast.inputs[0]).dtype;
+  const ir::DataType to = graph_.type(cast.outputs[0]).dtype;
+  if (to == ir::DataType::kBool) return from == to;
+  if (!is_floating(from))
+    return !is_floating(to) || from == ir::DataType::kBool || element_size(to) >= 4;
+  return is_floating(to) && element_size(to) > element_size(from);
 }
 
 void Dissector::compare(const Node& node, Comparison comparison, bool wanted) {
@@ -130,13 +190,12 @@ void Dissector::compare(const Node& node, Comparison comparison, bool wanted) {
     const auto number = uniform(node.inputs[1 - k]);
     const ValueId other = stripped(node.inputs[k]);
     if (!number || graph_.type(other).dtype != ir::DataType::kBool) continue;
-    if (comparison == Comparison::kEqual && (*number == 0 || *number == 1)) {
-      return conjunction(other, wanted == (*number == 1));
-    }
-  }
-  if (!wanted) {
-    if (comparison == Comparison::kEqual) stop("'{}' asks for what is unequal", name);
-    comparison = negated(comparison);
+    const Comparison of_bit = k == 0 ? comparison : swapped(comparison);
+    const bool at_zero = holds(0, of_bit, *number);
+    const bool at_one = holds(1, of_bit, *number);
+    if (at_zero != at_one) return conjunction(other, wanted == at_one);
+    if (at_one != wanted) parts_.literals.push_back(nothing());
+    return;
   }
   ValueId left = stripped(node.inputs[0]);
   ValueId right = stripped(node.inputs[1]);
@@ -151,47 +210,67 @@ void Dissector::compare(const Node& node, Comparison comparison, bool wanted) {
     left = stripped(difference->inputs[0]);
     right = stripped(difference->inputs[1]);
   }
-  literal(left, comparison, right, shift, name);
+  literal({left, comparison, right, shift}, wanted, name);
 }
 
-void Dissector::literal(ValueId left, Comparison comparison, ValueId right, double shift,
-                        const std::string& name) {
-  if (graph_.producer(left) != nullptr || graph_.producer(right) != nullptr) {
-    stop("'{}' compares more than two vectors", name);
-  }
-  Extent key = extent_of(left);
-  Extent query = extent_of(right);
+void Dissector::literal(Compared c, bool wanted, const std::string& name) {
+  Extent key = extent_of(c.left);
+  Extent query = extent_of(c.right);
   // key comparison query + shift
   if (key.queries || query.keys) {
-    std::swap(left, right);
+    std::swap(c.left, c.right);
     std::swap(key, query);
-    comparison = swapped(comparison);
-    shift = -shift;
+    c.comparison = swapped(c.comparison);
+    c.shift = -c.shift;
   }
-  if (key.queries || query.keys || key.heads || query.heads) {
-    stop("'{}' compares matrices", name);
-  }
-  const auto key_vector = vector_over(left, canonical_.keys, 0);
-  const auto query_vector = vector_over(right, canonical_.queries, shift);
-  if (key_vector && query_vector) {
-    if (auto found = compare_vectors(*key_vector, comparison, *query_vector)) {
-      parts_.literals.push_back({.kind = Literal::Kind::kInterval,
-                                 .begin = std::move(found->begin),
-                                 .end = std::move(found->end)});
+  if (key.queries || query.keys) stop("'{}' compares more than two vectors", name);
+  if (key.heads || query.heads) stop("'{}' is given over heads", name);
+  const SharedNumbers key_vector = vector_over(c.left, canonical_.keys);
+  const SharedNumbers query_vector = vector_over(c.right, canonical_.queries);
+  const bool negatable = wanted || c.comparison != Comparison::kEqual;
+  if (key_vector && query_vector && negatable) {
+    const Comparison asked = wanted ? c.comparison : negated(c.comparison);
+    const auto [begin, end] = memo_.compare(key_vector, asked, query_vector, c.shift);
+    if (begin) {
+      parts_.literals.push_back({.kind = Literal::Kind::kInterval, .begin = begin, .end = end});
       return;
     }
   }
-  const bool integers = is_integer(graph_.type(left).dtype) && is_integer(graph_.type(right).dtype);
-  if (comparison == Comparison::kEqual && shift == 0 && integers) {
+  if (uniform(c.right)) {
+    return condition(Literal::Kind::kKeys, c.left, c.comparison, *uniform(c.right) + c.shift,
+                     wanted);
+  }
+  if (uniform(c.left)) {
+    return condition(Literal::Kind::kQueries, c.right, swapped(c.comparison),
+                     *uniform(c.left) - c.shift, wanted);
+  }
+  if (!negatable) stop("'{}' asks for what is unequal", name);
+  if (!wanted) c.comparison = negated(c.comparison);
+  const bool integers =
+      is_integer(graph_.type(c.left).dtype) && is_integer(graph_.type(c.right).dtype);
+  if (c.comparison == Comparison::kEqual && c.shift == 0 && integers) {
     parts_.literals.push_back(
-        {.kind = Literal::Kind::kSameSegment, .value = right, .key_segment = left});
+        {.kind = Literal::Kind::kSameSegment, .value = c.right, .key_segment = c.left});
     return;
   }
-  if (key_vector && is_integer(graph_.type(right).dtype) && counts_up(*key_vector) &&
-      shift == std::floor(shift)) {
-    return bound(right, comparison, static_cast<int64_t>(shift - (*key_vector)[0]), name);
+  if (key_vector && is_integer(graph_.type(c.right).dtype) && counts_up(*key_vector) &&
+      c.shift == std::floor(c.shift)) {
+    return bound(c.right, c.comparison, static_cast<int64_t>(c.shift - (*key_vector)[0]), name);
   }
   stop("'{}' compares vectors that are not known before the run", name);
+}
+
+void Dissector::condition(Literal::Kind kind, ValueId value, Comparison comparison, double number,
+                          bool wanted) {
+  const ir::DataType dtype = graph_.type(value).dtype;
+  if (Tensor::scalar(dtype, number).value_as_double(0) != number) {
+    stop("'{}' is compared with {}, which is no {}", graph_.name_of(value), number,
+         ir::name_of(dtype));
+  }
+  parts_.literals.push_back({.kind = kind,
+                             .value = value,
+                             .positive = wanted,
+                             .condition = Literal::Condition{comparison, number}});
 }
 
 bool Dissector::counts_up(const std::vector<double>& vector) {
@@ -221,27 +300,28 @@ void Dissector::bound(ValueId value, Comparison comparison, int64_t offset,
   stop("'{}' sees one key per query", name);
 }
 
-std::optional<std::vector<double>> Dissector::vector_over(ValueId value, const AtomList& index,
-                                                          double shift) const {
-  std::vector<double> result(static_cast<size_t>(sizes_.product(index)));
-  if (const auto number = uniform(value)) {
-    std::ranges::fill(result, *number + shift);
-    return result;
-  }
+SharedNumbers Dissector::vector_over(ValueId value, const AtomList& index) const {
+  if (const auto number = uniform(value)) return memo_.repeated(*number, sizes_.product(index));
+  const ValueId original = cutout_.original[value.index()];
+  if (factors_.atoms(value) != index) return read_vector(value, index);
+  return memo_.vector(facts_.representative(original), [&] { return read_vector(value, index); });
+}
+
+SharedNumbers Dissector::read_vector(ValueId value, const AtomList& index) const {
   const auto tensor = known_tensor(facts_, cutout_.original[value.index()]);
-  if (!tensor) return std::nullopt;
-  const Block block = block_of(*tensor, value);
+  if (!tensor) return nullptr;
+  Block block = block_of(*tensor, value);
   AtomList order;
   for (const AtomId atom : block.order) {
     if (std::ranges::find(index, atom) == index.end()) order.push_back(atom);
   }
-  const Block rows = arranged(block, concat({order, index}), sizes_);
-  for (size_t k = 0; k < rows.values.size(); ++k) {
-    double& entry = result[k % result.size()];
-    if (k >= result.size() && rows.values[k] + shift != entry) return std::nullopt;
-    entry = rows.values[k] + shift;
+  if (block.order != index) block = arranged(block, concat({order, index}), sizes_);
+  const auto length = static_cast<size_t>(sizes_.product(index));
+  for (size_t k = length; k < block.values.size(); ++k) {
+    if (block.values[k] != block.values[k - length]) return nullptr;
   }
-  return result;
+  block.values.resize(length);
+  return std::make_shared<const std::vector<double>>(std::move(block.values));
 }
 
 Block Dissector::block_of(const Tensor& tensor, ValueId value) const {

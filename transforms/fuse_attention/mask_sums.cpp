@@ -15,7 +15,7 @@ void Dissector::mask_by(double number) {
 
 void Dissector::sum(ValueId value) {
   if (uniform(value) && std::isfinite(*uniform(value)) && *uniform(value) > kMaskingNumber) {
-    return;  // the same for all keys
+    return constant_along_rows(*uniform(value) == 0, value);
   }
   const Node* node = graph_.producer(value);
   const Extent extent = extent_of(value);
@@ -26,6 +26,7 @@ void Dissector::sum(ValueId value) {
       }
       parts_.kept_summand = graph_.name_of(value);
     }
+    if (!extent.keys) constant_along_rows(false, value);
     parts_.biases.push_back({.product = {value}});
     return;
   }
@@ -80,6 +81,7 @@ bool Dissector::masking_bits(ValueId value, double number) {
 
 bool Dissector::linear(ValueId value, std::vector<ValueId> product, double factor) {
   if (const auto number = uniform(value)) {
+    if (product.empty()) constant_along_rows(*number == 0, value);
     if (product.empty()) return true;
     return linear_end(std::move(product), factor * *number);
   }
@@ -127,8 +129,16 @@ bool Dissector::linear_end(std::vector<ValueId> product, double factor) {
     whole.keys = whole.keys || extent.keys;
   }
   if (whole.queries && whole.keys) return false;
+  if (!whole.keys) constant_along_rows(factor == 0, product[0]);
   if (whole.keys) parts_.biases.push_back({.product = std::move(product), .factor = factor});
-  return true;  // without keys: constant along every row
+  return true;
+}
+
+// What is the same for all keys changes no weight, but where a sink is among them.
+void Dissector::constant_along_rows(bool zero, ValueId value) const {
+  if (rows_count_ && !zero) {
+    stop("'{}' is constant along rows, and weighed against a sink", graph_.name_of(value));
+  }
 }
 
 }  // namespace autosp::transforms::fusion

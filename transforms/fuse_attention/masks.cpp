@@ -49,6 +49,9 @@ TermParts Dissector::take_apart(const Term& term, const TermMeaning& meaning) {
     } else {
       sum(term.uses[0]);
     }
+    const std::string why =
+        why_segments_stay(graph_, distinct_segments(facts_, cutout_, parts_.literals));
+    if (!why.empty()) stop("{}", why);
     return std::move(parts_);
   } catch (const NotUnderstood& reason) {
     parts_ = {};
@@ -86,8 +89,8 @@ Dissector::Extent Dissector::extent_of(ValueId value) const {
 
 TermParts take_apart(const GraphFacts& facts, const Cutout& cutout, const LocalFactors& factors,
                      const CanonicalFactors& canonical, const Term& term,
-                     const TermMeaning& meaning) {
-  return Dissector(facts, cutout, factors, canonical).take_apart(term, meaning);
+                     const TermMeaning& meaning, bool has_sink, MaskMemo& memo) {
+  return Dissector(facts, cutout, factors, canonical, has_sink, memo).take_apart(term, meaning);
 }
 
 }  // namespace autosp::transforms::fusion

@@ -7,10 +7,20 @@
 // sequences are read entry by entry and taken apart alike.
 #pragma once
 
+#include <memory>
+#include <set>
+#include <tuple>
+
 #include "transforms/fuse_attention/black_box.h"
 #include "transforms/fuse_attention/probe.h"
 
 namespace autosp::transforms::fusion {
+
+enum class Comparison : uint8_t { kLess, kLessOrEqual, kGreater, kGreaterOrEqual, kEqual };
+
+// Vectors that the layers of a graph share, as their masks are one as a rule.
+using SharedIntegers = std::shared_ptr<const std::vector<int64_t>>;
+using SharedNumbers = std::shared_ptr<const std::vector<double>>;
 
 // A conjunct. Values are of the cut-out.
 struct Literal {
@@ -23,15 +33,34 @@ struct Literal {
     kKnownKeys,    // keys where known[j], known now
     kSameSegment,  // keys whose `key_segment` is the query's `value`
   };
+  // In place of a bool `value`: whether `value comparison number`.
+  struct Condition {
+    Comparison comparison = Comparison::kEqual;
+    double number = 0;
+  };
   Kind kind = Kind::kInterval;
-  std::vector<int64_t> begin;  // [batch or 1, queries]
-  std::vector<int64_t> end;
-  std::vector<int64_t> known;  // [batch or 1, keys]
+  SharedIntegers begin;  // [batch or 1, queries]
+  SharedIntegers end;
+  SharedIntegers known;  // [batch or 1, keys]
   ValueId value;
   ValueId key_segment;
   int64_t offset = 0;
   bool positive = true;
+  std::optional<Condition> condition;  // of kKeys and kQueries
 };
+
+// What a vector is a rearranged copy of, in the whole graph.
+ValueId source_of(const GraphFacts& facts, ValueId value);
+
+// The literals of kind kSameSegment, each once.
+std::vector<Literal> distinct_segments(const GraphFacts& facts, const Cutout& cutout,
+                                       const std::vector<Literal>& literals);
+
+// Within how many bits, as a signed number, the ids of a segment are.
+int segment_bits(const ir::Graph& cutout, const Literal& segment);
+
+// Why no int64 can stand for all of these ids together, or "".
+std::string why_segments_stay(const ir::Graph& cutout, const std::vector<Literal>& segments);
 
 // A summand of the bias: the product of these values of the cut-out, times a number; or known now.
 struct BiasPart {
@@ -45,15 +74,58 @@ struct TermParts {
   std::vector<BiasPart> biases;
   std::optional<double> number;  // what an additive mask adds where it masks: the least of them
   bool several_numbers = false;
-  std::string kept_summand;  // a part of the bias that stays over queries and keys: which
-  bool kept = false;         // stays a bias over queries and keys, as it is computed
+  bool rounding_shows = false;  // in a row without a key the number hides a part of the scores
+  std::string kept_summand;     // a part of the bias that stays over queries and keys: which
+  bool kept = false;            // stays a bias over queries and keys, as it is computed
   std::string why_kept;
 };
 
+// The keys that each query sees, as far as they are known before the run.
+struct KnownIntervals {
+  SharedIntegers begin;  // [batch or 1, queries]; null: from the first key on
+  SharedIntegers end;    // null: to the last key
+  bool some_empty = false;
+  bool some_miss_own_position = false;  // a query that does not see the key at its own position
+  std::string name;
+};
+
+bool holds(double a, Comparison comparison, double b);
+std::string_view name_of(Comparison comparison);  // the operator's
+
+// What was read once for all layers of a graph.
+class MaskMemo {
+ public:
+  // The elements of a value that is known; `make` reads them. By representative.
+  template <typename Make>
+  SharedNumbers vector(ValueId representative, const Make& make) {
+    const auto [entry, is_new] = vectors_.try_emplace(representative);
+    if (is_new) entry->second = make();
+    return entry->second;
+  }
+  SharedNumbers repeated(double number, int64_t length);
+  // See compare_vectors. Null pointers: no intervals.
+  std::pair<SharedIntegers, SharedIntegers> compare(const SharedNumbers& key, Comparison comparison,
+                                                    const SharedNumbers& query, double shift);
+  // Of the literals of kind kInterval.
+  std::shared_ptr<const KnownIntervals> intersect(const std::vector<Literal>& literals,
+                                                  int64_t queries, int64_t keys);
+
+ private:
+  using Bounds = std::pair<SharedIntegers, SharedIntegers>;
+
+  std::map<ValueId, SharedNumbers> vectors_;
+  std::map<std::pair<double, int64_t>, SharedNumbers> repeated_;
+  std::map<std::tuple<SharedNumbers, Comparison, SharedNumbers, double>, Bounds> compared_;
+  std::map<std::pair<std::vector<Bounds>, std::pair<int64_t, int64_t>>,
+           std::shared_ptr<const KnownIntervals>>
+      intersections_;
+};
+
 // Takes a term of kind kMask or kAdd apart. Never refuses: what is not understood is kept.
+// `has_sink`: what is constant along a row changes its weights.
 TermParts take_apart(const GraphFacts& facts, const Cutout& cutout, const LocalFactors& factors,
                      const CanonicalFactors& canonical, const Term& term,
-                     const TermMeaning& meaning);
+                     const TermMeaning& meaning, bool has_sink, MaskMemo& memo);
 
 // The elements of a value that depends on constants alone; nullopt when it does not, or when there
 // are more than 2^24 of them.
@@ -74,20 +146,19 @@ struct RowIntervals {
 std::optional<RowIntervals> find_row_intervals(const std::vector<bool>& visible, int64_t rows,
                                                int64_t keys);
 
-enum class Comparison : uint8_t { kLess, kLessOrEqual, kGreater, kGreaterOrEqual, kEqual };
-
-// The keys j with `key[j] comparison query[i]`, as an interval per query. nullopt unless `key`
-// never decreases.
+// The keys j with `key[j] comparison query[i] + shift`, as an interval per query. nullopt unless
+// `key` never decreases. Linear where `query` never decreases either.
 std::optional<RowIntervals> compare_vectors(const std::vector<double>& key, Comparison comparison,
-                                            const std::vector<double>& query);
+                                            const std::vector<double>& query, double shift = 0);
 
 // "causal", "full", "causal, window 24", "intervals".
 std::string name_intervals(const std::vector<int64_t>& begin, const std::vector<int64_t>& end,
                            int64_t queries, int64_t keys);
 
-// A vector v over keys with matrix[i, j] = v[j] + w[i] for every visible entry, if there is one.
+// A vector v over keys with matrix[i, j] = v[j] + w[i] for every visible entry, if there is one;
+// with w = 0 where `rows_count`.
 std::optional<std::vector<double>> find_key_vector(const std::vector<double>& matrix,
                                                    const std::vector<bool>& visible, int64_t rows,
-                                                   int64_t keys);
+                                                   int64_t keys, bool rows_count = false);
 
 }  // namespace autosp::transforms::fusion

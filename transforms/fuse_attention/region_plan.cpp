@@ -19,6 +19,10 @@ std::optional<size_t> RegionPlan::sink_term() const {
   return std::nullopt;
 }
 
+ir::DataType RegionPlan::dtype(const GraphFacts& facts) const {
+  return facts.graph().type(facts.graph().node(roles.scores).inputs[0]).dtype;
+}
+
 std::vector<ValueId> RegionPlan::mask_operands() const {
   std::vector<ValueId> result;
   const auto add = [&](ValueId inside) {
@@ -41,6 +45,56 @@ std::vector<ValueId> RegionPlan::mask_operands() const {
 
 namespace {
 
+// 1 and the next greater number, apart.
+double epsilon_of(ir::DataType dtype) {
+  switch (dtype) {
+    case ir::DataType::kFloat16:
+      return 0x1p-10;
+    case ir::DataType::kBFloat16:
+      return 0x1p-7;
+    case ir::DataType::kFloat64:
+      return 0x1p-52;
+    default:
+      return 0x1p-23;
+  }
+}
+
+// The coarsest rounding between the sum of scores and a term, and their normalisation.
+double epsilon_of_sum(const ir::Graph& graph, const Term& term) {
+  enum class Holds : uint8_t { kNothing, kTerm, kSum };
+  std::vector<Holds> holds(graph.values().size(), Holds::kNothing);
+  for (ValueId use : term.uses) holds[use.index()] = Holds::kTerm;
+  double epsilon = 0;
+  for (const ir::Node& node : graph.nodes()) {
+    if (!(is_elementwise(node) || is_view(node) || node.is("Expand")) || node.is("Exp")) continue;
+    Holds most = Holds::kNothing;
+    bool others = false;
+    for (ValueId input : node.inputs) {
+      if (!input) continue;
+      most = std::max(most, holds[input.index()]);
+      others = others || (holds[input.index()] == Holds::kNothing && graph.producer(input));
+    }
+    if (most == Holds::kNothing) continue;
+    if (others && (node.is("Add") || node.is("Sub") || node.is("Sum"))) most = Holds::kSum;
+    const ir::DataType dtype = graph.type(node.outputs[0]).dtype;
+    holds[node.outputs[0].index()] = most;
+    if (most == Holds::kSum && is_floating(dtype)) epsilon = std::max(epsilon, epsilon_of(dtype));
+  }
+  return epsilon;
+}
+
+// The number that stands for an additive mask's in verification, which is in float64. A number
+// whose neighbours are 32 apart or more swallows the scores it is added to: so does the one
+// returned. One with neighbours 2^-10 apart leaves them; in between, rounding shows.
+std::optional<double> swallowing(const RegionPlan& plan, size_t t, TermParts& parts) {
+  if (!parts.number || !std::isfinite(*parts.number)) return parts.number;
+  const double spacing =
+      std::ldexp(epsilon_of_sum(plan.cutout.graph, plan.terms[t]), std::ilogb(*parts.number));
+  if (spacing >= 32) return std::min(*parts.number, -1e30);
+  parts.rounding_shows = spacing > 0x1p-10;
+  return parts.number;
+}
+
 // Nothing computed inside may be read outside, but for the four results.
 void refuse_leaks(const GraphFacts& facts, const Cutout& cutout) {
   const ir::Graph& graph = facts.graph();
@@ -62,41 +116,6 @@ void refuse_leaks(const GraphFacts& facts, const Cutout& cutout) {
   }
 }
 
-// The interval of keys that each query sees, as far as it is known now and the same for the batch.
-struct KnownIntervals {
-  int64_t queries = 0;
-  int64_t keys = 0;
-  std::vector<int64_t> begin;
-  std::vector<int64_t> end;
-};
-
-KnownIntervals known_intervals(const RegionPlan& plan) {
-  const Sizes sizes(*plan.factors, plan.canonical);
-  KnownIntervals known{.queries = sizes.product(plan.canonical.queries),
-                       .keys = sizes.product(plan.canonical.keys),
-                       .begin = {},
-                       .end = {}};
-  const auto rows = static_cast<size_t>(known.queries);
-  known.begin.assign(rows, 0);
-  known.end.assign(rows, known.keys);
-  for (const Literal& literal : plan.visibility.literals) {
-    for (size_t k = 0; k < literal.begin.size(); ++k) {
-      known.begin[k % rows] = std::max(known.begin[k % rows], literal.begin[k]);
-      known.end[k % rows] = std::min(known.end[k % rows], literal.end[k]);
-    }
-  }
-  return known;
-}
-
-// What a vector is a rearranged copy of.
-ValueId source_of(const GraphFacts& facts, ValueId value) {
-  for (const ir::Node* node = facts.graph().producer(value); node != nullptr && is_view(*node);
-       node = facts.graph().producer(value)) {
-    value = node->inputs[0];
-  }
-  return facts.representative(value);
-}
-
 // Whether some row may see no key under these literals.
 bool may_be_dead(const GraphFacts& facts, const RegionPlan& plan) {
   if (plan.sink_term()) return false;  // every row sees the sink
@@ -109,14 +128,9 @@ bool may_be_dead(const GraphFacts& facts, const RegionPlan& plan) {
     if (!own) return true;
     own_segment = true;
   }
-  const KnownIntervals known = known_intervals(plan);
-  for (size_t i = 0; i < known.begin.size(); ++i) {
-    if (known.begin[i] >= known.end[i]) return true;
-    // A query sees its own segment at its own position at least.
-    const auto self = static_cast<int64_t>(i);
-    if (own_segment && !(known.begin[i] <= self && self < known.end[i])) return true;
-  }
-  return false;
+  const KnownIntervals& known = *plan.visibility.intervals;
+  // A query sees its own segment at its own position at least.
+  return known.some_empty || (own_segment && known.some_miss_own_position);
 }
 
 std::string describe(const RegionPlan& plan) {
@@ -124,9 +138,7 @@ std::string describe(const RegionPlan& plan) {
   const auto say = [&](std::string word) {
     if (std::ranges::find(words, word) == words.end()) words.push_back(std::move(word));
   };
-  const KnownIntervals known = known_intervals(plan);
-  const std::string name = name_intervals(known.begin, known.end, known.queries, known.keys);
-  if (name != "full") say(name);
+  if (plan.visibility.intervals->name != "full") say(plan.visibility.intervals->name);
   for (const Literal& literal : plan.visibility.literals) {
     switch (literal.kind) {
       case Literal::Kind::kInterval:
@@ -161,52 +173,76 @@ std::string describe(const RegionPlan& plan) {
   return words.empty() ? "none" : fmt::format("{}", fmt::join(words, ", "));
 }
 
-// What float32 makes of a row in which every score has had this number added.
-DeadRows rounded_dead_rows(double number, DeadRows exact) {
-  if (!std::isfinite(number) || exact != DeadRows::kUnmasked) return exact;
-  constexpr double kSwallows = 1e8;  // the spacing of float32 there is 8 and more
-  constexpr double kKeeps = 1e6;     // and here at most 1/16
-  if (-number >= kSwallows) return DeadRows::kUniform;
-  if (-number <= kKeeps) return DeadRows::kUnmasked;
-  refuse("rows without a key depend on how {} rounds", number);
+// Masks over pairs hide keys by the number they add. Beside a mask of another kind, a row may see
+// no key for the two together, and then all its keys count: so such masks are kept as one.
+void keep_masks_together(RegionPlan& plan) {
+  std::optional<size_t> kept;
+  for (size_t t = 0; t < plan.terms.size() && !kept; ++t) {
+    if (plan.parts[t].kept && plan.terms[t].is_bool()) kept = t;
+  }
+  if (!kept) return;
+  const auto name = [&](size_t t) { return plan.cutout.graph.name_of(plan.terms[t].uses[0]); };
+  for (size_t t = 0; t < plan.terms.size(); ++t) {
+    TermParts& parts = plan.parts[t];
+    if (parts.kept || parts.literals.empty()) continue;
+    if (!plan.terms[t].is_bool()) {
+      refuse("the mask '{}' is no vector, and '{}' is added beside it", name(*kept), name(t));
+    }
+    parts = {.kept = true, .why_kept = fmt::format("'{}' beside it is kept", name(*kept))};
+  }
 }
 
-void collect_visibility(const GraphFacts& facts, RegionPlan& plan) {
+void collect_visibility(const GraphFacts& facts, RegionPlan& plan, MaskMemo& memo) {
+  keep_masks_together(plan);
   Visibility& all = plan.visibility;
   for (size_t t = 0; t < plan.terms.size(); ++t) {
-    const TermParts& parts = plan.parts[t];
+    TermParts& parts = plan.parts[t];
     if (parts.kept) {
       all.kept.push_back(t);
       continue;
     }
-    all.literals.insert(all.literals.end(), parts.literals.begin(), parts.literals.end());
-    all.biases.insert(all.biases.end(), parts.biases.begin(), parts.biases.end());
+    std::ranges::move(parts.literals, std::back_inserter(all.literals));
+    std::ranges::move(parts.biases, std::back_inserter(all.biases));
   }
+  all.segments = distinct_segments(facts, plan.cutout, all.literals);
+  const std::string why = why_segments_stay(plan.cutout.graph, all.segments);
+  if (!why.empty()) refuse("{}", why);
+  const Sizes sizes(*plan.factors, plan.canonical);
+  all.intervals = memo.intersect(all.literals, sizes.product(plan.canonical.queries),
+                                 sizes.product(plan.canonical.keys));
   all.may_be_dead = may_be_dead(facts, plan);
   all.description = describe(plan);
 }
 
-// Dead rows: proven not to exist, or known what they give.
-void settle_dead_rows(RegionPlan& plan) {
+// A mask over pairs adds its number to scores that the graph replaces by it: in a row without a key
+// both give 1 / keys only where the number swallows the scores, and no gradient stops.
+void check_kept_masks(const GraphFacts& facts, const RegionPlan& plan) {
   for (const size_t t : plan.visibility.kept) {
-    if (plan.terms[t].is_bool() &&
-        !(plan.verified.dead_rows == DeadRows::kUniform && plan.verified.dead_row_gradient)) {
-      refuse("the mask '{}' is no vector: {}", plan.cutout.graph.name_of(plan.terms[t].uses[0]),
-             plan.parts[t].why_kept);
+    if (!plan.terms[t].is_bool()) continue;
+    const std::string& name = plan.cutout.graph.name_of(plan.terms[t].uses[0]);
+    if (plan.verified.dead_rows != DeadRows::kUniform || !plan.verified.dead_row_gradient) {
+      refuse("the mask '{}' is no vector: {}", name, plan.parts[t].why_kept);
+    }
+    if (plan.dtype(facts) == ir::DataType::kFloat16) {
+      refuse("the mask '{}' is no vector, and no float16 swallows a score", name);
     }
   }
+}
+
+// Dead rows: proven not to exist, or known what they give.
+void settle_dead_rows(RegionPlan& plan) {
   if (!plan.visibility.may_be_dead) {
     plan.verified.dead_rows = DeadRows::kNone;
     plan.verified.dead_row_gradient = false;
     return;
   }
-  if (!plan.verified.dead_rows_known) refuse("what rows without a key give, no formula says");
   for (const TermParts& parts : plan.parts) {
     if (parts.several_numbers) refuse("rows without a key mix different masking numbers");
-    if (parts.number && !parts.kept) {
-      plan.verified.dead_rows = rounded_dead_rows(*parts.number, plan.verified.dead_rows);
+    if (parts.rounding_shows) {
+      refuse("rows without a key depend on how {} rounds", *parts.number);
     }
   }
+  if (!plan.verified.dead_rows_known) refuse("what rows without a key give, no formula says");
 }
 
 // The gradient of a trained bias has all of the batch or none of it, and heads likewise.
@@ -251,7 +287,8 @@ void fill_report(RegionPlan& plan) {
 
 }  // namespace
 
-std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& region) {
+std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& region,
+                                        MaskMemo& memo) {
   auto result = std::make_unique<RegionPlan>();
   RegionPlan& plan = *result;
   plan.roles = find_roles(facts, region);
@@ -267,6 +304,10 @@ std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& r
     return meaning.kind == TermKind::kSink;
   });
   check_bias_gradient(plan);
+  if (plan.dtype(facts) == ir::DataType::kFloat64 &&
+      plan.meaning.softcap != static_cast<float>(plan.meaning.softcap)) {
+    refuse("the softcap {} is no float32", plan.meaning.softcap);
+  }
   if (sinks > 1) refuse("{} sinks join one softmax", sinks);
   if ((sinks == 0) != plan.canonical.keys_and_sink.empty())
     refuse("scores have a column that is no sink");
@@ -276,15 +317,16 @@ std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& r
     TermParts parts;
     if (kind == TermKind::kMask || kind == TermKind::kAdd) {
       parts = take_apart(facts, plan.cutout, *plan.factors, plan.canonical, plan.terms[t],
-                         plan.meaning.terms[t]);
+                         plan.meaning.terms[t], sinks > 0, memo);
     }
-    numbers.push_back(parts.number);
+    numbers.push_back(swallowing(plan, t, parts));
     plan.parts.push_back(std::move(parts));
   }
   const BlackBox box(plan.cutout, *plan.factors, plan.canonical, plan.roles, plan.terms, facts,
                      false);
   plan.verified = verify_region(box, plan.cutout, plan.meaning, plan.terms, numbers);
-  collect_visibility(facts, plan);
+  collect_visibility(facts, plan, memo);
+  check_kept_masks(facts, plan);
   settle_dead_rows(plan);
   fill_report(plan);
   return result;

@@ -12,6 +12,8 @@ namespace autosp::transforms::fusion {
 // The mask and bias of one attention, over all its terms. Values are of the cut-out.
 struct Visibility {
   std::vector<Literal> literals;
+  std::shared_ptr<const KnownIntervals> intervals;  // of all literals that are known
+  std::vector<Literal> segments;                    // distinct, and one id can stand for all
   std::vector<BiasPart> biases;
   std::vector<size_t> kept;  // terms that stay values over queries and keys
   bool may_be_dead = false;  // a row may see no key
@@ -36,11 +38,13 @@ struct RegionPlan {
 
   std::optional<size_t> sink_term() const;
   bool has_backward() const { return cutout.results.size() > 1; }
-  ValueId root(OperandRole role) const;        // in the whole graph
-  std::vector<ValueId> mask_operands() const;  // likewise: what the fused operator reads
+  ir::DataType dtype(const GraphFacts& facts) const;  // that the scores are computed from
+  ValueId root(OperandRole role) const;               // in the whole graph
+  std::vector<ValueId> mask_operands() const;         // likewise: what the fused operator reads
 };
 
 // Analyses, infers and verifies; refuses what must stay.
-std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& region);
+std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& region,
+                                        MaskMemo& memo);
 
 }  // namespace autosp::transforms::fusion

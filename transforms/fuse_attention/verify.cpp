@@ -10,7 +10,7 @@ namespace {
 
 constexpr double kTolerance = 1e-9;
 
-enum class Case : uint8_t { kPlain, kMasked, kDeadRow };
+enum class Case : uint8_t { kPlain, kMasked, kDeadRow, kSharedDeadRow };
 
 class Verifier {
  public:
@@ -20,13 +20,13 @@ class Verifier {
     for (const auto& [role, value] : cutout.results) results_.push_back(role);
     backward_ = results_.size() > 1;
     for (size_t t = 0; t < terms.size(); ++t) {
-      masks_ = masks_ || meaning.terms[t].kind == TermKind::kMask || mask_numbers[t];
+      if (meaning.terms[t].kind == TermKind::kMask || mask_numbers[t]) hiders_.push_back(t);
     }
   }
 
   Verified verify() {
     for (int trial = 0; trial < 2; ++trial) require_equal(Case::kPlain);
-    if (!masks_) return verified_;
+    if (hiders_.empty()) return verified_;
     for (int trial = 0; trial < 2; ++trial) require_equal(Case::kMasked);
     find_dead_rows();
     return verified_;
@@ -43,8 +43,9 @@ class Verifier {
 
   // Where a term masks: at random, but key 2 is seen by all; in a dead row, not even that. Dead
   // are the rows of query 1, or, where the term is the same for all queries, of the first batch
-  // entry.
-  Block random_mask(const Term& term, Case which) {
+  // entry; in a shared dead row each key is hidden by one term at least, and not by all.
+  Block random_mask(size_t t, Case which) {
+    const Term& term = terms_[t];
     Block block = random_block(term.order);
     const CanonicalFactors& canonical = box_.canonical();
     const bool per_query = std::ranges::find(term.order, canonical.queries[0]) != term.order.end();
@@ -59,7 +60,9 @@ class Verifier {
       const int64_t key = at(canonical.keys[0]);
       const int64_t query = at(canonical.queries[0]);
       const bool first = canonical.batch.empty() || at(canonical.batch[0]) <= 0;
-      const bool dead = which == Case::kDeadRow && (per_query ? query == 1 : first);
+      const bool own = which == Case::kDeadRow ||
+                       (which == Case::kSharedDeadRow && (key < 0 || hider_of(key) == t));
+      const bool dead = own && (per_query ? query == 1 : first);
       // A mask without keys hides whole rows: only in the dead case.
       const bool hidden = key >= 0 && key != 2 && coin(generator_);
       value = dead || hidden ? 1 : 0;
@@ -70,6 +73,9 @@ class Verifier {
     }
     return block;
   }
+
+  // The keys are dealt out among the terms that mask.
+  size_t hider_of(int64_t key) const { return hiders_[static_cast<size_t>(key) % hiders_.size()]; }
 
   struct Trial {
     FlashOperands flash;
@@ -97,7 +103,7 @@ class Verifier {
       Block value = random_block(term.order);
       Block mask;
       if (meaning.kind == TermKind::kMask) {
-        mask = random_mask(term, which);
+        mask = random_mask(t, which);
         if (which == Case::kPlain) std::ranges::fill(mask.values, 0);
         value = mask;
         for (double& entry : value.values) entry = (entry != 0) == meaning.masking_value ? 1 : 0;
@@ -109,7 +115,7 @@ class Verifier {
       trial.flash.terms.push_back(value);
       if (meaning.kind == TermKind::kAdd && mask_numbers_[t] && which != Case::kPlain) {
         // An additive mask holds 0 and its number, and nothing else.
-        mask = random_mask(term, which);
+        mask = random_mask(t, which);
         std::ranges::fill(trial.flash.terms.back().values, 0);
         for (size_t k = 0; k < value.values.size(); ++k) {
           value.values[k] = mask.values[k] != 0 ? *mask_numbers_[t] : 0;
@@ -175,12 +181,15 @@ class Verifier {
   }
 
   void find_dead_rows() {
-    const Trial trial = run(Case::kDeadRow);
+    std::vector<Trial> trials = {run(Case::kDeadRow)};
+    if (hiders_.size() > 1) trials.push_back(run(Case::kSharedDeadRow));
     for (const DeadRows dead_rows :
          {DeadRows::kUniform, DeadRows::kZero, DeadRows::kUnmasked, DeadRows::kNan}) {
       for (const bool gradient : {true, false}) {
-        const Mismatch worst = compare(trial, dead_rows, gradient);
-        if (!(worst.error <= kTolerance)) continue;
+        const bool equal = std::ranges::all_of(trials, [&](const Trial& trial) {
+          return compare(trial, dead_rows, gradient).error <= kTolerance;
+        });
+        if (!equal) continue;
         verified_.dead_rows = dead_rows;
         verified_.dead_row_gradient = gradient;
         return;
@@ -195,7 +204,7 @@ class Verifier {
   const std::vector<std::optional<double>>& mask_numbers_;
   std::vector<ResultRole> results_;
   bool backward_ = false;
-  bool masks_ = false;
+  std::vector<size_t> hiders_;  // terms that mask
   std::mt19937_64 generator_{7};
   Verified verified_;
 };
