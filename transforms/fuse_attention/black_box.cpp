@@ -210,8 +210,10 @@ namespace {
 
 DataType widened(DataType dtype) { return is_floating(dtype) ? DataType::kFloat64 : dtype; }
 
-std::vector<Tensor> evaluate(const Node& node, const std::vector<Tensor>& operands,
-                             const std::vector<ir::Type>& types) {
+}  // namespace
+
+std::vector<Tensor> evaluate_node(const Node& node, const std::vector<Tensor>& operands,
+                                  const std::vector<ir::Type>& types) {
   const reference::Kernel kernel = reference::find_kernel(node.domain, node.op);
   if (kernel == nullptr) refuse("operator {} has no kernel", node.op);
   std::vector<reference::Operand> inputs;
@@ -231,8 +233,6 @@ std::vector<Tensor> evaluate(const Node& node, const std::vector<Tensor>& operan
   kernel(reference::Call{node, inputs, results});
   return tensors;
 }
-
-}  // namespace
 
 Tensor BlackBox::to_tensor(const Block& block, ValueId inside) const {
   const Block laid_out = arranged(block, factors_->atoms(inside), sizes_);
@@ -367,7 +367,7 @@ std::map<ResultRole, Block> BlackBox::run(const std::map<OperandRole, Block>& op
     for (ValueId output : node.outputs) {
       types.push_back({widened(graph.type(output).dtype), shape_of(output)});
     }
-    std::vector<Tensor> results = evaluate(node, inputs, types);
+    std::vector<Tensor> results = evaluate_node(node, inputs, types);
     for (size_t k = 0; k < results.size(); ++k) set(node.outputs[k], std::move(results[k]));
   }
 

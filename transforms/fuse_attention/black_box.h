@@ -45,6 +45,7 @@ class Sizes {
  public:
   // `square_values`: as many value columns as keys or more, so that values can be an identity.
   Sizes(const CanonicalFactors& canonical, bool square_values);
+  explicit Sizes(std::unordered_map<AtomId, int64_t> sizes) : sizes_(std::move(sizes)) {}
   // The graph's own.
   Sizes(const LocalFactors& factors, const CanonicalFactors& canonical);
   int64_t of(AtomId atom) const;  // refuses an atom that is no factor of attention
@@ -56,6 +57,10 @@ class Sizes {
 
 // The block with its dimensions in this order; dimensions that it lacks are repeated.
 Block arranged(const Block& block, const AtomList& order, const Sizes& sizes);
+
+// One operator on tensors of other sizes than the graph's; refuses one without a kernel.
+std::vector<ir::Tensor> evaluate_node(const ir::Node& node, const std::vector<ir::Tensor>& operands,
+                                      const std::vector<ir::Type>& types);
 
 class BlackBox {
  public:

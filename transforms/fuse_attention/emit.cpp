@@ -154,7 +154,8 @@ class Replacer {
       emitted.query_factor =
           emitted.query_factor ? build_.binary("Mul", emitted.query_factor, factor) : factor;
     }
-    // The attribute is a float32: what it lacks of a float64's scale is multiplied with the queries.
+    // The attribute is a float32: what it lacks of a float64's scale is multiplied with the
+    // queries.
     const double rest = plan.meaning.scale / static_cast<float>(plan.meaning.scale);
     if (dtype_of(plan) == DataType::kFloat64 && rest != 1) {
       const ValueId factor = build_.scalar(DataType::kFloat64, rest);

@@ -87,6 +87,19 @@ Dissector::Extent Dissector::extent_of(ValueId value) const {
   return extent;
 }
 
+double epsilon_of(ir::DataType dtype) {
+  switch (dtype) {
+    case ir::DataType::kFloat16:
+      return 0x1p-10;
+    case ir::DataType::kBFloat16:
+      return 0x1p-7;
+    case ir::DataType::kFloat64:
+      return 0x1p-52;
+    default:
+      return 0x1p-23;
+  }
+}
+
 TermParts take_apart(const GraphFacts& facts, const Cutout& cutout, const LocalFactors& factors,
                      const CanonicalFactors& canonical, const Term& term,
                      const TermMeaning& meaning, bool has_sink, MaskMemo& memo) {

@@ -131,6 +131,9 @@ TermParts take_apart(const GraphFacts& facts, const Cutout& cutout, const LocalF
 // are more than 2^24 of them.
 std::optional<ir::Tensor> known_tensor(const GraphFacts& facts, ValueId value);
 
+// 1 and the next greater number of a type, apart.
+double epsilon_of(ir::DataType dtype);
+
 // Numbers below this, added to a score, leave no weight.
 inline constexpr double kMaskingNumber = -9000;
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "transforms/fuse_attention/mask_check.h"
+
 namespace autosp::transforms::fusion {
 
 ValueId RegionPlan::root(OperandRole role) const {
@@ -44,20 +46,6 @@ std::vector<ValueId> RegionPlan::mask_operands() const {
 }
 
 namespace {
-
-// 1 and the next greater number, apart.
-double epsilon_of(ir::DataType dtype) {
-  switch (dtype) {
-    case ir::DataType::kFloat16:
-      return 0x1p-10;
-    case ir::DataType::kBFloat16:
-      return 0x1p-7;
-    case ir::DataType::kFloat64:
-      return 0x1p-52;
-    default:
-      return 0x1p-23;
-  }
-}
 
 // The coarsest rounding between the sum of scores and a term, and their normalisation.
 double epsilon_of_sum(const ir::Graph& graph, const Term& term) {
@@ -318,6 +306,8 @@ std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& r
     if (kind == TermKind::kMask || kind == TermKind::kAdd) {
       parts = take_apart(facts, plan.cutout, *plan.factors, plan.canonical, plan.terms[t],
                          plan.meaning.terms[t], sinks > 0, memo);
+      check_parts(facts, plan.cutout, *plan.factors, plan.canonical, plan.terms[t],
+                  plan.meaning.terms[t], parts, sinks > 0);
     }
     numbers.push_back(swallowing(plan, t, parts));
     plan.parts.push_back(std::move(parts));
