@@ -96,7 +96,7 @@ TEST_P(FusedModels, KeepRowsWithoutAKey) {
   const Graph before = run_passes(imported);
   test::Tensors feeds = test::random_feeds(before);
   const auto mask = feeds.find("attention_mask");
-  if (mask == feeds.end()) return;
+  if (mask == feeds.end()) GTEST_SKIP() << "the model has no attention_mask";
   const ir::Type type = mask->second.type();
   ir::Tensor padded = ir::Tensor::filled(type, 1);
   const size_t row = static_cast<size_t>(type.shape.back()) * element_size(type.dtype);
@@ -173,7 +173,7 @@ int check_mutants(const Graph& canonical) {
     if (std::ranges::any_of(result.regions, [](const auto& region) { return !region.fused; })) {
       ++refused;
     }
-    test::expect_close(run_graph(result.graph, feeds), run_graph(mutant, feeds), 1e-5);
+    test::expect_close_or_nan(run_graph(result.graph, feeds), run_graph(mutant, feeds), 1e-5);
   }
   return refused;
 }

@@ -104,7 +104,7 @@ void check_splits(const OperatorCase& whole, int64_t ranks, CaseBuilder& draw, R
     const Graph sharded = plan.split({factors[f]}, draw);
     SCOPED_TRACE(
         fmt::format("{} ranks, factor {} of extent {}", ranks, f, plan.size(factors[f].atom)));
-    test::expect_close(run_graph(sharded, whole.feeds), want);
+    test::expect_close_or_nan(run_graph(sharded, whole.feeds), want);
     ++runs.split;
   }
 }
@@ -179,7 +179,8 @@ void check_partial_sums(const OperatorCase& whole, int64_t ranks, unsigned seed,
     }
     const Graph sharded = plan.split(term_factors, draw);
     EXPECT_TRUE(plan.result_layout(partial.node).is_partial());
-    test::expect_close(run_graph(sharded, partial.feeds), run_graph(partial.graph, partial.feeds));
+    test::expect_close_or_nan(run_graph(sharded, partial.feeds),
+                              run_graph(partial.graph, partial.feeds));
     ++runs.partial;
   }
 }

@@ -82,18 +82,34 @@ double largest_entry(const Tensor& tensor) {
   return largest;
 }
 
-// NaN when one of the tensors has a NaN that the other has not.
-double largest_difference(const Tensor& a, const Tensor& b) {
+// NaN when a tensor has one, but where both have it and `nan_is_equal`.
+double largest_difference(const Tensor& a, const Tensor& b, bool nan_is_equal) {
   double largest = 0;
   for (int64_t k = 0; k < a.num_elements(); ++k) {
     const double x = a.value_as_double(k);
     const double y = b.value_as_double(k);
-    if (x == y || (std::isnan(x) && std::isnan(y))) continue;
+    if (x == y || (nan_is_equal && std::isnan(x) && std::isnan(y))) continue;
     const double difference = std::fabs(x - y);
     if (std::isnan(difference)) return difference;
     largest = std::max(largest, difference);
   }
   return largest;
+}
+
+void compare_all(const Tensors& got, const Tensors& want, double tolerance, bool nan_is_equal) {
+  double overall = 0;
+  for (const auto& [name, tensor] : want) overall = std::max(overall, largest_entry(tensor));
+  for (const auto& [name, tensor] : want) {
+    const auto found = got.find(name);
+    if (found == got.end()) {
+      ADD_FAILURE() << "output '" << name << "' is missing";
+      continue;
+    }
+    ASSERT_EQ(to_string(found->second.type()), to_string(tensor.type())) << name;
+    const double scale = std::max(largest_entry(tensor), 1e-4 * overall);
+    EXPECT_LE(largest_difference(found->second, tensor, nan_is_equal), tolerance * scale) << name;
+  }
+  EXPECT_EQ(got.size(), want.size());
 }
 
 }  // namespace
@@ -114,19 +130,11 @@ Tensors random_feeds(const Graph& graph, const FeedOptions& options) {
 }
 
 void expect_close(const Tensors& got, const Tensors& want, double tolerance) {
-  double overall = 0;
-  for (const auto& [name, tensor] : want) overall = std::max(overall, largest_entry(tensor));
-  for (const auto& [name, tensor] : want) {
-    const auto found = got.find(name);
-    if (found == got.end()) {
-      ADD_FAILURE() << "output '" << name << "' is missing";
-      continue;
-    }
-    ASSERT_EQ(to_string(found->second.type()), to_string(tensor.type())) << name;
-    const double scale = std::max(largest_entry(tensor), 1e-4 * overall);
-    EXPECT_LE(largest_difference(found->second, tensor), tolerance * scale) << name;
-  }
-  EXPECT_EQ(got.size(), want.size());
+  compare_all(got, want, tolerance, false);
+}
+
+void expect_close_or_nan(const Tensors& got, const Tensors& want, double tolerance) {
+  compare_all(got, want, tolerance, true);
 }
 
 size_t count_nodes(const Graph& graph, std::string_view op, std::string_view domain) {

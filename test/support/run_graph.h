@@ -25,8 +25,11 @@ Tensors random_feeds(const ir::Graph& graph, const FeedOptions& options = {});
 
 // Fails the current test unless both have the same names, types and shapes, and each tensor differs
 // by at most `tolerance` times its largest entry (or 1e-4 of the largest entry of all, if that is
-// more). Equal infinities, and NaN in both, count as equal.
+// more). Equal infinities count as equal, NaN never.
 void expect_close(const Tensors& got, const Tensors& want, double tolerance = 1e-5);
+
+// The same, but NaN in both counts as equal: for operators on operands where they give NaN.
+void expect_close_or_nan(const Tensors& got, const Tensors& want, double tolerance = 1e-5);
 
 // How many nodes of the graph are this operator.
 size_t count_nodes(const ir::Graph& graph, std::string_view op, std::string_view domain = "");

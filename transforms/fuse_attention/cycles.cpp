@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <unordered_map>
 
 #include "transforms/fuse_attention/emit.h"
 
@@ -50,31 +51,92 @@ class CycleFinder {
           if (output) open.push_back(output);
         }
       }
-      for (size_t k = 0; k < accepted_.size(); ++k) {
-        if (jumped[k] || std::ranges::find(accepted_[k].reads, value) == accepted_[k].reads.end()) {
-          continue;
+      const auto readers = readers_.find(value);
+      if (readers == readers_.end()) continue;
+      for (const size_t k : readers->second) {
+        if (!jumped[k]) {
+          open.insert(open.end(), accepted_[k].makes.begin(), accepted_[k].makes.end());
         }
         jumped[k] = true;
-        open.insert(open.end(), accepted_[k].makes.begin(), accepted_[k].makes.end());
       }
     }
     return false;
   }
 
-  void accept(const FusedOperator& op) { accepted_.push_back(op); }
-  void withdraw() { accepted_.pop_back(); }
+  // Whether any accepted operator could: the values of the graph have no order then in which each
+  // comes after what it depends on, in the graph or through an operator.
+  bool any_reaches_itself() const {
+    const ir::Graph& graph = facts_.graph();
+    // A value waits for the operands of its producer, and of every operator that makes it.
+    std::vector<size_t> waits(graph.values().size(), 0);
+    for (const ir::Node& node : graph.nodes()) {
+      const auto operands = std::ranges::count_if(node.inputs, [](ValueId id) { return bool(id); });
+      for (ValueId output : node.outputs) {
+        if (output) waits[output.index()] += static_cast<size_t>(operands);
+      }
+    }
+    for (const FusedOperator& op : accepted_) {
+      for (ValueId made : op.makes) waits[made.index()] += op.reads.size();
+    }
+    std::vector<ValueId> open;
+    for (size_t v = 0; v < waits.size(); ++v) {
+      if (waits[v] == 0) open.emplace_back(v);
+    }
+    size_t done = 0;
+    const auto arrive = [&](ValueId value) {
+      if (--waits[value.index()] == 0) open.push_back(value);
+    };
+    while (!open.empty()) {
+      const ValueId value = open.back();
+      open.pop_back();
+      ++done;
+      for (const NodeId reader : facts_.readers(value)) {
+        const ir::Node& node = graph.node(reader);
+        const auto times = std::ranges::count(node.inputs, value);
+        for (ValueId output : node.outputs) {
+          for (auto k = times; output && k > 0; --k) arrive(output);
+        }
+      }
+      const auto readers = readers_.find(value);
+      if (readers == readers_.end()) continue;
+      for (const size_t k : readers->second) {
+        for (ValueId made : accepted_[k].makes) arrive(made);
+      }
+    }
+    return done < waits.size();
+  }
+
+  void accept(const FusedOperator& op) {
+    for (ValueId read : op.reads) readers_[read].push_back(accepted_.size());
+    accepted_.push_back(op);
+  }
+
+  void withdraw() {
+    for (ValueId read : accepted_.back().reads) readers_[read].pop_back();
+    accepted_.pop_back();
+  }
 
  private:
   const GraphFacts& facts_;
   std::vector<FusedOperator> accepted_;
+  // By value, once for each time that an accepted operator reads it.
+  std::unordered_map<ValueId, std::vector<size_t>> readers_;
 };
 
 }  // namespace
 
 std::vector<std::string> find_cycles(const GraphFacts& facts,
                                      const std::vector<const RegionPlan*>& plans) {
-  CycleFinder finder(facts);
+  CycleFinder all(facts);
+  for (const RegionPlan* plan : plans) {
+    for (const FusedOperator& op : operators_of(*plan)) all.accept(op);
+  }
   std::vector<std::string> reasons;
+  if (!all.any_reaches_itself()) {
+    reasons.resize(plans.size());
+    return reasons;
+  }
+  CycleFinder finder(facts);
   for (const RegionPlan* plan : plans) {
     reasons.emplace_back();
     const std::vector<FusedOperator> operators = operators_of(*plan);

@@ -42,6 +42,7 @@ std::optional<RowIntervals> compare_vectors(const std::vector<double>& key, Comp
   double last = -INFINITY;
   for (const double number : query) {
     const double value = number + shift;
+    if (std::isnan(value)) return std::nullopt;
     const auto at = [&](int64_t j) { return key[static_cast<size_t>(j)]; };
     if (value >= last) {
       while (below < keys && at(below) < value) ++below;

@@ -11,7 +11,7 @@ using ir::Tensor;
 
 namespace {
 
-constexpr int kTrials = 3;
+constexpr int kTrials = 4;  // every bit set, none, and twice at random
 constexpr size_t kQueries = 5;
 constexpr size_t kKeys = 20;
 
@@ -41,19 +41,20 @@ class Checker {
         parts_(parts),
         whole_(factors, canonical),
         full_(canonical.full()) {
+    for (const BiasPart& part : parts.biases) {
+      for (ValueId value : part.product) collect(value);
+    }
+    factors_of_biases_ = leaves_.size();
     collect(term.uses[0]);
     for (const Literal& literal : parts.literals) {
       if (literal.value) collect(literal.value);
       if (literal.key_segment) collect(literal.key_segment);
     }
-    for (const BiasPart& part : parts.biases) {
-      for (ValueId value : part.product) collect(value);
-    }
     std::ranges::sort(nodes_);
   }
 
   void check(const TermMeaning& meaning, bool has_sink) {
-    for (int trial = 0; trial < kTrials; ++trial) {
+    for (trial_ = 0; trial_ < kTrials; ++trial_) {
       choose_sample();
       evaluate();
       const Vector entries = spread(term_.uses[0]);
@@ -163,7 +164,8 @@ class Checker {
     return result;
   }
 
-  Tensor leaf(ValueId value) {
+  // Factors of biases are between 0 and 1, for the others may be the lowest number there is.
+  Tensor leaf(ValueId value, bool small) {
     const ir::Type type{graph_.type(value).dtype, shape_of(value)};
     const auto uniform = cutout_.uniform.find(value);
     if (uniform != cutout_.uniform.end()) return Tensor::filled(type, uniform->second);
@@ -179,18 +181,20 @@ class Checker {
       return result;
     }
     for (int64_t k = 0; k < type.num_elements(); ++k) {
-      const Tensor one = Tensor::scalar(type.dtype, random_entry(type.dtype));
+      const Tensor one = Tensor::scalar(type.dtype, random_entry(type.dtype, small));
       to = std::ranges::copy(one.bytes(), to).out;
     }
     return result;
   }
 
   // Bits, numbers that the mask is compared with, positions, and their neighbours.
-  double random_entry(ir::DataType dtype) {
+  double random_entry(ir::DataType dtype, bool small) {
     if (is_floating(dtype) && below(2) == 0) {
       return std::uniform_real_distribution<double>(0, 1)(generator_);
     }
-    if (dtype == ir::DataType::kBool || below(2) == 0) return static_cast<double>(below(2));
+    if (dtype == ir::DataType::kBool && trial_ < 2) return trial_ == 0 ? 1 : 0;
+    if (small || dtype == ir::DataType::kBool || below(2) == 0)
+      return static_cast<double>(below(2));
     double number = 0;
     if (!numbers_.empty() && below(2) == 0) {
       number = numbers_[static_cast<size_t>(below(static_cast<int64_t>(numbers_.size())))];
@@ -204,7 +208,9 @@ class Checker {
 
   void evaluate() {
     values_.clear();
-    for (ValueId value : leaves_) values_[value] = leaf(value);
+    for (size_t k = 0; k < leaves_.size(); ++k) {
+      values_[leaves_[k]] = leaf(leaves_[k], k < factors_of_biases_);
+    }
     for (const NodeId id : nodes_) {
       const Node& node = graph_.node(id);
       const auto& is_data = factors_.analysis().node(id).is_data;
@@ -332,6 +338,7 @@ class Checker {
       double largest = 0;
       for (size_t k = row + keys; k-- > row;) {
         if (!seen[k]) continue;
+        if (!std::isfinite(entries[k])) return false;
         if (!has_sink) shift = entries[k] - biases[k];
         largest = std::max({largest, std::fabs(entries[k]), std::fabs(biases[k])});
       }
@@ -355,10 +362,12 @@ class Checker {
   const Sizes whole_;
   const AtomList full_;
   std::mt19937_64 generator_{11};
+  int trial_ = 0;
   std::unordered_set<ValueId> reached_;
   std::vector<NodeId> nodes_;  // of the cut-out
   std::vector<ValueId> leaves_;
-  Vector numbers_;  // that leaves are known to hold
+  size_t factors_of_biases_ = 0;  // so many leaves, the first ones, are multiplied with others
+  Vector numbers_;                // that leaves are known to hold
   Sample sample_;
   std::optional<Sizes> sizes_;
   Vector key_places_;
