@@ -105,6 +105,17 @@ TEST(AttentionMasks, QueriesMayRiseAndFall) {
   EXPECT_FALSE(compare_vectors(key, Comparison::kEqual, {NAN}).has_value());
 }
 
+TEST(AttentionMasks, EqualVectorsAreOne) {
+  MaskMemo memo;
+  EXPECT_EQ(memo.shared({1, 2, 3}), memo.shared({1, 2, 3}));
+  EXPECT_NE(memo.shared({1, 2, 3}), memo.shared({1, 2}));
+  const SharedNumbers key = memo.repeated(1, 4);
+  EXPECT_EQ(key, memo.repeated(1, 4));
+  const auto all = memo.compare(key, Comparison::kEqual, key, 0);
+  EXPECT_EQ(*all.second, (std::vector<int64_t>{4, 4, 4, 4}));
+  EXPECT_EQ(memo.compare(key, Comparison::kLessOrEqual, key, 0), all);
+}
+
 TEST(AttentionMasks, FallingKeysAreNoInterval) {
   EXPECT_FALSE(compare_vectors({0, 2, 1}, Comparison::kLess, {1}).has_value());
 }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "ir/rewriter.h"
 #include "transforms/fuse_attention/arrange.h"
@@ -188,7 +187,7 @@ class Replacer {
     }
     if (const ValueId hidden = kept_masks(plan)) {
       summands.push_back(
-          build_.where(hidden, build_.scalar(dtype, lowest(dtype)), build_.scalar(dtype, 0)));
+          build_.where(hidden, build_.scalar(dtype, lowest_of(dtype)), build_.scalar(dtype, 0)));
     }
     ValueId total;
     for (ValueId summand : summands) {
@@ -245,20 +244,6 @@ class Replacer {
     return hidden;
   }
 
-  // The lowest finite number.
-  static double lowest(DataType dtype) {
-    switch (dtype) {
-      case DataType::kFloat16:
-        return -65504;
-      case DataType::kBFloat16:
-        return -0x1.fep127;
-      case DataType::kFloat64:
-        return std::numeric_limits<double>::lowest();
-      default:
-        return std::numeric_limits<float>::lowest();
-    }
-  }
-
   static Tensor numbers(DataType dtype, const Shape& shape, const std::vector<double>& values) {
     Tensor tensor(Type{dtype, shape});
     if (dtype == DataType::kFloat64) {
@@ -275,7 +260,7 @@ class Replacer {
   // A known vector, one constant for all layers.
   ValueId constant(const SharedIntegers& vector, int64_t extent, const std::string& name) {
     if (!vector) return {};
-    const auto [entry, is_new] = constants_.try_emplace(vector);
+    const auto [entry, is_new] = constants_.try_emplace({vector, extent});
     if (is_new) {
       const Shape shape = {static_cast<int64_t>(vector->size()) / extent, extent};
       entry->second = build_.constant(Tensor::int64s(*vector).reshaped(shape), name);
@@ -494,7 +479,7 @@ class Replacer {
   std::vector<Emitted> emitted_;
   std::map<ValueId, std::pair<size_t, ResultRole>> fused_;
   std::unordered_set<NodeId> inside_;
-  std::map<SharedIntegers, ValueId> constants_;
+  std::map<std::pair<SharedIntegers, int64_t>, ValueId> constants_;
 };
 
 }  // namespace

@@ -6,14 +6,6 @@
 
 namespace autosp::transforms::fusion {
 
-namespace {
-
-SharedIntegers shared(std::vector<int64_t> vector) {
-  return std::make_shared<const std::vector<int64_t>>(std::move(vector));
-}
-
-}  // namespace
-
 void Dissector::read_entries(ValueId value, bool is_mask, bool wanted) {
   const auto tensor = known_tensor(facts_, cutout_.original[value.index()]);
   if (!tensor || tensor->num_elements() > kMostKnownElements) {
@@ -68,11 +60,11 @@ void Dissector::read_mask(ValueId value, const std::vector<bool>& visible, size_
   const bool every_key = std::ranges::all_of(all.keys, [](int64_t seen) { return seen != 0; });
   if (!every_key) {
     parts_.literals.push_back(
-        {.kind = Literal::Kind::kKnownKeys, .known = shared(std::move(all.keys))});
+        {.kind = Literal::Kind::kKnownKeys, .known = memo_.shared(std::move(all.keys))});
   }
   parts_.literals.push_back({.kind = Literal::Kind::kInterval,
-                             .begin = shared(std::move(all.begin)),
-                             .end = shared(std::move(all.end))});
+                             .begin = memo_.shared(std::move(all.begin)),
+                             .end = memo_.shared(std::move(all.end))});
 }
 
 void Dissector::read_bias(ValueId value, const Block& entries, const std::vector<bool>& visible,

@@ -76,7 +76,7 @@ void Dissector::choice(const Node& node, bool wanted) {
 }
 
 Literal Dissector::nothing() const {
-  const auto none = std::make_shared<const std::vector<int64_t>>(static_cast<size_t>(queries_), 0);
+  const SharedIntegers none = memo_.shared(std::vector<int64_t>(static_cast<size_t>(queries_), 0));
   return {.kind = Literal::Kind::kInterval, .begin = none, .end = none};
 }
 

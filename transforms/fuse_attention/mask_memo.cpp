@@ -5,13 +5,9 @@
 
 namespace autosp::transforms::fusion {
 
-namespace {
-
-SharedIntegers shared(std::vector<int64_t> vector) {
-  return std::make_shared<const std::vector<int64_t>>(std::move(vector));
+SharedIntegers MaskMemo::shared(std::vector<int64_t> vector) {
+  return *integers_.insert(std::make_shared<const std::vector<int64_t>>(std::move(vector))).first;
 }
-
-}  // namespace
 
 SharedNumbers MaskMemo::repeated(double number, int64_t length) {
   SharedNumbers& entry = repeated_[{number, length}];

@@ -1,6 +1,7 @@
 #include "transforms/fuse_attention/masks.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "reference/kernels.h"
 #include "transforms/canonicalize/constants.h"
@@ -97,6 +98,19 @@ double epsilon_of(ir::DataType dtype) {
       return 0x1p-52;
     default:
       return 0x1p-23;
+  }
+}
+
+double lowest_of(ir::DataType dtype) {
+  switch (dtype) {
+    case ir::DataType::kFloat16:
+      return -65504;
+    case ir::DataType::kBFloat16:
+      return -0x1.fep127;
+    case ir::DataType::kFloat64:
+      return std::numeric_limits<double>::lowest();
+    default:
+      return std::numeric_limits<float>::lowest();
   }
 }
 

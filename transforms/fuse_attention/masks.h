@@ -103,6 +103,8 @@ class MaskMemo {
     return entry->second;
   }
   SharedNumbers repeated(double number, int64_t length);
+  // The vector, or an equal one that was seen before.
+  SharedIntegers shared(std::vector<int64_t> vector);
   // See compare_vectors. Null pointers: no intervals.
   std::pair<SharedIntegers, SharedIntegers> compare(const SharedNumbers& key, Comparison comparison,
                                                     const SharedNumbers& query, double shift);
@@ -112,6 +114,11 @@ class MaskMemo {
 
  private:
   using Bounds = std::pair<SharedIntegers, SharedIntegers>;
+  struct ByContent {
+    bool operator()(const SharedIntegers& a, const SharedIntegers& b) const { return *a < *b; }
+  };
+
+  std::set<SharedIntegers, ByContent> integers_;
 
   std::map<ValueId, SharedNumbers> vectors_;
   std::map<std::pair<double, int64_t>, SharedNumbers> repeated_;
@@ -133,6 +140,9 @@ std::optional<ir::Tensor> known_tensor(const GraphFacts& facts, ValueId value);
 
 // 1 and the next greater number of a type, apart.
 double epsilon_of(ir::DataType dtype);
+
+// The lowest finite number of a type.
+double lowest_of(ir::DataType dtype);
 
 // Numbers below this, added to a score, leave no weight.
 inline constexpr double kMaskingNumber = -9000;
