@@ -66,7 +66,6 @@ class Dissector {
   // which are cut, nor to floats of fewer bits. Integers are taken to fit where they are put.
   ValueId stripped(ValueId value) const;
   bool keeps_numbers(const ir::Node& cast) const;
-  bool compare_with_number(ValueId value, Comparison comparison, double number, bool wanted);
   void compare(const ir::Node& node, Comparison comparison, bool wanted);
   // left comparison right + shift
   struct Compared {

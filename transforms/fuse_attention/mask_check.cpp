@@ -92,7 +92,7 @@ class Checker {
     return std::uniform_int_distribution<int64_t>(0, limit - 1)(generator_);
   }
 
-  void choose(const AtomList& atoms, size_t count, std::vector<int64_t> wanted = {}) {
+  void choose(const AtomList& atoms, size_t count, const std::vector<int64_t>& wanted = {}) {
     for (const AtomId atom : atoms) {
       const int64_t size = whole_.of(atom);
       std::set<int64_t> chosen;
