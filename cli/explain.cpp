@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "command.h"
+#include "json_text.h"
 #include "model_arguments.h"
 
 namespace autosp::cli {
@@ -55,7 +56,7 @@ int run(const Arguments& arguments) {
                       {"mesh", plan.mesh.to_string()},
                       {"layout", shard::to_string(plan.value_layout(value), plan.mesh)},
                       {"explanation", text}};
-    fmt::print("{}\n", report.dump(2));
+    fmt::print("{}\n", json_text(report));
   } else {
     fmt::print("{}{}", text, text.ends_with('\n') ? "" : "\n");
   }

@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "command.h"
+#include "json_text.h"
 #include "model_arguments.h"
 
 namespace autosp::cli {
@@ -85,7 +86,7 @@ int print_dims(const Arguments& arguments) {
   if (arguments.json) {
     Json report = Json::array();
     for (const auto& dim : dims) report.push_back({{"name", dim.name}, {"uses", dim.uses}});
-    fmt::print("{}\n", report.dump(2));
+    fmt::print("{}\n", json_text(report));
     return 0;
   }
   if (dims.empty()) fmt::print("every input has a fixed shape\n");
@@ -185,7 +186,7 @@ int run(const Arguments& arguments) {
   const LoadedModel model = load_model(arguments.model, arguments.passes);
   const Findings findings = find(model);
   if (arguments.json) {
-    fmt::print("{}\n", to_json(model, findings).dump(2));
+    fmt::print("{}\n", json_text(to_json(model, findings)));
   } else {
     print_report(model, findings);
   }

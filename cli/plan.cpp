@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "command.h"
+#include "json_text.h"
 #include "onnx/model.h"
 #include "prediction.h"
 
@@ -201,7 +202,7 @@ int sweep(const Arguments& arguments, const LoadedModel& model, const cost::Devi
                  100 * p.recompute_flops / (p.forward_flops + p.backward_flops), p.seconds());
     }
   }
-  if (arguments.json) fmt::print("{}\n", rows.dump(2));
+  if (arguments.json) fmt::print("{}\n", json_text(rows));
   return 0;
 }
 
@@ -229,7 +230,7 @@ int run(const Arguments& arguments) {
                  {"fits", planned.prediction.peak <= memory}};
   report.update(to_json(planned.prediction));
   report["longest_sequence"] = longest ? Json(*longest) : Json();
-  fmt::print("{}\n", report.dump(2));
+  fmt::print("{}\n", json_text(report));
   return 0;
 }
 
