@@ -33,11 +33,20 @@ double type_tolerance(ir::DataType dtype) {
   }
 }
 
-double largest(const ir::Tensor& tensor) {
-  double result = 0;
+struct Summary {
+  double largest = 0;  // of the finite elements
+  int64_t not_finite = 0;
+};
+
+Summary summary_of(const ir::Tensor& tensor) {
+  Summary result;
   for (int64_t k = 0; k < tensor.num_elements(); ++k) {
     const double value = std::abs(tensor.value_as_double(k));
-    if (std::isfinite(value)) result = std::max(result, value);
+    if (std::isfinite(value)) {
+      result.largest = std::max(result.largest, value);
+    } else {
+      ++result.not_finite;
+    }
   }
   return result;
 }
@@ -54,7 +63,8 @@ void compare(const ir::Tensor& whole, const ir::Tensor& part, int64_t rank,
   for (int64_t k = 0; k < whole.num_elements(); ++k) {
     const double expected = whole.value_as_double(k);
     const double actual = part.value_as_double(k);
-    // What is not a number in the whole model (no valid token, say) must not be one here either.
+    // What is not a number in the whole model (no valid token, say) must not be one here either;
+    // the report tells such agreement from equality.
     const bool same = expected == actual || (std::isnan(expected) && std::isnan(actual));
     double error = same ? 0 : std::abs(expected - actual);
     if (std::isnan(error)) error = std::numeric_limits<double>::infinity();
@@ -78,7 +88,7 @@ std::vector<TensorComparison> compare_outputs(const onnx_io::Manifest& manifest,
   for (const ManifestOutput& output : manifest.outputs) {
     const auto found = whole.find(output.name);
     if (output.role != OutputRole::kGradient || found == whole.end()) continue;
-    largest_gradient = std::max(largest_gradient, largest(found->second));
+    largest_gradient = std::max(largest_gradient, summary_of(found->second).largest);
   }
   std::vector<TensorComparison> results;
   for (const ManifestOutput& output : manifest.outputs) {
@@ -94,7 +104,10 @@ std::vector<TensorComparison> compare_outputs(const onnx_io::Manifest& manifest,
       }
       compare(expected->second, actual->second, static_cast<int64_t>(rank), result);
     }
-    result.scale = largest(expected->second);
+    const Summary summary = summary_of(expected->second);
+    result.elements = expected->second.num_elements();
+    result.not_finite = summary.not_finite;
+    result.scale = summary.largest;
     if (output.role == OutputRole::kGradient) {
       result.scale = std::max(result.scale, kNoiseFloor * largest_gradient);
     }

@@ -20,9 +20,15 @@ struct TensorComparison {
   int64_t rank = 0;          // that has it
   double expected = 0;       // there
   double actual = 0;
+  int64_t elements = 0;
+  int64_t not_finite = 0;  // of the elements in the whole model: NaN or infinite
 
   double relative_error() const { return largest_error == 0 ? 0 : largest_error / scale; }
-  bool equal() const { return relative_error() <= tolerance; }  // false for NaN
+  // Also where both sides are NaN.
+  bool agrees() const { return relative_error() <= tolerance; }
+  // Of a loss or gradient that is NaN or infinite agreement says nothing; other outputs may be.
+  bool proves_nothing() const { return not_finite > 0 && role != onnx_io::OutputRole::kOther; }
+  bool equal() const { return agrees() && !proves_nothing(); }
 };
 
 // One entry per output that both sides have, in the manifest's order: the rank that is furthest

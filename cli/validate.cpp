@@ -10,6 +10,7 @@
 #include "executor/openblas.h"
 #include "executor/run.h"
 #include "feeds.h"
+#include "json_text.h"
 #include "model_arguments.h"
 #include "onnx/manifest.h"
 #include "onnx/model.h"
@@ -23,12 +24,13 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kFooter = R"(
 Runs the whole model and the ranks on the same inputs and compares the loss and every gradient on
-every rank. Errors are relative to the largest entry of each tensor.
+every rank. Errors are relative to the largest entry of each tensor. A loss or gradient that is NaN
+or infinite in the whole model is reported as such and never counts as equal.
 
 Examples:
   autosp-onnx validate model.onnx out                       on generated inputs
   autosp-onnx validate model.onnx out --feed inputs.npz --all
-Exit code 1 means that something differs; the first wrong tensor is named.)";
+Exit code 1 means that something differs or is not finite; the first such tensor is named.)";
 
 struct Arguments {
   std::filesystem::path model;
@@ -76,37 +78,57 @@ Json to_json(const TensorComparison& tensor) {
   return {{"name", tensor.name},
           {"role", name_of(tensor.role)},
           {"equal", tensor.equal()},
+          {"not_finite", tensor.not_finite},
           {"relative_error", tensor.relative_error()},
           {"absolute_error", tensor.largest_error},
           {"tolerance", tensor.tolerance},
           {"rank", tensor.rank}};
 }
 
+const char* verdict(const TensorComparison& tensor) {
+  if (!tensor.agrees()) return "DIFFERS";
+  return tensor.proves_nothing() ? "NOT FINITE" : "equal";
+}
+
 void print_tensor(const TensorComparison& tensor) {
   fmt::print("  {:<48} {:<9} {:>10.2e} {:>10.0e}  {}\n", tensor.name, name_of(tensor.role),
-             tensor.relative_error(), tensor.tolerance, tensor.equal() ? "equal" : "DIFFERS");
+             tensor.relative_error(), tensor.tolerance, verdict(tensor));
+}
+
+void print_not_finite(const std::vector<TensorComparison>& tensors) {
+  const auto first = std::ranges::find_if(tensors, &TensorComparison::proves_nothing);
+  if (first == tensors.end()) return;
+  fmt::print(
+      "NOT FINITE: {} of {} outputs, in the whole model; the first is '{}': {} of its {} elements "
+      "are NaN or infinite, and the ranks {}\n",
+      std::ranges::count_if(tensors, &TensorComparison::proves_nothing), tensors.size(),
+      first->name, first->not_finite, first->elements,
+      first->agrees() ? "have the same" : "have others");
 }
 
 void print_report(const std::vector<TensorComparison>& tensors, const Arguments& arguments) {
   const auto worst = std::ranges::max_element(
       tensors, {}, [](const TensorComparison& t) { return t.relative_error(); });
-  const auto wrong = std::ranges::count_if(tensors, [](const auto& t) { return !t.equal(); });
   fmt::print("  {:<48} {:<9} {:>10} {:>10}\n", "output", "role", "error", "tolerance");
   for (const TensorComparison& tensor : tensors) {
     const bool shown = arguments.all || !tensor.equal() || &tensor == &*worst ||
                        tensor.role == onnx_io::OutputRole::kLoss;
     if (shown) print_tensor(tensor);
   }
-  if (wrong == 0) {
+  if (std::ranges::all_of(tensors, &TensorComparison::equal)) {
     fmt::print("equal: {} outputs on every rank, largest relative error {:.2e} ('{}')\n",
                tensors.size(), worst->relative_error(), worst->name);
     return;
   }
-  const auto first = std::ranges::find_if(tensors, [](const auto& t) { return !t.equal(); });
+  print_not_finite(tensors);
+  const auto differs = [](const TensorComparison& t) { return !t.agrees(); };
+  const auto first = std::ranges::find_if(tensors, differs);
+  if (first == tensors.end()) return;
   fmt::print(
       "DIFFERENT: {} of {} outputs; the first is '{}', element {}: {:.9g} on rank {}, {:.9g} "
       "whole\n",
-      wrong, tensors.size(), first->name, first->at, first->actual, first->rank, first->expected);
+      std::ranges::count_if(tensors, differs), tensors.size(), first->name, first->at,
+      first->actual, first->rank, first->expected);
 }
 
 int run(const Arguments& arguments) {
@@ -136,12 +158,13 @@ int run(const Arguments& arguments) {
   print_notices();
   if (arguments.json) {
     Json report{{"equal", equal},
+                {"finite", std::ranges::none_of(tensors, &TensorComparison::proves_nothing)},
                 {"loss", loss_of(whole, manifest)},
                 {"rank_losses", Json::array()},
                 {"outputs", Json::array()}};
     for (const auto& rank : ranks) report["rank_losses"].push_back(loss_of(rank, manifest));
     for (const TensorComparison& tensor : tensors) report["outputs"].push_back(to_json(tensor));
-    fmt::print("{}\n", report.dump(2));
+    fmt::print("{}\n", json_text(report));
   } else {
     fmt::print("loss {:.9g} whole", loss_of(whole, manifest));
     for (size_t k = 0; k < ranks.size(); ++k) {
