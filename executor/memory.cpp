@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -17,16 +18,24 @@ namespace {
 
 constexpr size_t kHugeFrom = size_t{16} << 20;  // eight pages of x86's larger size
 
+// A file in memory for a region of so many bytes and its token, or -1.
+int make_shared_file(int64_t bytes, RegionToken& token) {
+  const int file = memfd_create("autosp-onnx arena", MFD_CLOEXEC);
+  if (file < 0) return -1;
+  const auto size = static_cast<ssize_t>(sizeof(token));
+  if (ftruncate(file, file_bytes(bytes)) == 0 &&
+      getrandom(token.data(), sizeof(token), 0) == size &&
+      pwrite(file, token.data(), sizeof(token), token_offset(bytes)) == size) {
+    return file;
+  }
+  close(file);
+  return -1;
+}
+
 }  // namespace
 
 Arena::Arena(int64_t bytes, bool shared) : size_(static_cast<size_t>(std::max<int64_t>(bytes, 1))) {
-  if (shared) {
-    file_ = memfd_create("autosp-onnx arena", MFD_CLOEXEC);
-    if (file_ >= 0 && ftruncate(file_, static_cast<off_t>(size_)) != 0) {
-      close(file_);
-      file_ = -1;
-    }
-  }
+  if (shared) file_ = make_shared_file(static_cast<int64_t>(size_), token_);
   const int kind = file_ >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
   void* base = mmap(nullptr, size_, PROT_READ | PROT_WRITE, kind | MAP_NORESERVE, file_, 0);
   if (base == MAP_FAILED) {
@@ -44,7 +53,7 @@ Arena::~Arena() {
   if (file_ >= 0) close(file_);
 }
 
-SharedRegion Arena::region() const { return {base_, static_cast<int64_t>(size_), file_}; }
+SharedRegion Arena::region() const { return {base_, static_cast<int64_t>(size_), file_, token_}; }
 
 int64_t Arena::touched_bytes() const {
   const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));

@@ -40,6 +40,7 @@ class Arena {
   std::byte* base_ = nullptr;
   size_t size_ = 0;
   int file_ = -1;  // of the shared memory
+  RegionToken token_{};
 };
 
 // External data of a model: files are mapped when first asked for and unmapped with this object.

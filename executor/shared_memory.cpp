@@ -3,11 +3,21 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <utility>
 
 namespace autosp::executor {
+
+int64_t token_offset(int64_t bytes) {
+  const auto page = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+  return (bytes + page - 1) / page * page;
+}
+
+int64_t file_bytes(int64_t bytes) {
+  return token_offset(bytes) + static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+}
 
 int64_t SharedRegion::offset_of(const void* data, int64_t bytes_needed) const {
   if (file < 0) return -1;
@@ -19,6 +29,24 @@ namespace {
 
 constexpr int64_t kChunk = int64_t{256} << 10;
 
+// The region's file under that process's number, or -1. What is opened there may be anything: a
+// shorter file, whose end must not be mapped, or a pipe, on which opening would wait.
+int open_region(pid_t owner, const SharedRegion& region) {
+  const std::string path = fmt::format("/proc/{}/fd/{}", owner, region.file);
+  struct stat status {};
+  if (stat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) return -1;
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (file < 0) return -1;
+  RegionToken token{};
+  const bool same = fstat(file, &status) == 0 && status.st_size == file_bytes(region.bytes) &&
+                    pread(file, token.data(), sizeof(token), token_offset(region.bytes)) ==
+                        static_cast<ssize_t>(sizeof(token)) &&
+                    token == region.token;
+  if (same) return file;
+  close(file);
+  return -1;
+}
+
 }  // namespace
 
 PeerRegion::PeerRegion(std::byte* base, int64_t bytes, int64_t most_resident)
@@ -27,14 +55,14 @@ PeerRegion::PeerRegion(std::byte* base, int64_t bytes, int64_t most_resident)
       most_resident_(most_resident),
       was_read_(static_cast<size_t>((bytes + kChunk - 1) / kChunk)) {}
 
-std::optional<PeerRegion> PeerRegion::map(pid_t owner, int file, int64_t bytes,
+std::optional<PeerRegion> PeerRegion::map(pid_t owner, const SharedRegion& region,
                                           int64_t most_resident) {
-  const int own = open(fmt::format("/proc/{}/fd/{}", owner, file).c_str(), O_RDONLY | O_CLOEXEC);
-  if (own < 0) return std::nullopt;
-  void* base = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ, MAP_SHARED, own, 0);
-  close(own);
+  const int file = open_region(owner, region);
+  if (file < 0) return std::nullopt;
+  void* base = mmap(nullptr, static_cast<size_t>(region.bytes), PROT_READ, MAP_SHARED, file, 0);
+  close(file);
   if (base == MAP_FAILED) return std::nullopt;
-  return PeerRegion(static_cast<std::byte*>(base), bytes, most_resident);
+  return PeerRegion(static_cast<std::byte*>(base), region.bytes, most_resident);
 }
 
 PeerRegion::PeerRegion(PeerRegion&& other) noexcept { *this = std::move(other); }

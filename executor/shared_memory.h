@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -10,11 +11,20 @@
 
 namespace autosp::executor {
 
+// Random bytes that tell one region's file from every other.
+using RegionToken = std::array<uint64_t, 2>;
+
+// Where a region's file holds its token: the first page after the region's own. The file ends with
+// that page.
+int64_t token_offset(int64_t bytes);
+int64_t file_bytes(int64_t bytes);
+
 // What a process has mapped and may tell others of. Nothing when `file` is negative.
 struct SharedRegion {
   const std::byte* base = nullptr;
   int64_t bytes = 0;
   int file = -1;  // descriptor, in the process that owns it
+  RegionToken token{};
 
   // Where `bytes_needed` from `data` on lie in the region, or -1 when they do not.
   int64_t offset_of(const void* data, int64_t bytes_needed) const;
@@ -24,9 +34,11 @@ struct SharedRegion {
 // been read, and mapping a page costs about as much as copying it.
 class PeerRegion {
  public:
-  // At most about `most_resident` bytes of it stay mapped between reads. Nothing when that
-  // process's descriptor cannot be reached from here.
-  static std::optional<PeerRegion> map(pid_t owner, int file, int64_t bytes, int64_t most_resident);
+  // At most about `most_resident` bytes of it stay mapped between reads. Nothing when the region's
+  // file cannot be reached from here, which its token tells: a process of that number may be
+  // another one here (two containers or machines that share a name).
+  static std::optional<PeerRegion> map(pid_t owner, const SharedRegion& region,
+                                       int64_t most_resident);
   PeerRegion(PeerRegion&& other) noexcept;
   PeerRegion& operator=(PeerRegion&& other) noexcept;
   ~PeerRegion();

@@ -17,6 +17,7 @@ namespace {
 constexpr int kHeaderTag = 1;
 constexpr int kDataTag = 2;
 constexpr int kDoneTag = 3;
+constexpr int kOfferTag = 4;
 constexpr size_t kMostAxes = 8;  // of an operand that is read in place
 
 // How much of its peers' memory a rank keeps mapped, in relation to its own.
@@ -67,15 +68,13 @@ class MpiCommunicator final : public CheckedCommunicator {
   void offer(const SharedRegion& region) override {
     struct Offer {
       int64_t owner;
-      int64_t file;
-      int64_t bytes;
+      SharedRegion region;  // its address means nothing to others
       char machine[MPI_MAX_PROCESSOR_NAME];
     };
-    Offer own{getpid(), region.file, region.bytes, {}};
+    Offer own{getpid(), region, {}};
     int length = 0;
     MPI_Get_processor_name(own.machine, &length);
-    std::vector<Offer> offers(peers_.size());
-    MPI_Allgather(&own, sizeof(Offer), MPI_BYTE, offers.data(), sizeof(Offer), MPI_BYTE, comm_);
+    const std::vector<Offer> offers = from_everyone(std::vector{own});
     const int64_t mapped =
         std::max(kLeastMapped, region.bytes / kMappedFraction) / std::max(1, size_ - 1);
     std::vector<int> reads(peers_.size());
@@ -86,19 +85,36 @@ class MpiCommunicator final : public CheckedCommunicator {
         reads[k] = 1;
         continue;
       }
-      if (other.file < 0 || std::strcmp(other.machine, own.machine) != 0) continue;
-      peers_[k] = PeerRegion::map(static_cast<pid_t>(other.owner), static_cast<int>(other.file),
-                                  other.bytes, mapped);
+      if (other.region.file < 0 || std::strcmp(other.machine, own.machine) != 0) continue;
+      peers_[k] = PeerRegion::map(static_cast<pid_t>(other.owner), other.region, mapped);
       reads[k] = peers_[k] ? 1 : 0;
     }
     // read_by_[i * size + k]: rank i reads the memory of rank k.
-    read_by_.resize(reads.size() * reads.size());
-    const int ranks = static_cast<int>(reads.size());
-    MPI_Allgather(reads.data(), ranks, MPI_INT, read_by_.data(), ranks, MPI_INT, comm_);
+    read_by_ = from_everyone(reads);
     own_ = region;
   }
 
  private:
+  // What every rank brings, in rank order; all bring equally much.
+  template <typename T>
+  std::vector<T> from_everyone(const std::vector<T>& own) {
+    const auto bytes = static_cast<int64_t>(own.size() * sizeof(T));
+    std::vector<T> all(own.size() * peers_.size());
+    Messages messages(comm_);
+    for (int k = 0; k < size_; ++k) {
+      T* place = all.data() + static_cast<size_t>(k) * own.size();
+      if (k == rank_) {
+        std::ranges::copy(own, place);
+        continue;
+      }
+      messages.receive(k, kOfferTag, reinterpret_cast<std::byte*>(place), bytes);
+      messages.send(k, kOfferTag, reinterpret_cast<const std::byte*>(own.data()), bytes);
+    }
+    const std::vector<int> missing = messages.wait(timeout_);
+    if (!missing.empty()) fail_waiting("the offer of memory to the other ranks", missing);
+    return all;
+  }
+
   void exchange(const Collective& collective, const ConstBuffer& x, const Buffer& y,
                 const std::vector<Box>& send, const std::vector<Box>& receive) override {
     const size_t element = ir::element_size(collective.dtype);
@@ -378,9 +394,12 @@ class MpiCommunicator final : public CheckedCommunicator {
 
   void finish(const Collective& collective, Messages& messages) {
     const std::vector<int> missing = messages.wait(timeout_);
-    if (missing.empty()) return;
-    fail(Error("rank {} has waited {:.4g} s in {} for rank{} {}", rank_, timeout_.count(),
-               describe(collective), missing.size() == 1 ? "" : "s", fmt::join(missing, ", "))
+    if (!missing.empty()) fail_waiting(describe(collective), missing);
+  }
+
+  [[noreturn]] void fail_waiting(const std::string& where, const std::vector<int>& missing) {
+    fail(Error("rank {} has waited {:.4g} s in {} for rank{} {}", rank_, timeout_.count(), where,
+               missing.size() == 1 ? "" : "s", fmt::join(missing, ", "))
              .note("a collective ends when every rank of its group has come to it")
              .help("the ranks' graphs do not belong together, or a rank is slow: then allow it "
                    "more time"));

@@ -34,7 +34,7 @@ TEST(PeerRegion, KeepsLittleOfWhatWasReadResident) {
   for (int64_t at = 0; at < kBytes; at += kMebibyte) {
     std::memset(arena.at(at), static_cast<int>(at / kMebibyte), kMebibyte);
   }
-  auto peer = PeerRegion::map(getpid(), arena.region().file, kBytes, kWindow);
+  auto peer = PeerRegion::map(getpid(), arena.region(), kWindow);
   ASSERT_TRUE(peer.has_value());
   const int64_t before = resident_shared();
   std::vector<std::byte> piece(kMebibyte);
@@ -49,7 +49,33 @@ TEST(PeerRegion, KeepsLittleOfWhatWasReadResident) {
 }
 
 TEST(PeerRegion, IsNothingWithoutADescriptor) {
-  EXPECT_FALSE(PeerRegion::map(getpid(), 1 << 20, kMebibyte, kMebibyte).has_value());
+  SharedRegion region{nullptr, kMebibyte, 1 << 20, {}};
+  EXPECT_FALSE(PeerRegion::map(getpid(), region, kMebibyte).has_value());
+}
+
+// Under another process's number and descriptor there may be anything.
+TEST(PeerRegion, IsNothingUnlessTheFileIsTheOneOffered) {
+  const Arena arena(kMebibyte, true);
+  const Arena another(kMebibyte, true);
+  const Arena shorter(kMebibyte / 2, true);
+  ASSERT_TRUE(PeerRegion::map(getpid(), arena.region(), kMebibyte).has_value());
+  ASSERT_NE(arena.region().token, another.region().token);
+  int pipe_ends[2];
+  ASSERT_EQ(pipe(pipe_ends), 0);
+  for (int file : {another.region().file, shorter.region().file, pipe_ends[0], pipe_ends[1]}) {
+    SharedRegion region = arena.region();
+    region.file = file;
+    EXPECT_FALSE(PeerRegion::map(getpid(), region, kMebibyte).has_value()) << file;
+  }
+  close(pipe_ends[0]);
+  close(pipe_ends[1]);
+}
+
+TEST(Arena, KeepsItsTokenWhenPagesAreGivenBack) {
+  Arena arena(kMebibyte + 100, true);
+  std::memset(arena.at(0), 1, kMebibyte + 100);
+  arena.keep_only({});
+  EXPECT_TRUE(PeerRegion::map(getpid(), arena.region(), kMebibyte).has_value());
 }
 
 }  // namespace

@@ -101,7 +101,7 @@ int run_suite(MpiSession& session) {
   return failures == 0 ? 0 : 1;
 }
 
-// Rank 1 calls another collective, or one of another size; or it never comes.
+// Rank 1 calls another collective, or one of another size; or it never comes, or offers no memory.
 void go_wrong(Communicator& world, const std::string& how) {
   const bool odd_one = world.rank() == 1;
   if (how == "other-node") reduce(world, odd_one ? "layer1/dw" : "layer0/dw", {0, 1}, 4);
@@ -109,6 +109,10 @@ void go_wrong(Communicator& world, const std::string& how) {
   if (how == "late") {
     if (odd_one) std::this_thread::sleep_for(std::chrono::seconds(20));
     reduce(world, "layer0/dw", {0, 1}, 4);
+  }
+  if (how == "late-offer") {
+    if (odd_one) std::this_thread::sleep_for(std::chrono::seconds(20));
+    world.offer({});
   }
 }
 
