@@ -6,6 +6,7 @@
 #include "executor/memory.h"
 #include "executor/openblas.h"
 #include "executor/transport/threads.h"
+#include "executor/workers.h"
 
 namespace autosp::executor {
 
@@ -41,7 +42,13 @@ RunResult run_in_threads(const std::vector<std::shared_ptr<const ir::Graph>>& gr
   };
   {
     std::vector<std::jthread> threads;
-    for (size_t k = 1; k < size; ++k) threads.emplace_back(run_rank, k);
+    size_t k = 1;
+    try {
+      for (; k < size; ++k) threads.emplace_back(run_rank, k);
+    } catch (const std::system_error& error) {
+      world.fail(static_cast<int>(k), std::make_exception_ptr(thread_refused(
+                                          fmt::format("the thread of rank {}", k), error)));
+    }
     run_rank(0);
   }
   if (const std::exception_ptr failure = world.failure()) std::rethrow_exception(failure);

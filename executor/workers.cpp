@@ -2,13 +2,30 @@
 
 namespace autosp::executor {
 
+Error thread_refused(const std::string& of, const std::system_error& error) {
+  return Error("{} cannot be started: {}", of, error.code().message())
+      .note("the system limits a user's threads, and the memory for their stacks")
+      .help("allow more (ulimit -u, ulimit -v), or run with fewer --threads-per-rank or ranks");
+}
+
 Workers::Workers(int count) {
-  for (int worker = 1; worker < count; ++worker) {
-    threads_.emplace_back([this, worker] { serve(worker); });
+  try {
+    for (int worker = 1; worker < count; ++worker) {
+      threads_.emplace_back([this, worker] { serve(worker); });
+    }
+  } catch (const std::system_error& error) {
+    stop();  // those that run would wait for ever, and whoever joins them too
+    throw thread_refused(fmt::format("thread {} of the {} of a rank", threads_.size() + 2, count),
+                         error);
+  } catch (...) {
+    stop();
+    throw;
   }
 }
 
-Workers::~Workers() {
+Workers::~Workers() { stop(); }
+
+void Workers::stop() {
   stopping_ = true;
   ++round_;
   round_.notify_all();

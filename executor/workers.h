@@ -3,15 +3,23 @@
 
 #include <atomic>
 #include <cstdint>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "base/error.h"
+
 namespace autosp::executor {
+
+// What to tell when the system refuses a thread; of is what needs it.
+Error thread_refused(const std::string& of, const std::system_error& error);
 
 // Not to be used by two threads at once.
 class Workers {
  public:
   // `count` threads in all; the caller is one of them. They sleep while there is nothing to do.
+  // Throws Error when the system refuses one.
   explicit Workers(int count);
   ~Workers();
   Workers(const Workers&) = delete;
@@ -40,13 +48,14 @@ class Workers {
   using Function = void (*)(const void*, int);
   void run_on_all(Function function, const void* task);
   void serve(int worker);
+  void stop();
 
-  std::vector<std::jthread> threads_;
   Function function_ = nullptr;
   const void* task_ = nullptr;
   std::atomic<uint32_t> round_{0};  // counts calls of run; the workers wait for it to change
   std::atomic<int> busy_{0};
   std::atomic<bool> stopping_{false};
+  std::vector<std::jthread> threads_;  // last: joined before what they use goes
 };
 
 }  // namespace autosp::executor
