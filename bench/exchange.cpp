@@ -65,11 +65,12 @@ struct Exchange {
   }
   void check(const float* y, const char* how) const {
     const int64_t tokens = x_shape[0];
-    for (int64_t t = 0; t < y_shape[0]; t += 37) {
-      for (int64_t h = 0; h < kHeadsPerRank; ++h) {
-        const int from = static_cast<int>(t / tokens);
-        const int64_t i = ((t % tokens) * x_shape[1] + rank * kHeadsPerRank + h) * kWidth;
-        if (y[(t * kHeadsPerRank + h) * kWidth] != element(from, i)) {
+    constexpr int64_t kRow = kHeadsPerRank * kWidth;
+    for (int64_t t = 0; t < y_shape[0]; ++t) {
+      const int64_t from = t / tokens;
+      const int64_t begin = ((t % tokens) * x_shape[1] + rank * kHeadsPerRank) * kWidth;
+      for (int64_t i = 0; i < kRow; ++i) {
+        if (y[t * kRow + i] != element(from, begin + i)) {
           throw Error("{}: rank {} holds something else at token {}", how, rank, t);
         }
       }

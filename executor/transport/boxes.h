@@ -20,6 +20,13 @@ bool fits(const Box& box, const ir::Shape& shape);
 // have equal element counts.
 void copy_box(size_t element_size, const ConstBuffer& x, const Box& from, const Buffer& y,
               const Box& to);
+// Ways to copy a row that this machine has; large boxes are copied by the last, past the caches.
+struct RowCopy {
+  const char* name;
+  void (*copy)(std::byte* out, const std::byte* in, size_t bytes);
+};
+std::span<const RowCopy> row_copies();
+
 // The same to and from consecutive bytes.
 void pack_box(size_t element_size, const ConstBuffer& x, const Box& from, std::byte* bytes);
 void unpack_box(size_t element_size, const std::byte* bytes, const Buffer& y, const Box& to);

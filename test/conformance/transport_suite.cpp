@@ -49,6 +49,16 @@ Tensor fill(DataType dtype, const Shape& shape, F&& f) {
   return tensor;
 }
 
+// value(rank, element index), for many.
+Tensor fill_floats(const Shape& shape, int rank) {
+  Tensor tensor({DataType::kFloat32, shape});
+  int64_t i = 0;
+  for (float& element : tensor.mutable_values<float>()) {
+    element = static_cast<float>(value(rank, i++));
+  }
+  return tensor;
+}
+
 std::string difference(const Tensor& actual, const Tensor& expected, const std::string& where) {
   for (int64_t i = 0; i < expected.num_elements(); ++i) {
     if (actual.value_as_double(i) != expected.value_as_double(i)) {
@@ -293,6 +303,35 @@ std::string all_to_all_with_empty_boxes(Communicator& world) {
   });
 }
 
+// As all_to_all_changes_the_split_axis, in rows and boxes that are copied past the caches: 1 MiB
+// and more from each, rows of odd lengths that begin at odd addresses.
+std::string large_all_to_all(Communicator& world) {
+  const std::vector<int> group = everyone(world);
+  const auto members = static_cast<int64_t>(group.size());
+  constexpr int64_t kTokens = 1021;
+  constexpr int64_t kWidth = 263;
+  const Tensor x = fill_floats({kTokens, members, kWidth}, world.rank());
+  Tensor y({DataType::kFloat32, {kTokens * members, 1, kWidth}});
+  std::vector<Box> send;
+  std::vector<Box> receive;
+  for (int64_t i = 0; i < members; ++i) {
+    send.push_back({{0, i, 0}, {kTokens, 1, kWidth}});
+    receive.push_back({{i * kTokens, 0, 0}, {kTokens, 1, kWidth}});
+  }
+  world.all_to_all({"n", "AllToAll", group, DataType::kFloat32}, reading(x), writing(y), send,
+                   receive);
+  const auto got = y.values<float>();
+  for (int64_t i = 0; i < y.num_elements(); ++i) {
+    const int64_t token = i / kWidth;
+    const int64_t at = (token % kTokens * members + world.rank()) * kWidth + i % kWidth;
+    const auto from = static_cast<size_t>(token / kTokens);
+    if (got[static_cast<size_t>(i)] != static_cast<float>(value(group[from], at))) {
+      return fmt::format("element {} is {}", i, got[static_cast<size_t>(i)]);
+    }
+  }
+  return "";
+}
+
 // Buffers are reused at once after each collective: nobody may still read them.
 std::string many_rounds_without_pause(Communicator& world) {
   const std::vector<int> group = everyone(world);
@@ -322,6 +361,7 @@ std::vector<TransportCase> transport_cases() {
       {"AllToAllChangesTheSplitAxis", all_to_all_changes_the_split_axis},
       {"AllToAllReshapesBoxes", all_to_all_reshapes_boxes},
       {"AllToAllWithEmptyBoxes", all_to_all_with_empty_boxes},
+      {"LargeAllToAll", large_all_to_all},
       {"ManyRoundsWithoutPause", many_rounds_without_pause},
   };
 }
