@@ -2,9 +2,11 @@
 
 #include <zip.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -102,25 +104,33 @@ std::string header_text(const ir::Tensor& tensor) {
                      one_byte ? "|" : "<", description, shape);
 }
 
-}  // namespace
+// Fills this memory with the next bytes of a file; there are as many.
+using Read = std::function<void(std::byte* to, size_t bytes)>;
 
-ir::Tensor parse_npy(std::span<const std::byte> bytes, const std::string& what) {
-  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
-  if (!text.starts_with(kMagic) || text.size() < 10) {
-    throw damaged_header(what, "it does not begin as one");
-  }
-  const int version = text[6];
-  const size_t prefix = version == 1 ? 10 : 12;
+std::string read_text(const Read& read, size_t bytes) {
+  std::string text(bytes, '\0');
+  read(reinterpret_cast<std::byte*>(text.data()), bytes);
+  return text;
+}
+
+// The dictionary of a file of `left` bytes, which are counted down as it is read.
+std::string read_header(uint64_t& left, const Read& read, const std::string& what) {
+  constexpr size_t kFixed = 8;  // magic number and version
+  const auto take = [&](size_t bytes) {
+    if (left < bytes) throw damaged_header(what, "it ends within its header");
+    left -= bytes;
+    return read_text(read, bytes);
+  };
+  const std::string fixed = left < kFixed ? "" : take(kFixed);
+  if (!fixed.starts_with(kMagic)) throw damaged_header(what, "it does not begin as one");
+  const std::string size = take(fixed[6] == 1 ? 2 : 4);
   uint32_t header_size = 0;
-  if (text.size() < prefix) {
-    throw damaged_header(what, "it ends within its header");
-  }
-  std::memcpy(&header_size, text.data() + 8, version == 1 ? 2 : 4);
-  if (text.size() - prefix < header_size) {
-    throw damaged_header(what, "it ends within its header");
-  }
-  const std::string_view header = text.substr(prefix, header_size);
+  std::memcpy(&header_size, size.data(), size.size());
+  return take(header_size);
+}
 
+// The type that the dictionary says, and `bytes` of data fill.
+ir::Type parse_type(std::string_view header, uint64_t bytes, const std::string& what) {
   const auto description = field(header, "descr");
   const auto order = field(header, "fortran_order");
   const auto shape = field(header, "shape");
@@ -139,14 +149,37 @@ ir::Tensor parse_npy(std::span<const std::byte> bytes, const std::string& what) 
     for (int64_t extent : type.shape) total *= static_cast<double>(extent);
     return total;
   }();
-  const size_t have = text.size() - prefix - header_size;
-  if (wanted != static_cast<double>(have)) {
+  if (wanted != static_cast<double>(bytes)) {
     throw Error("{}: {} needs {:.0f} bytes, the file has {}", what, ir::to_string(type), wanted,
-                have)
+                bytes)
         .note("the array's header and its data disagree, so it is truncated or damaged")
         .help("write it again with numpy.save or numpy.savez");
   }
-  return ir::Tensor(std::move(type), bytes.subspan(prefix + header_size));
+  return type;
+}
+
+// The array in a file of so many bytes, read straight into the tensor.
+ir::Tensor read_npy(uint64_t bytes, const Read& read, const std::string& what) {
+  const std::string header = read_header(bytes, read, what);
+  ir::Tensor tensor(parse_type(header, bytes, what));
+  read(tensor.mutable_bytes(), bytes);
+  if (tensor.dtype() == ir::DataType::kBool) {  // kernels rely on 0 and 1
+    for (size_t k = 0; k < bytes; ++k) {
+      std::byte& value = tensor.mutable_bytes()[k];
+      if (value != std::byte{0}) value = std::byte{1};
+    }
+  }
+  return tensor;
+}
+
+}  // namespace
+
+ir::Tensor parse_npy(std::span<const std::byte> bytes, const std::string& what) {
+  const auto read = [left = bytes](std::byte* to, size_t count) mutable {
+    std::ranges::copy(left.first(count), to);
+    left = left.subspan(count);
+  };
+  return read_npy(bytes.size(), read, what);
 }
 
 std::string encode_npy(const ir::Tensor& tensor) {
@@ -191,8 +224,8 @@ Archive open_archive(const std::filesystem::path& path, int flags) {
 // size is damaged; memory is taken only for what can be true.
 constexpr zip_uint64_t kMostExpansion = 1100;
 
-std::vector<std::byte> read_member(zip_t* archive, zip_uint64_t index, zip_uint64_t file_size,
-                                   const std::string& what) {
+ir::Tensor read_member(zip_t* archive, zip_uint64_t index, zip_uint64_t file_size,
+                       const std::string& what) {
   const auto damaged = [&](const std::string& reason) {
     return Error("{}: truncated or damaged ({})", what, reason)
         .note("every array in an .npz file carries a checksum of its bytes")
@@ -209,19 +242,22 @@ std::vector<std::byte> read_member(zip_t* archive, zip_uint64_t index, zip_uint6
   std::unique_ptr<zip_file_t, int (*)(zip_file_t*)> file(zip_fopen_index(archive, index, 0),
                                                          zip_fclose);
   if (!file) throw damaged(zip_strerror(archive));
-  std::vector<std::byte> bytes(status.size);
-  size_t done = 0;
-  while (done < bytes.size()) {
-    const zip_int64_t count = zip_fread(file.get(), bytes.data() + done, bytes.size() - done);
-    if (count < 0) throw damaged(zip_file_strerror(file.get()));
-    if (count == 0) throw damaged(fmt::format("{} bytes of {}", done, bytes.size()));
-    done += static_cast<size_t>(count);
-  }
+  zip_uint64_t done = 0;
+  const auto read = [&](std::byte* to, size_t bytes) {
+    for (const zip_uint64_t end = done + bytes; done < end;) {
+      const zip_int64_t count = zip_fread(file.get(), to, end - done);
+      if (count < 0) throw damaged(zip_file_strerror(file.get()));
+      if (count == 0) throw damaged(fmt::format("{} bytes of {}", done, status.size));
+      done += static_cast<zip_uint64_t>(count);
+      to += count;
+    }
+  };
+  ir::Tensor tensor = read_npy(status.size, read, what);
   // libzip compares the checksum when it meets the entry's end, which takes one read more.
   std::byte beyond{};
   const zip_int64_t count = zip_fread(file.get(), &beyond, 1);
   if (count < 0) throw damaged(zip_file_strerror(file.get()));
-  if (count > 0) throw damaged(fmt::format("it has more than its {} bytes", bytes.size()));
+  if (count > 0) throw damaged(fmt::format("it has more than its {} bytes", status.size));
   if (const int code = zip_fclose(file.release()); code != 0) {
     zip_error_t error;
     zip_error_init_with_code(&error, code);
@@ -229,7 +265,7 @@ std::vector<std::byte> read_member(zip_t* archive, zip_uint64_t index, zip_uint6
     zip_error_fini(&error);
     throw damaged(reason);
   }
-  return bytes;
+  return tensor;
 }
 
 }  // namespace
@@ -251,7 +287,7 @@ Arrays read_npz(const std::filesystem::path& path) {
     std::string name = given;
     if (name.ends_with(".npy")) name.resize(name.size() - 4);
     const std::string what = fmt::format("{}: array \"{}\"", path.string(), name);
-    arrays[name] = parse_npy(read_member(archive.get(), k, file_size, what), what);
+    arrays[name] = read_member(archive.get(), k, file_size, what);
   }
   return arrays;
 }

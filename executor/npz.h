@@ -2,7 +2,8 @@
 //
 // Read: version 1 to 3 headers, little endian, C order, stored or deflated archive members; bool,
 // int8/16/32/64, uint8/16/32/64, float16/32/64. NumPy has no bfloat16: it is written as 2-byte void
-// ("<V2", what ml_dtypes gives) and a "V2" array is read as bfloat16.
+// ("<V2", what ml_dtypes gives) and a "V2" array is read as bfloat16. Of bools every byte but 0 is
+// read as 1.
 //
 // Errors (not such a file, truncated, Fortran order, big endian, other types) are Error and name
 // the file and the array.

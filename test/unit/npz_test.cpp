@@ -147,6 +147,26 @@ TEST_F(NpzTest, AMemberThatClaimsMoreThanItCanHoldIsAnError) {
   EXPECT_THAT(read_error(path), testing::HasSubstr("it claims 4294967280 bytes"));
 }
 
+// Kernels select by bits that are 0 or 1.
+TEST_F(NpzTest, EveryTrueByteIsReadAsOne) {
+  const std::string header = "{'descr': '|b1', 'fortran_order': False, 'shape': (4,), }\n";
+  const Tensor tensor = parse_npy(npy(header, std::string("\x00\x01\x02\xff", 4)), "a");
+  EXPECT_EQ(std::vector<std::byte>(tensor.bytes().begin(), tensor.bytes().end()),
+            (std::vector<std::byte>{std::byte{0}, std::byte{1}, std::byte{1}, std::byte{1}}));
+}
+
+// Names of nodes are bytes of the model.
+TEST_F(NpzTest, TracesAreUtf8WhateverTheNames) {
+  const std::string name =
+      "a\xff"
+      "b\xc3\xa9\xe2\x82\xac\xed\xa0\x80\xc3";
+  write_trace(folder_ / "t.json", {{name, "Add", 0, 0, 1, 0}});
+  std::ifstream file(folder_ / "t.json", std::ios::binary);
+  const std::string text(std::istreambuf_iterator<char>(file), {});
+  EXPECT_THAT(text,
+              testing::HasSubstr("\"a\\ufffdb\xc3\xa9\xe2\x82\xac\\ufffd\\ufffd\\ufffd\\ufffd\""));
+}
+
 // A folder cannot be replaced by a file: both fail at their last step.
 TEST_F(NpzTest, FailedWritesLeaveNothingBehind) {
   const std::filesystem::path taken = folder_ / "taken";
