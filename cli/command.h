@@ -8,9 +8,11 @@
 namespace autosp::cli {
 
 // Exit codes besides 0.
-inline constexpr int kMismatch = 1;   // validate: results differ
+inline constexpr int kMismatch = 1;   // validate: results differ, or are not finite
 inline constexpr int kUserError = 2;  // a message says what to change
 inline constexpr int kBug = 70;       // of this program
+
+// 128 and the number of a signal: that signal ended it.
 
 // What an exception means to the user.
 struct Failure {

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "command.h"
+#include "interruption.h"
 
 namespace autosp::cli {
 
@@ -23,6 +24,8 @@ Failure current_failure() {
     throw;
   } catch (const Error& error) {
     return to_failure(error);
+  } catch (const Interruption& interruption) {
+    return {"interrupted: nothing was written", interruption.exit_code()};
   } catch (const std::bad_alloc&) {
     return to_failure(Error("out of memory")
                           .note("the system refused a request for memory")

@@ -7,9 +7,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
+#include <fstream>
 
 #include "base/error.h"
+#include "interruption.h"
 #include "onnx/model.h"
 #include "transforms/decompose_attention.h"
 #include "transforms/spmd/emit_ranks.h"
@@ -230,6 +233,11 @@ class PendingFolder {
   void commit() {
     const fs::path old = path_.string() + ".old";
     const bool replaces = fs::exists(target_);
+    // Where the system can, both change places: there always is a complete folder.
+    if (replaces &&
+        ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target_.c_str(), RENAME_EXCHANGE) == 0) {
+      return;  // what was there before is removed with this object
+    }
     if (replaces) fs::rename(target_, old);
     std::error_code code;
     fs::rename(path_, target_, code);
@@ -278,6 +286,25 @@ bool clone_file(const fs::path& from, const fs::path& to) {
   return cloned;
 }
 
+// With stops between the pieces, where the user may interrupt it.
+void copy_in_pieces(const fs::path& from, const fs::path& to) {
+  constexpr uintmax_t kPiece = uintmax_t{64} << 20;
+  std::ifstream source(from, std::ios::binary);
+  std::ofstream target(to, std::ios::binary);
+  std::vector<char> piece(static_cast<size_t>(std::min(kPiece, fs::file_size(from))));
+  for (uintmax_t left = fs::file_size(from); left > 0; left -= piece.size()) {
+    HeldSignals::check();
+    piece.resize(static_cast<size_t>(std::min<uintmax_t>(piece.size(), left)));
+    source.read(piece.data(), static_cast<std::streamsize>(piece.size()));
+    target.write(piece.data(), static_cast<std::streamsize>(piece.size()));
+    if (!source || !target) break;
+  }
+  target.flush();
+  if (source && target) return;
+  throw fs::filesystem_error("copy", source ? to : from,
+                             std::error_code(errno, std::generic_category()));
+}
+
 // Makes the data files that a graph refers to available beside it. ONNX's checker and runtimes
 // refuse data that is a link of any kind, or outside the graph's folder.
 void place_external_data(const ir::Graph& graph, const fs::path& from, const fs::path& to) {
@@ -287,9 +314,10 @@ void place_external_data(const ir::Graph& graph, const fs::path& from, const fs:
   }
   for (const std::string& location : locations) {
     const fs::path target = to / location;
+    HeldSignals::check();
     fs::create_directories(target.parent_path());
     const fs::path source = fs::canonical(from / location);
-    if (!clone_file(source, target)) fs::copy_file(source, target);
+    if (!clone_file(source, target)) copy_in_pieces(source, target);
   }
 }
 
@@ -350,6 +378,7 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
   const fs::path target = (folder / "").lexically_normal().parent_path();
   check_outside(model.path, target);
   check_replaceable(target);
+  const HeldSignals signals;
   PendingFolder pending(target);
   place_external_data(model.graph, model.path.parent_path(), pending.path());
   const onnx_io::DataFile data = own_parameters(model);
@@ -357,14 +386,17 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
   const onnx_io::ExportOptions options{.data = &data, .function_body = transforms::attention_body};
   if (dialects.contains(Dialect::kAutosp)) {
     for (const onnx_io::ManifestRank& rank : manifest.ranks) {
+      HeldSignals::check();
       onnx_io::export_model(rank_graph(program, rank.rank), pending.path() / rank.file, options);
     }
   }
+  HeldSignals::check();
   if (dialects.contains(Dialect::kStandard)) {
     onnx_io::export_model(finished(transforms::emulate(program)), pending.path() / kEmulatedFile,
                           options);
   }
   onnx_io::write_manifest(manifest, pending.path());
+  HeldSignals::check();
   pending.commit();
 }
 

@@ -23,9 +23,10 @@ ir::Graph rank_graph(const transforms::SpmdProgram& program, int64_t rank);
 onnx_io::Manifest make_manifest(const LoadedModel& model, const transforms::SpmdProgram& program);
 
 // Writes manifest.json and the graphs of the dialects into `folder`, which appears (or is replaced)
-// in one step when all is done. Weights kept outside the model share blocks with it where the
-// file system can; large ones kept inside it go to one file that all ranks share. Throws Error when
-// `folder` holds any file that is not of an earlier sharded model, or the model itself.
+// in one step when all is done; SIGINT, SIGTERM or SIGHUP before that leave nothing (Interruption).
+// Weights kept outside the model share blocks with it where the file system can; large ones kept
+// inside it go to one file that all ranks share. Throws Error when `folder` holds any file that is
+// not of an earlier sharded model, or the model itself.
 void write_folder(const LoadedModel& model, const transforms::SpmdProgram& program,
                   const onnx_io::Manifest& manifest, const std::set<Dialect>& dialects,
                   const std::filesystem::path& folder);
