@@ -4,6 +4,7 @@
 #include <map>
 
 #include "base/context.h"
+#include "executor/arena_guard.h"
 #include "executor/memory.h"
 #include "executor/workers.h"
 
@@ -71,6 +72,7 @@ class Execution {
         communicator_(communicator),
         options_(options),
         arena_(program.memory().arena, communicator.reads_in_place()),
+        guard_(arena_.at(0), program.memory().arena),
         workers_(program.workers()),
         files_(options.data_folder) {}
 
@@ -96,10 +98,12 @@ class Execution {
   // Every kernel once; seconds. Inputs are never written to, so this can be done again.
   double run_step() {
     result_.collectives.clear();
+    if (options_.events != nullptr) options_.events->clear();
     const auto begin = Clock::now();
     for (size_t step = 0; step < graph_.nodes().size(); ++step) {
       if (!program_.is_view(step)) run_kernel(step);
     }
+    guard_.allow_all();
     return seconds_since(begin);
   }
 
@@ -148,6 +152,7 @@ class Execution {
                           scratch < 0 ? nullptr : arena_address(scratch),
                           &communicator_,
                           &workers_};
+    guard_step(node, scratch);
     const auto begin = Clock::now();
     try {
       program_.kernel(step)(call);
@@ -157,6 +162,23 @@ class Execution {
                      "check the values that are fed: this node cannot work on its operands");
     }
     record(node, begin);
+  }
+
+  // Of the arena, the step may touch what it was given.
+  void guard_step(const ir::Node& node, int scratch) {
+    if constexpr (!ArenaGuard::kActive) return;
+    guard_.forbid_all();
+    const auto allow = [&](int buffer) {
+      if (buffer < 0) return;
+      const Arena::Stretch given = stretch(buffer);
+      guard_.allow(given.offset, given.size);
+    };
+    for (const auto* values : {&node.inputs, &node.outputs}) {
+      for (ValueId id : *values) {
+        if (id && program_.place(id).storage == Storage::kArena) allow(program_.place(id).buffer);
+      }
+    }
+    allow(scratch);
   }
 
   void record(const ir::Node& node, Clock::time_point begin) {
@@ -219,6 +241,7 @@ class Execution {
   Communicator& communicator_;
   const ExecuteOptions& options_;
   Arena arena_;
+  ArenaGuard guard_;
   Workers workers_;
   MappedFiles files_;
   std::vector<const void*> addresses_;        // per value

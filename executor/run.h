@@ -20,7 +20,7 @@ struct RunOptions {
   // Threads per rank, of OpenBLAS and of its own kernels; 0: cores divided by the ranks on this
   // machine, at least 1.
   int threads_per_rank = 0;
-  bool trace = false;
+  bool trace = false;  // of the last step
   // Runs the same step this often; RankResult::seconds is the median.
   int repeat = 1;
   CompileOptions compile;
@@ -70,7 +70,7 @@ class MpiSession {
   // This rank's share of the cores that the ranks of its machine may use.
   int cores() const;
 
-  // Every rank's text, in rank order, on rank 0; nothing on the others.
+  // Every rank's text, of any length, in rank order, on rank 0; nothing on the others.
   std::vector<std::string> gather(const std::string& text) const;
 
   // Prints `message` to stderr and ends every rank with `code`.
@@ -83,7 +83,7 @@ class MpiSession {
   std::unique_ptr<State> state_;
 };
 
-// How many processes mpirun has started as this run; 0 in one that it has not started.
+// How many processes mpirun or srun has started as this run; 0 in one that neither has started.
 int mpi_processes();
 
 // Runs this process's rank graph. Throws this rank's Error; the caller must then abort the session,

@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <numeric>
 
 #include "executor/execute.h"
 #include "executor/memory.h"
 #include "executor/openblas.h"
 #include "executor/run.h"
+#include "executor/transport/messages.h"
 #include "executor/transport/mpi.h"
 
 namespace autosp::executor {
@@ -25,10 +25,16 @@ int mpi_processes() {
   for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}) {
     if (const char* size = std::getenv(name)) return std::max(1, std::atoi(size));
   }
-  return 0;
+  // srun --mpi=pmix tells a process its rank in a name of PMIx, and the size only in Slurm's own.
+  if (std::getenv("PMIX_RANK") == nullptr) return 0;
+  const char* size = std::getenv("SLURM_STEP_NUM_TASKS");
+  if (size == nullptr) size = std::getenv("SLURM_NTASKS");
+  return size == nullptr ? 1 : std::max(1, std::atoi(size));
 }
 
 namespace {
+
+constexpr int kGatherTag = 5;
 
 // mpirun may have bound every rank to cores of its own, or all to the same.
 int cores_of_this_rank() {
@@ -65,19 +71,22 @@ int MpiSession::size() const { return state_->size; }
 int MpiSession::cores() const { return state_->cores; }
 
 std::vector<std::string> MpiSession::gather(const std::string& text) const {
-  const int length = static_cast<int>(text.size());
-  std::vector<int> lengths(static_cast<size_t>(size()));
-  MPI_Gather(&length, 1, MPI_INT, lengths.data(), 1, MPI_INT, 0, MPI_COMM_WORLD);
-  std::vector<int> begins(lengths.size(), 0);
-  std::partial_sum(lengths.begin(), lengths.end() - 1, begins.begin() + 1);
-  std::string all(static_cast<size_t>(begins.back()) + static_cast<size_t>(lengths.back()), '\0');
-  MPI_Gatherv(text.data(), length, MPI_CHAR, all.data(), lengths.data(), begins.data(), MPI_CHAR, 0,
-              MPI_COMM_WORLD);
-  std::vector<std::string> texts;
-  if (rank() != 0) return texts;
-  for (size_t k = 0; k < lengths.size(); ++k) {
-    texts.push_back(all.substr(static_cast<size_t>(begins[k]), static_cast<size_t>(lengths[k])));
+  const auto length = static_cast<int64_t>(text.size());
+  std::vector<int64_t> lengths(static_cast<size_t>(size()));
+  MPI_Gather(&length, 1, MPI_INT64_T, lengths.data(), 1, MPI_INT64_T, 0, MPI_COMM_WORLD);
+  std::vector<std::string> texts(rank() == 0 ? lengths.size() : 0);
+  Messages messages(MPI_COMM_WORLD);
+  if (rank() != 0) {
+    messages.send(0, kGatherTag, reinterpret_cast<const std::byte*>(text.data()), length);
+  } else {
+    texts[0] = text;
+    for (size_t k = 1; k < texts.size(); ++k) {
+      texts[k].resize(static_cast<size_t>(lengths[k]));
+      messages.receive(static_cast<int>(k), kGatherTag,
+                       reinterpret_cast<std::byte*>(texts[k].data()), lengths[k]);
+    }
   }
+  messages.wait(std::chrono::duration<double>::max());
   return texts;
 }
 
