@@ -5,20 +5,37 @@
 #include <chrono>
 #include <cstdio>
 #include <limits>
+#include <optional>
 
 #include "base/context.h"
 #include "base/error.h"
 
 namespace autosp::cli {
 
+namespace {
+
+std::optional<int64_t> whole_number(const std::string& text) {
+  int64_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;
+  return value;
+}
+
+}  // namespace
+
 CLI::Validator at_least_one() {
   return {[](const std::string& text) -> std::string {
-            int64_t value = 0;
-            const auto [end, error] =
-                std::from_chars(text.data(), text.data() + text.size(), value);
-            const bool whole = error == std::errc() && end == text.data() + text.size();
-            if (whole && value >= 1) return {};
+            if (whole_number(text).value_or(0) >= 1) return {};
             return fmt::format("takes a whole number of 1 or more, not '{}'", text);
+          },
+          ""};
+}
+
+CLI::Validator at_most(int64_t most) {
+  return {[most](const std::string& text) -> std::string {
+            const int64_t value = whole_number(text).value_or(-1);
+            if (value >= 0 && value <= most) return {};
+            return fmt::format("takes a whole number from 0 to {}, not '{}'", most, text);
           },
           ""};
 }

@@ -57,6 +57,8 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
 shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments);
 
 CLI::Validator at_least_one();
+// A whole number from 0 on.
+CLI::Validator at_most(int64_t most);
 // More than 0, at most a million.
 CLI::Validator seconds();
 

@@ -15,6 +15,7 @@
 #include "executor/run.h"
 #include "executor/trace.h"
 #include "feeds.h"
+#include "json_text.h"
 #include "model_arguments.h"
 #include "ranks.h"
 
@@ -23,6 +24,8 @@ namespace autosp::cli {
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+constexpr int64_t kMostThreads = 1024;  // of a rank: more than any machine has cores for one
 
 constexpr const char* kFooter = R"(
 inputs.npz holds every graph input, whole: each rank takes its slice, as manifest.json says. Results
@@ -118,7 +121,7 @@ void print_report(const Json& ranks, const Arguments& arguments, const std::stri
   if (arguments.json) {
     Json report{{"folder", arguments.folder.string()}, {"transport", transport}, {"ranks", ranks}};
     if (!arguments.output.empty()) report["output"] = arguments.output.string();
-    fmt::print("{}\n", report.dump(2));
+    fmt::print("{}\n", json_text(report));
     return;
   }
   fmt::print("{} ranks ({})\n", ranks.size(), transport);
@@ -200,11 +203,14 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
       session, graph, rank_feeds(prepared.manifest, prepared.feeds, session.rank()),
       run_options(arguments));
   const executor::RankResult& own = result.ranks.front();
+  if (session.rank() == 0 && !arguments.output.empty()) {
+    executor::write_npz(arguments.output, own.outputs);
+  }
   Json message{{"report", rank_report(own, result.resident_peak, prepared.manifest)},
                {"events", Json::array()}};
   for (const executor::TraceEvent& event : result.events)
     message["events"].push_back(to_json(event));
-  const auto messages = session.gather(message.dump());
+  const auto messages = session.gather(json_text(message, -1));
   if (session.rank() != 0) return 0;
   Json ranks = Json::array();
   std::vector<executor::TraceEvent> events;
@@ -213,7 +219,6 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
     ranks.push_back(parsed["report"]);
     for (const Json& event : parsed["events"]) events.push_back(to_event(event));
   }
-  if (!arguments.output.empty()) executor::write_npz(arguments.output, own.outputs);
   if (!arguments.trace.empty()) executor::write_trace(arguments.trace, events);
   print_notices();
   print_report(ranks, arguments, "mpi");
@@ -307,7 +312,9 @@ void add_run(CLI::App& app, Action& action) {
       ->type_name("NPZ");
   command->add_option("--output", arguments->output, "Where to write the graph outputs")
       ->type_name("NPZ");
-  command->add_option("--trace", arguments->trace, "Where to write a time line of every rank")
+  command
+      ->add_option("--trace", arguments->trace,
+                   "Where to write a time line of every rank's last step")
       ->type_name("JSON");
   command
       ->add_option("--timeout", arguments->timeout,
@@ -316,8 +323,10 @@ void add_run(CLI::App& app, Action& action) {
       ->capture_default_str();
   command
       ->add_option("--threads-per-rank", arguments->threads_per_rank,
-                   "Threads of a rank's matrix products; 0: the cores divided by the ranks")
-      ->check(CLI::NonNegativeNumber)
+                   "Threads of a rank's matrix products, attention and fused elementwise "
+                   "operators; 0: the cores divided by the ranks")
+      ->check(at_most(kMostThreads))
+      ->type_name("N")
       ->capture_default_str();
   command
       ->add_option("--repeat", arguments->repeat,

@@ -3,7 +3,9 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
+import time
 
 import numpy as np
 import onnx
@@ -158,6 +160,45 @@ def test_validate_names_the_first_wrong_tensor(autosp_onnx, tmp_path):
     assert "on rank 1" in result.stdout
 
 
+def test_validate_does_not_call_nan_equal(autosp_onnx, four_ranks, tmp_path):
+    """Both sides are NaN everywhere: no evidence of anything."""
+    feed = read(FEED)
+    feed["model.norm.weight"][0] = np.nan
+    np.savez(tmp_path / "nan.npz", **feed)
+    result = autosp_onnx("validate", LLAMA, four_ranks, "--feed", tmp_path / "nan.npz")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "the first is 'loss': 1 of its 1 elements are NaN or infinite, and the ranks have the same" in result.stdout
+    assert "\nNOT FINITE: " in result.stdout and "\nequal" not in result.stdout
+    result = autosp_onnx("validate", LLAMA, four_ranks, "--feed", tmp_path / "nan.npz", "--json")
+    assert result.returncode == 1
+    report = json.loads(result.stdout)
+    assert not report["equal"] and not report["finite"]
+    loss = report["outputs"][0]
+    assert loss["name"] == "loss" and loss["not_finite"] == 1 and not loss["equal"]
+
+
+def test_validate_tells_other_values_from_values_that_are_not_finite(autosp_onnx, tmp_path):
+    """One rank has numbers where the whole model has none; what differs is listed besides."""
+    out = shard(autosp_onnx, tmp_path / "out", "--sp", 2)
+    name = "model.norm.weight.grad"
+    model = onnx.load(out / "rank_1.onnx")
+    producer = next(node for node in model.graph.node if name in node.output)
+    producer.output[list(producer.output).index(name)] = "unused"
+    output = next(output for output in model.graph.output if output.name == name)
+    model.graph.value_info.add(name="unused", type=output.type)
+    zeros = np.zeros([dim.dim_value for dim in output.type.tensor_type.shape.dim], np.float32)
+    constant = helper.make_node("Constant", [], [name], name="zeros", value=onnx.numpy_helper.from_array(zeros))
+    model.graph.node.append(constant)
+    onnx.save(model, out / "rank_1.onnx")
+    feed = read(FEED)
+    feed["model.norm.weight"][0] = np.nan
+    np.savez(tmp_path / "nan.npz", **feed)
+    result = autosp_onnx("validate", LLAMA, out, "--feed", tmp_path / "nan.npz")
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "\nNOT FINITE: " in result.stdout
+    assert f"\nDIFFERENT: 1 of 22 outputs; the first is '{name}'" in result.stdout
+
+
 def test_validate_refuses_another_model(autosp_onnx, four_ranks):
     result = autosp_onnx("validate", GRAPHS / "gpt2_static.onnx", four_ranks)
     assert result.returncode == 2
@@ -280,6 +321,80 @@ def test_shard_replaces_an_earlier_result_with_data(autosp_onnx, tmp_path, optio
     assert not (out / "rank_2.onnx").exists() and (out / "rank_1.onnx").exists()
 
 
+def start_shard(request, arguments):
+    """The command under way, with signals as a shell leaves them to a command in the foreground."""
+    binary = pathlib.Path(request.config.getoption("--autosp-onnx")).resolve()
+
+    def default_signals():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+    command = [binary, "shard", *map(str, arguments)]
+    return subprocess.Popen(command, preexec_fn=default_signals, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("earlier", [False, True], ids=["new", "replacing"])
+def test_an_interrupted_shard_leaves_nothing(autosp_onnx, request, tmp_path, number, earlier):
+    out = tmp_path / "out"
+    if earlier:
+        shard(autosp_onnx, out, "--sp", 2)
+    before = contents(out)
+    started = start_shard(request, [GRAPHS / "llama.onnx", "--dim", "seq=512", "--sp", 128, "-o", out])
+    wait_for(lambda: any(path.name.startswith("out.") for path in tmp_path.iterdir()) or started.poll() is not None)
+    started.send_signal(number)
+    _, message = started.communicate(timeout=60)
+    assert started.returncode == 128 + number, message
+    assert message == "interrupted: nothing was written\n"
+    assert contents(out) == before
+    assert [path.name for path in tmp_path.iterdir()] == (["out"] if earlier else [])
+
+
+def test_a_folder_that_is_replaced_is_never_missing(autosp_onnx, request, tmp_path):
+    out = shard(autosp_onnx, tmp_path / "out", "--sp", 2)
+    for ranks in (3, 2, 4):
+        started = start_shard(request, [LLAMA, "--sp", ranks, "-o", out])
+        while started.poll() is None:
+            for _ in range(1000):
+                os.stat(out / "manifest.json")
+        assert started.communicate()[1] == "" and started.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_names_need_not_be_utf8(autosp_onnx, tmp_path):
+    """A node's name in Latin-1, in a trace under MPI; the results come in any case."""
+    out = shard(autosp_onnx, tmp_path / "out", "--sp", 2)
+    for rank in range(2):
+        path = out / f"rank_{rank}.onnx"
+        model = onnx.load(path)
+        model.graph.node[0].name = "Z" * 40 + "name"
+        path.write_bytes(model.SerializeToString().replace(b"Z" * 40 + b"name", b"\xe9" * 40 + b"name"))
+    for transport in ("threads", "mpi"):
+        output, trace = tmp_path / f"{transport}.npz", tmp_path / f"{transport}.json"
+        run = autosp_onnx("run", out, "--transport", transport, "--feed", FEED, "--output", output, "--trace", trace)
+        assert run.returncode == 0, run.stderr
+        assert output.exists()
+        names = {event["name"] for event in json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]}
+        assert "\ufffd" * 40 + "name" in names
+
+
+def test_a_trace_holds_one_step(autosp_onnx, four_ranks, tmp_path):
+    counts = []
+    for repeat in (1, 3):
+        path = tmp_path / f"{repeat}.json"
+        run = autosp_onnx("run", four_ranks, "--feed", FEED, "--trace", path, "--repeat", repeat)
+        assert run.returncode == 0, run.stderr
+        counts.append(len(json.loads(path.read_text())["traceEvents"]))
+    assert counts[0] == counts[1]
+
+
 def tiny_model(nodes, outputs=("loss", "w.grad")):
     def floats(name):
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 6])
@@ -338,6 +453,8 @@ BAD_CALLS = {
     "unknown value": (["explain", LLAMA, "nothing_like_it"], "has no value 'nothing_like_it'"),
     "endless time-out": (["run", GRAPHS, "--feed", FEED, "--timeout", "1e30"], "at most 1000000"),
     "time-out of no number": (["validate", LLAMA, GRAPHS, "--timeout", "nan"], "at most 1000000"),
+    "threads without number": (["run", GRAPHS, "--feed", FEED, "--threads-per-rank", "1e9"], "from 0 to 1024"),
+    "too many threads": (["run", GRAPHS, "--feed", FEED, "--threads-per-rank", "2000"], "from 0 to 1024, not '2000'"),
     "mesh without size": (["shard", LLAMA, "--sp-mesh", "u", "-o", "out"], "--sp-mesh takes NAME=VALUE"),
     "mesh of another size": (["shard", LLAMA, "--sp", 8, "--sp-mesh", "r=2,u=2", "-o", "out"], "has 4 ranks, --sp asks"),
     "mesh beyond the heads": (["shard", LLAMA, "--sp", 8, "--sp-mesh", "u=8", "-o", "out"], "attention has 4 KV heads"),
