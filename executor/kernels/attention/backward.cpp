@@ -43,14 +43,6 @@ struct BackwardMemory {
 
 int64_t padded_queries(const AttentionProblem& s) { return round_up(s.queries, kQueryBlock); }
 
-Problem problem_of(const AttentionProblem& sizes) {
-  Problem p;
-  p.sizes = sizes;
-  p.width = round_up(sizes.width, kLanes);
-  p.value_width = round_up(sizes.value_width, kLanes);
-  return p;
-}
-
 BackwardMemory carve(Carver& carver, const AttentionProblem& s, bool has_segments, int workers,
                      const Functions& functions) {
   BackwardMemory memory{};

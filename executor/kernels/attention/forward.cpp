@@ -17,14 +17,6 @@ struct ForwardMemory {
   int64_t scratch_size;
 };
 
-Problem problem_of(const AttentionProblem& sizes) {
-  Problem p;
-  p.sizes = sizes;
-  p.width = round_up(sizes.width, kLanes);
-  p.value_width = round_up(sizes.value_width, kLanes);
-  return p;
-}
-
 ForwardMemory carve(Carver& carver, const AttentionProblem& s, bool has_segments, int workers,
                     const Functions& functions) {
   ForwardMemory memory{};

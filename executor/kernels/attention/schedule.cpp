@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 #include <vector>
 
 namespace autosp::executor::attention {
@@ -38,8 +39,43 @@ class SegmentNumbers {
   std::vector<int64_t> ids_;
 };
 
-RowKind kind_of(const AttentionProblem& sizes, int64_t batch, int64_t query) {
-  if (!sizes.is_dead(batch, query)) return RowKind::kNormal;
+// The keys of a batch that the key mask leaves, by segment.
+class VisibleKeys {
+ public:
+  using Range = reference::AttentionMask::Range;
+
+  VisibleKeys(const reference::AttentionMask& mask, int64_t batch) : mask_(mask), batch_(batch) {
+    if (mask.intervals_only()) return;
+    for (int64_t k = 0; k < mask.num_keys; ++k) {
+      if (mask.key != nullptr && !mask.key[batch * mask.key_stride + k]) continue;
+      keys_.emplace_back(
+          mask.key_segment == nullptr ? 0 : mask.key_segment[batch * mask.key_segment_stride + k],
+          k);
+    }
+    std::ranges::sort(keys_);
+  }
+
+  // From the first to the last key that the query sees; empty when it sees none.
+  Range range(int64_t query) const {
+    const Range interval = mask_.range(batch_, query);
+    if (mask_.intervals_only()) return interval;
+    const int64_t segment = mask_.query_segment == nullptr
+                                ? 0
+                                : mask_.query_segment[batch_ * mask_.query_segment_stride + query];
+    const auto first = std::ranges::lower_bound(keys_, std::pair(segment, interval.begin));
+    const auto end = std::ranges::lower_bound(keys_, std::pair(segment, interval.end));
+    if (first == end) return {interval.begin, interval.begin};
+    return {first->second, std::prev(end)->second + 1};
+  }
+
+ private:
+  const reference::AttentionMask& mask_;
+  int64_t batch_;
+  std::vector<std::pair<int64_t, int64_t>> keys_;  // segment and key, sorted
+};
+
+RowKind kind_of(const AttentionProblem& sizes, const VisibleKeys::Range& seen) {
+  if (seen.begin != seen.end || sizes.sink != nullptr) return RowKind::kNormal;
   switch (sizes.dead_rows) {
     case DeadRows::kUniform:
       return RowKind::kUniform;
@@ -69,6 +105,22 @@ Panel panel_of(const float* begin, const float* end, const RowKind* kind, int64_
   return panel;
 }
 
+void fill_segments(const AttentionProblem& sizes, const RowsMemory& memory, int64_t queries) {
+  const SegmentNumbers numbers(sizes);
+  const auto& mask = sizes.mask;
+  for (int64_t b = 0; b < sizes.batch; ++b) {
+    for (int64_t i = 0; i < queries; ++i) {
+      memory.query_segment[b * queries + i] =
+          i < sizes.queries ? numbers.number(mask.query_segment[b * mask.query_segment_stride + i])
+                            : -1;
+    }
+    for (int64_t j = 0; j < sizes.keys; ++j) {
+      memory.key_segment[b * sizes.keys + j] =
+          numbers.number(mask.key_segment[b * mask.key_segment_stride + j]);
+    }
+  }
+}
+
 }  // namespace
 
 AttentionProblem sizes_of(const ir::Graph& graph, const ir::Node& node,
@@ -86,6 +138,14 @@ AttentionProblem sizes_of(const ir::Graph& graph, const ir::Node& node,
   sizes.value_width = value[3];
   sizes.softcap = node.attributes.get_float("softcap", 0);
   return sizes;
+}
+
+Problem problem_of(const AttentionProblem& sizes) {
+  Problem p;
+  p.sizes = sizes;
+  p.width = round_up(sizes.width, kLanes);
+  p.value_width = round_up(sizes.value_width, kLanes);
+  return p;
 }
 
 bool accepts(const ir::Graph& graph, const ir::Node& node) {
@@ -129,10 +189,11 @@ Rows fill_rows(const AttentionProblem& sizes, const RowsMemory& memory, int pane
             num_blocks(sizes.queries) * (kQueryBlock / panel)};
   for (int64_t b = 0; b < sizes.batch; ++b) {
     const int64_t first = b * rows.queries;
+    const VisibleKeys keys(sizes.mask, b);
     for (int64_t i = 0; i < rows.queries; ++i) {
       const bool filling = i >= sizes.queries;
-      const RowKind kind = filling ? RowKind::kEmpty : kind_of(sizes, b, i);
-      auto range = filling ? reference::AttentionMask::Range{} : sizes.mask.range(b, i);
+      auto range = filling ? VisibleKeys::Range{} : keys.range(i);
+      const RowKind kind = filling ? RowKind::kEmpty : kind_of(sizes, range);
       if (kind == RowKind::kEmpty) range = {0, 0};
       if (kind >= RowKind::kUniform) range = {0, sizes.keys};
       memory.kind[first + i] = kind;
@@ -146,20 +207,7 @@ Rows fill_rows(const AttentionProblem& sizes, const RowsMemory& memory, int pane
           panel_of(memory.begin + at, memory.end + at, memory.kind + at, count);
     }
   }
-  if (memory.key_segment == nullptr) return rows;
-  const SegmentNumbers numbers(sizes);
-  const auto& mask = sizes.mask;
-  for (int64_t b = 0; b < sizes.batch; ++b) {
-    for (int64_t i = 0; i < rows.queries; ++i) {
-      memory.query_segment[b * rows.queries + i] =
-          i < sizes.queries ? numbers.number(mask.query_segment[b * mask.query_segment_stride + i])
-                            : -1;
-    }
-    for (int64_t j = 0; j < sizes.keys; ++j) {
-      memory.key_segment[b * sizes.keys + j] =
-          numbers.number(mask.key_segment[b * mask.key_segment_stride + j]);
-    }
-  }
+  if (memory.key_segment != nullptr) fill_segments(sizes, memory, rows.queries);
   return rows;
 }
 

@@ -40,6 +40,9 @@ inline constexpr Positions kBackwardPositions{1, 7};
 reference::AttentionProblem sizes_of(const ir::Graph& graph, const ir::Node& node,
                                      const Positions& positions);
 
+// Sizes and padded widths; all else is empty.
+Problem problem_of(const reference::AttentionProblem& sizes);
+
 // All operands and results are float32 and no size is too large for the blocks' arithmetic.
 bool accepts(const ir::Graph& graph, const ir::Node& node);
 
@@ -54,6 +57,8 @@ struct RowsMemory {
 };
 RowsMemory carve_rows(Carver& carver, const reference::AttentionProblem& sizes, bool has_segments,
                       int panel);
+// A row's interval ends at the first and the last key that its other masks leave, so that blocks of
+// keys outside (of other documents) are skipped.
 Rows fill_rows(const reference::AttentionProblem& sizes, const RowsMemory& memory, int panel);
 
 // A dense [batch, heads, rows, width] array.
