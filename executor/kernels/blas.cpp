@@ -1,9 +1,8 @@
 // MatMul and Gemm through CBLAS. 16-bit floats are widened to float in scratch memory.
-#include <cblas.h>
-
 #include <algorithm>
 #include <cstring>
 
+#include "executor/kernels/product.h"
 #include "executor/kernels/rows.h"
 #include "reference/element_types.h"
 #include "reference/strided_loop.h"
@@ -17,43 +16,6 @@ using reference::Float16;
 using reference::StridedLoop;
 using reference::Strides;
 
-// c (m x n) = alpha * op(a) * op(b) + beta * c; a and b are stored as they are before op.
-struct Product {
-  int64_t m;
-  int64_t n;
-  int64_t k;
-  bool transpose_a = false;
-  bool transpose_b = false;
-  double alpha = 1;
-  double beta = 0;
-
-  template <typename T>
-  void operator()(const T* a, const T* b, T* c) const {
-    if (m == 0 || n == 0) return;
-    if (k == 0) {
-      if (beta == 0) std::fill_n(c, m * n, T{0});
-      if (beta != 0 && beta != 1) {
-        std::transform(c, c + m * n, c, [&](T x) { return static_cast<T>(beta * x); });
-      }
-      return;
-    }
-    const auto op_a = transpose_a ? CblasTrans : CblasNoTrans;
-    const auto op_b = transpose_b ? CblasTrans : CblasNoTrans;
-    const auto rows = static_cast<blasint>(m);
-    const auto columns = static_cast<blasint>(n);
-    const auto inner = static_cast<blasint>(k);
-    const blasint row_a = transpose_a ? rows : inner;
-    const blasint row_b = transpose_b ? inner : columns;
-    if constexpr (std::is_same_v<T, float>) {
-      cblas_sgemm(CblasRowMajor, op_a, op_b, rows, columns, inner, static_cast<float>(alpha), a,
-                  row_a, b, row_b, static_cast<float>(beta), c, columns);
-    } else {
-      cblas_dgemm(CblasRowMajor, op_a, op_b, rows, columns, inner, alpha, a, row_a, b, row_b, beta,
-                  c, columns);
-    }
-  }
-};
-
 // A MatMul as products of matrices that lie `strides` apart. A transposed operand is stored with
 // its last two axes exchanged.
 struct BatchedProduct {
@@ -61,7 +23,7 @@ struct BatchedProduct {
   Strides a_strides;
   Strides b_strides;
   Strides c_strides;
-  Product product;
+  Product product{};
 
   BatchedProduct(ir::Shape a, ir::Shape b, ir::Shape c, bool transpose_a = false,
                  bool transpose_b = false) {
