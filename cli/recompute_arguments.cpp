@@ -1,10 +1,9 @@
 #include "recompute_arguments.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 
 #include "base/error.h"
+#include "executor/memory_limit.h"
 #include "executor/program.h"
 #include "prediction.h"
 #include "sharded_folder.h"
@@ -91,9 +90,8 @@ int64_t fed_bytes(const SpmdProgram& program) {
 
 int64_t memory_of_this_machine(const SpmdProgram& program) {
   constexpr double kUsable = 0.8;
-  const double physical =
-      static_cast<double>(::sysconf(_SC_PHYS_PAGES)) * static_cast<double>(::sysconf(_SC_PAGESIZE));
-  const double share = kUsable * physical / static_cast<double>(program.plan->mesh.size());
+  const double share = kUsable * static_cast<double>(executor::usable_memory()) /
+                       static_cast<double>(program.plan->mesh.size());
   return static_cast<int64_t>(share) - fed_bytes(program);
 }
 
