@@ -1,5 +1,6 @@
 // Elementwise operators of two or more operands, with broadcasting.
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "reference/call.h"
@@ -43,6 +44,54 @@ void zip(const ir::Shape& z_shape, Z* z, const ir::Shape& x_shape, const X* x,
       }
     }
     for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Z>(fn(a[i * x_step], b[i * y_step]));
+  });
+}
+
+// --- Results in blocks, so that what is computed in between takes no more than one.
+
+constexpr int64_t kBlock = 1024;
+
+// Where an operand's elements for a block lie.
+struct Run {
+  int64_t at = 0;
+  int64_t step = 0;
+};
+
+// Calls f(position in the result, runs of the operands, count) for blocks of at most kBlock
+// elements, which follow each other in the result. What a block writes is read for no later one:
+// the result may lie over an operand of its shape.
+template <typename F>
+void for_each_block(const Call& call, F&& f) {
+  const ir::Shape& shape = *call.results[0].shape;
+  const auto whole = [&](const Operand& x) { return *x.shape == shape; };
+  const bool flat = std::ranges::all_of(
+      call.operands, [&](const Operand& x) { return whole(x) || size_of(x) == 1; });
+  const int64_t size = ir::num_elements(shape);
+  const int64_t row = flat ? size : shape.back();
+  std::vector<Strides> strides;
+  for (const Operand& x : call.operands) strides.push_back(broadcast_strides(*x.shape, shape));
+  std::vector<Run> runs(call.operands.size());
+  for (int64_t at = 0; at < size;) {
+    const int64_t count = std::min(kBlock, row - at % row);
+    for (size_t k = 0; k < runs.size(); ++k) {
+      const bool walked = flat && whole(call.operands[k]);
+      runs[k] = flat ? Run{walked ? at : 0, walked ? 1 : 0} : Run{0, strides[k].back()};
+      int64_t rest = flat ? 0 : at;
+      for (size_t axis = shape.size(); rest > 0 && axis-- > 0; rest /= shape[axis]) {
+        runs[k].at += rest % shape[axis] * strides[k][axis];
+      }
+    }
+    f(at, static_cast<const std::vector<Run>&>(runs), count);
+    at += count;
+  }
+}
+
+void read_doubles(const Operand& x, const Run& run, int64_t count, double* to) {
+  visit(NumericTypes{}, x.dtype, [&]<typename T>(std::type_identity<T>) {
+    const T* from = data<T>(x) + run.at;
+    for (int64_t i = 0; i < count; ++i) {
+      to[i] = static_cast<double>(static_cast<Compute<T>>(from[i * run.step]));
+    }
   });
 }
 
@@ -123,15 +172,26 @@ void pow(const Call& call) {
   const Operand& x = call.operands[0];
   const Operand& y = call.operands[1];
   const Result& z = call.results[0];
-  std::vector<double> exponents(static_cast<size_t>(size_of(y)));
-  visit(NumericTypes{}, y.dtype, [&]<typename T>(std::type_identity<T>) {
-    for (size_t i = 0; i < exponents.size(); ++i) {
-      exponents[i] = static_cast<double>(static_cast<Compute<T>>(data<T>(y)[i]));
-    }
-  });
+  std::array<double, kBlock> exponents;
   visit(NumericTypes{}, x.dtype, [&]<typename T>(std::type_identity<T>) {
-    zip(*z.shape, data<T>(z), *x.shape, data<T>(x), *y.shape, exponents.data(),
-        [](T a, double b) { return power(static_cast<Compute<T>>(a), b); });
+    for_each_block(call, [&](int64_t at, const std::vector<Run>& runs, int64_t count) {
+      const auto [x_at, x_step] = runs[0];
+      const int64_t y_step = runs[1].step;
+      read_doubles(y, runs[1], y_step == 0 ? 1 : count, exponents.data());
+      const T* from = data<T>(x) + x_at;
+      T* to = data<T>(z) + at;
+      if (y_step == 0) {
+        const double exponent = exponents[0];
+        for (int64_t i = 0; i < count; ++i) {
+          to[i] = static_cast<T>(power(static_cast<Compute<T>>(from[i * x_step]), exponent));
+        }
+        return;
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        to[i] = static_cast<T>(
+            power(static_cast<Compute<T>>(from[i * x_step]), exponents[static_cast<size_t>(i)]));
+      }
+    });
   });
 }
 
@@ -141,17 +201,21 @@ void fold(const Call& call, Types types, F&& fn, G&& finish) {
   const Result& z = call.results[0];
   visit(types, z.dtype, [&]<typename T>(std::type_identity<T>) {
     // 16-bit floats are rounded once, at the end.
-    const auto count = static_cast<size_t>(size_of(z));
-    std::vector<Compute<T>> total(count);
-    const Operand& first = call.operands[0];
-    zip(*z.shape, total.data(), *first.shape, data<T>(first), *first.shape, data<T>(first),
-        [](T a, T) { return static_cast<Compute<T>>(a); });
-    for (size_t k = 1; k < call.operands.size(); ++k) {
-      const Operand& next = call.operands[k];
-      zip(*z.shape, total.data(), *z.shape, total.data(), *next.shape, data<T>(next),
-          [&fn](Compute<T> a, T b) { return fn(a, static_cast<Compute<T>>(b)); });
-    }
-    for (size_t i = 0; i < count; ++i) data<T>(z)[i] = static_cast<T>(finish(total[i]));
+    std::array<Compute<T>, kBlock> total;
+    for_each_block(call, [&](int64_t at, const std::vector<Run>& runs, int64_t count) {
+      for (size_t k = 0; k < runs.size(); ++k) {
+        const T* from = data<T>(call.operands[k]) + runs[k].at;
+        for (int64_t i = 0; i < count; ++i) {
+          Compute<T>& sum = total[static_cast<size_t>(i)];
+          const auto next = static_cast<Compute<T>>(from[i * runs[k].step]);
+          sum = k == 0 ? next : static_cast<Compute<T>>(fn(sum, next));
+        }
+      }
+      T* to = data<T>(z) + at;
+      for (int64_t i = 0; i < count; ++i) {
+        to[i] = static_cast<T>(finish(total[static_cast<size_t>(i)]));
+      }
+    });
   });
 }
 
