@@ -1,5 +1,7 @@
 #include "executor/run.h"
 
+#include <malloc.h>
+
 #include <thread>
 
 #include "executor/execute.h"
@@ -22,6 +24,7 @@ RunResult run_in_threads(const std::vector<std::shared_ptr<const ir::Graph>>& gr
   std::vector<Program> programs;
   for (const auto& graph : graphs) programs.push_back(compile(graph, compile_options));
 
+  malloc_trim(0);  // what loading the graphs has left
   ThreadWorld world(static_cast<int>(size), options.timeout);
   RunResult result;
   result.ranks.resize(size);

@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <malloc.h>
 #include <mpi.h>
 #include <sched.h>
 
@@ -110,6 +111,7 @@ RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> gra
   set_blas_threads(compile_options.workers);
   RunResult result;
   const Program program = compile(std::move(graph), compile_options);
+  malloc_trim(0);  // what loading the graph has left
   result.ranks.push_back(execute(program, feeds, session.communicator(options.timeout),
                                  {options.data_folder, options.trace ? &result.events : nullptr,
                                   Clock::now(), options.repeat}));
