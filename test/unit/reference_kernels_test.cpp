@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -54,6 +55,43 @@ TEST(ReferenceKernels, BFloat16IsComputedAsFloatAndRoundedOnce) {
   // 256 + 1 is not a bfloat16; summing three operands rounds 258, not 256 twice.
   EXPECT_EQ(evaluate("Add", {big, one}, {DataType::kBFloat16, {}}).value_as_double(0), 256);
   EXPECT_EQ(evaluate("Sum", {big, one, one}, {DataType::kBFloat16, {}}).value_as_double(0), 258);
+}
+
+// Longer than the blocks in which sums and powers are computed.
+TEST(ReferenceKernels, SumsAndPowersOfManyElementsBroadcast) {
+  constexpr int64_t kRows = 3;
+  constexpr int64_t kColumns = 2500;
+  const auto sequence = [](Shape shape, float first, float step) {
+    Tensor tensor({DataType::kFloat32, std::move(shape)});
+    for (float& x : tensor.mutable_values<float>()) x = first, first += step;
+    return tensor;
+  };
+  const Tensor x = sequence({kRows, kColumns}, 1, 1);
+  const Tensor row = sequence({kColumns}, 0, 0.5F);
+  const Tensor column = sequence({kRows, 1}, 7, 100);
+  const Tensor exponents = sequence({kRows, 1}, 0, 1);
+  const Tensor two = Tensor::scalar(DataType::kFloat32, 2);
+  const Type type = x.type();
+  const Tensor sum = evaluate("Sum", {column, x, row, two}, type);
+  const Tensor whole = evaluate("Sum", {x, x, two}, type);
+  const Tensor larger = evaluate("Max", {row, column, x}, type);
+  const Tensor power = evaluate("Pow", {x, exponents}, type);
+  const Tensor square = evaluate("Pow", {x, two}, type);
+  const Tensor each = evaluate("Pow", {column, sequence({kRows, kColumns}, 0, 0)}, type);
+  for (int64_t i = 0; i < x.num_elements(); ++i) {
+    const auto r = i / kColumns;
+    const double at = static_cast<double>(i) + 1;
+    const double of_row = 0.5 * static_cast<double>(i % kColumns);
+    const double of_column = 7 + 100 * static_cast<double>(r);
+    ASSERT_EQ(sum.value_as_double(i), of_column + at + of_row + 2) << i;
+    ASSERT_EQ(whole.value_as_double(i), 2 * at + 2) << i;
+    ASSERT_EQ(larger.value_as_double(i), std::max({of_row, of_column, at})) << i;
+    ASSERT_FLOAT_EQ(static_cast<float>(power.value_as_double(i)),
+                    static_cast<float>(std::pow(at, static_cast<double>(r))))
+        << i;
+    ASSERT_FLOAT_EQ(static_cast<float>(square.value_as_double(i)), static_cast<float>(at * at));
+    ASSERT_EQ(each.value_as_double(i), 1) << i;
+  }
 }
 
 TEST(ReferenceKernels, IntegerDivisionByZeroIsAnErrorThatNamesTheNode) {

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -103,6 +104,37 @@ TEST_F(RunFiles, TracingRecordsEveryKernel) {
   const RunResult result = run_in_threads({graph_at(0)}, {{}}, options);
   ASSERT_EQ(result.events.size(), 1U);
   EXPECT_EQ(result.events[0].category, "Add");
+}
+
+// Environment variables of one test.
+class Environment {
+ public:
+  ~Environment() {
+    for (const char* name : kNames) ::unsetenv(name);
+  }
+  void set(const char* name, const char* value) { ::setenv(name, value, 1); }
+  bool is_clean() const {
+    return std::ranges::all_of(kNames,
+                               [](const char* name) { return std::getenv(name) == nullptr; });
+  }
+
+ private:
+  static constexpr const char* kNames[] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK",
+                                           "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"};
+};
+
+TEST(MpiProcesses, AreRecognisedByWhatStartedThem) {
+  Environment environment;
+  if (!environment.is_clean()) GTEST_SKIP() << "started by mpirun or srun itself";
+  EXPECT_EQ(mpi_processes(), 0);
+  environment.set("SLURM_NTASKS", "8");  // of an allocation, whose shell is no rank
+  EXPECT_EQ(mpi_processes(), 0);
+  environment.set("PMIX_RANK", "3");
+  EXPECT_EQ(mpi_processes(), 8);
+  environment.set("SLURM_STEP_NUM_TASKS", "4");
+  EXPECT_EQ(mpi_processes(), 4);
+  environment.set("OMPI_COMM_WORLD_SIZE", "2");
+  EXPECT_EQ(mpi_processes(), 2);
 }
 
 TEST(OpenBlasNotice, IsGivenWhenTheEnvironmentForcesOldKernels) {
