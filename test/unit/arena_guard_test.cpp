@@ -49,7 +49,7 @@ TEST(ArenaGuard, NoticesScratchMemoryThatIsTooSmall) {
   run(careless<100>());
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(run(careless<99>()), "use-after-poison");
-  EXPECT_DEATH(run(careless<64>()), "use-after-poison");
+  EXPECT_DEATH(run(careless<36>()), "use-after-poison");
 }
 
 }  // namespace
