@@ -240,6 +240,16 @@ class Layer {
             graph_.add_input("attention_mask", {DataType::kBool, {options_.batch, 1}});
         return added(s, build_.binary("And", causal(), build_.unsqueeze(bits, {1, 2})), hidden);
       }
+      case LayerMask::kWrapped: {
+        const ValueId ids = data("segment_ids", options_.id_dtype);
+        const ValueId scaled = build_.binary("Mul", ids, build_.scalar_like(ids, 128));
+        const Shape full = {options_.batch, 1, options_.sequence, options_.sequence};
+        const auto bytes = [&](ValueId x) {
+          return build_.cast(build_.expand(x, full), DataType::kUInt8);
+        };
+        seen_ = build_.binary("Equal", bytes(over_queries(scaled)), bytes(over_keys(scaled)));
+        return build_.where(seen_, s, number(hidden));
+      }
       case LayerMask::kTruncated: {
         std::vector<float> halves;
         for (int64_t i = 0; i < options_.sequence; ++i) {

@@ -22,6 +22,7 @@ enum class LayerMask {
   kPairsCausal,   // the same, then causal likewise
   kKeysOfOne,  // keys whose run-time segment id is 1, repeated over queries before the comparison
   kBatchBits,  // causal, and a run-time bool per batch entry
+  kWrapped,    // equal bytes of run-time segment ids times 128, made bytes after they are repeated
   kTruncated,  // keys from half the query's position on, made an integer after it is repeated
 };
 

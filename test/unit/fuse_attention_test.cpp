@@ -218,6 +218,15 @@ TEST(FuseAttention, IntegersOfFloatsAreCut) {
   expect_fused({.mask = LayerMask::kTruncated}, "intervals");
 }
 
+TEST(FuseAttention, IntegersThatMayNotFitAreKept) {
+  const Fusion fusion = fuse(attention_layer({.mask = LayerMask::kWrapped}));
+  ASSERT_EQ(fusion.regions.size(), 1U);
+  EXPECT_EQ(fusion.regions[0].mask.find("segments"), std::string::npos);
+  for (unsigned seed = 1; seed <= 3; ++seed) {
+    expect_equal(fusion, test::random_feeds(fusion.before, {.seed = seed}));
+  }
+}
+
 // What is constant along a row changes its weights once a sink is in it.
 TEST(FuseAttention, BiasesBesideASinkKeepTheirRows) {
   expect_fused({.sink = true}, "causal, sink");

@@ -178,8 +178,10 @@ bool Dissector::keeps_numbers(const Node& cast) const {
   const ir::DataType from = graph_.type(cast.inputs[0]).dtype;
   const ir::DataType to = graph_.type(cast.outputs[0]).dtype;
   if (to == ir::DataType::kBool) return from == to;
-  if (!is_floating(from))
-    return !is_floating(to) || from == ir::DataType::kBool || element_size(to) >= 4;
+  if (!is_floating(from)) {
+    if (from == ir::DataType::kBool || element_size(to) >= 4) return true;
+    return !is_floating(to) && element_size(to) >= element_size(from);
+  }
   return is_floating(to) && element_size(to) > element_size(from);
 }
 
