@@ -175,7 +175,7 @@ class Analysed {
   size_t terms() const { return plan_->terms.size(); }
   TermParts parts(size_t t) {
     return take_apart(facts_, plan_->cutout, *plan_->factors, plan_->canonical, plan_->terms.at(t),
-                      plan_->meaning.terms.at(t), false, memo_);
+                      plan_->meaning.terms.at(t), {}, memo_);
   }
   bool accepts(size_t t, const TermParts& parts) const {
     try {

@@ -135,6 +135,14 @@ TEST(FuseAttention, NamesMasks) {
   expect_fused({.mask = LayerMask::kPositions}, "positions");
 }
 
+// slope * j in 16 bits says less than slope * (j - i).
+TEST(FuseAttention, DistancesOf16BitsStayABiasOverPairs) {
+  const LayerOptions options{.mask = LayerMask::kDistances, .dtype = ir::DataType::kBFloat16};
+  const Fusion fusion = fuse(attention_layer(options));
+  ASSERT_EQ(fusion.regions.size(), 1U);
+  EXPECT_THAT(fusion.regions[0].mask, testing::HasSubstr("bias kept"));
+}
+
 // A mask over two sequences is 2^34 entries here: nothing of that size may be formed on the way.
 TEST(FuseAttention, LongSequencesCostNothingPerPair) {
   for (const LayerMask mask : {LayerMask::kCausal, LayerMask::kWindow, LayerMask::kSegments,

@@ -17,9 +17,9 @@ inline constexpr int64_t kMostKnownElements = int64_t{1} << 24;
 class Dissector {
  public:
   Dissector(const GraphFacts& facts, const Cutout& cutout, const LocalFactors& factors,
-            const CanonicalFactors& canonical, bool has_sink, MaskMemo& memo)
+            const CanonicalFactors& canonical, RowConstants rows, MaskMemo& memo)
       : memo_(memo),
-        rows_count_(has_sink),
+        rows_(rows),
         facts_(facts),
         cutout_(cutout),
         graph_(cutout.graph),
@@ -109,7 +109,7 @@ class Dissector {
                  size_t copies);
 
   MaskMemo& memo_;
-  const bool rows_count_;  // what is constant along a row changes its weights
+  const RowConstants rows_;
   const GraphFacts& facts_;
   const Cutout& cutout_;
   const ir::Graph& graph_;

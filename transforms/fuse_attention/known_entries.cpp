@@ -79,7 +79,7 @@ void Dissector::read_bias(ValueId value, const Block& entries, const std::vector
     const auto end = at + static_cast<std::ptrdiff_t>(matrix);
     const auto vector = find_key_vector({entries.values.begin() + at, entries.values.begin() + end},
                                         {visible.begin() + at, visible.begin() + end}, queries_,
-                                        keys_, rows_count_);
+                                        keys_, rows_.count || rows_.are_rounded);
     if (!vector) stop("no vector over keys gives '{}'", graph_.name_of(value));
     any = any || std::ranges::any_of(*vector, [](double entry) { return entry != 0; });
     vectors.values.insert(vectors.values.end(), vector->begin(), vector->end());

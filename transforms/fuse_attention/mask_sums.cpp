@@ -130,13 +130,16 @@ bool Dissector::linear_end(std::vector<ValueId> product, double factor) {
   }
   if (whole.queries && whole.keys) return false;
   if (!whole.keys) constant_along_rows(factor == 0, product[0]);
+  if (whole.queries && rows_.are_rounded) {
+    stop("'{}' differs between rows, and 16 bits round what is left", graph_.name_of(product[0]));
+  }
   if (whole.keys) parts_.biases.push_back({.product = std::move(product), .factor = factor});
   return true;
 }
 
 // What is the same for all keys changes no weight, but where a sink is among them.
 void Dissector::constant_along_rows(bool zero, ValueId value) const {
-  if (rows_count_ && !zero) {
+  if (rows_.count && !zero) {
     stop("'{}' is constant along rows, and weighed against a sink", graph_.name_of(value));
   }
 }

@@ -116,8 +116,8 @@ double lowest_of(ir::DataType dtype) {
 
 TermParts take_apart(const GraphFacts& facts, const Cutout& cutout, const LocalFactors& factors,
                      const CanonicalFactors& canonical, const Term& term,
-                     const TermMeaning& meaning, bool has_sink, MaskMemo& memo) {
-  return Dissector(facts, cutout, factors, canonical, has_sink, memo).take_apart(term, meaning);
+                     const TermMeaning& meaning, RowConstants rows, MaskMemo& memo) {
+  return Dissector(facts, cutout, factors, canonical, rows, memo).take_apart(term, meaning);
 }
 
 }  // namespace autosp::transforms::fusion

@@ -129,10 +129,15 @@ class MaskMemo {
 };
 
 // Takes a term of kind kMask or kAdd apart. Never refuses: what is not understood is kept.
-// `has_sink`: what is constant along a row changes its weights.
+// What is constant along a row goes, unless there is a sink beside which it counts. With 16 bits
+// what differs between rows stays too: slope * j has lost what slope * (j - i) says.
+struct RowConstants {
+  bool count = false;
+  bool are_rounded = false;  // the attention's numbers have 16 bits
+};
 TermParts take_apart(const GraphFacts& facts, const Cutout& cutout, const LocalFactors& factors,
                      const CanonicalFactors& canonical, const Term& term,
-                     const TermMeaning& meaning, bool has_sink, MaskMemo& memo);
+                     const TermMeaning& meaning, RowConstants rows, MaskMemo& memo);
 
 // The elements of a value that depends on constants alone; nullopt when it does not, or when there
 // are more than 2^24 of them.

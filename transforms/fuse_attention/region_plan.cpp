@@ -299,13 +299,14 @@ std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& r
   if (sinks > 1) refuse("{} sinks join one softmax", sinks);
   if ((sinks == 0) != plan.canonical.keys_and_sink.empty())
     refuse("scores have a column that is no sink");
+  const RowConstants rows{.count = sinks > 0, .are_rounded = element_size(plan.dtype(facts)) == 2};
   std::vector<std::optional<double>> numbers;
   for (size_t t = 0; t < plan.terms.size(); ++t) {
     const TermKind kind = plan.meaning.terms[t].kind;
     TermParts parts;
     if (kind == TermKind::kMask || kind == TermKind::kAdd) {
       parts = take_apart(facts, plan.cutout, *plan.factors, plan.canonical, plan.terms[t],
-                         plan.meaning.terms[t], sinks > 0, memo);
+                         plan.meaning.terms[t], rows, memo);
       check_parts(facts, plan.cutout, *plan.factors, plan.canonical, plan.terms[t],
                   plan.meaning.terms[t], parts, sinks > 0);
     }
