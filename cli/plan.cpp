@@ -2,10 +2,12 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <numeric>
 
 #include "base/error.h"
 #include "command.h"
 #include "json_text.h"
+#include "longest_sequence.h"
 #include "onnx/model.h"
 #include "prediction.h"
 
@@ -31,7 +33,7 @@ struct Arguments {
   PassArguments passes;
   PlanArguments plan;
   RecomputeArguments recompute;
-  std::string memory;
+  std::optional<std::string> memory;
   std::string device = "h100";
   bool sweep = false;
   bool json = false;
@@ -67,72 +69,114 @@ std::string sequence_dimension(const LoadedModel& model) {
   return "";
 }
 
-// Longest sequences are told to this many tokens, and to 1 %.
+// Longest sequences are told to this many tokens, or what the model takes that is a multiple of it.
 constexpr int64_t kGranularity = 64;
-constexpr int64_t kLongest = int64_t{1} << 24;
 
-class SequenceSearch {
- public:
-  SequenceSearch(Arguments arguments, const cost::Device& device, std::string dim, int64_t memory)
-      : arguments_(std::move(arguments)), device_(device), dim_(std::move(dim)), memory_(memory) {
-    std::erase_if(arguments_.model.dims,
-                  [this](const std::string& text) { return text.starts_with(dim_ + "="); });
+Arguments at_length(const Arguments& arguments, const std::string& dim, int64_t sequence) {
+  Arguments there = arguments;
+  std::erase_if(there.model.dims,
+                [&](const std::string& text) { return text.starts_with(dim + "="); });
+  there.model.dims.push_back(fmt::format("{}={}", dim, sequence));
+  there.passes.print_after.clear();
+  there.passes.timing = false;
+  return there;
+}
+
+// The numbers that the sequence must be a multiple of: the smallest divisor of one length that
+// leads to another that the model takes.
+int64_t accepted_multiple(const Arguments& arguments, const std::string& dim, int64_t known) {
+  const auto accepts = [&](int64_t sequence) {
+    try {
+      const Arguments there = at_length(arguments, dim, sequence);
+      plan_model(load_model(there.model, there.passes), there.plan);
+      return true;
+    } catch (const Error&) {
+      return false;
+    }
+  };
+  if (accepts(known + 1)) return 1;
+  if (known > 1 && accepts(known - 1)) return 1;  // at the end of the model's positions
+  for (int64_t divisor = 2; divisor < known; ++divisor) {
+    if (known % divisor != 0) continue;
+    if (accepts(known + divisor) || accepts(known - divisor)) return divisor;
   }
+  return known;
+}
 
-  // 0 when not even the shortest fits. Memory grows almost linearly, so where the line through the
-  // two sequences around the limit crosses it is nearly the answer.
-  int64_t longest() const {
-    Point below{.sequence = 0, .peak = 0};
-    Point above = at(kGranularity);
-    while (above.peak <= memory_ && above.sequence < kLongest) {
-      const int64_t guess = crossing(below, above);
-      below = above;
-      above = at(std::clamp(guess + guess / 50 + kGranularity, 2 * above.sequence, kLongest));
-    }
-    if (above.peak <= memory_) return above.sequence;
-    while (above.sequence - below.sequence > std::max(kGranularity, below.sequence / 100)) {
-      // A little to the side of the crossing that is farther away, so that both sides close in.
-      const int64_t guess = crossing(below, above);
-      const bool nearer_below = guess - below.sequence < above.sequence - guess;
-      const int64_t margin = guess / 200 + kGranularity;
-      const Point next =
-          at(std::clamp(nearer_below ? guess + margin : guess - margin,
-                        below.sequence + kGranularity, above.sequence - kGranularity));
-      (next.peak <= memory_ ? below : above) = next;
-    }
-    return below.sequence;
+// Plans the model at other lengths than its own.
+class LengthSearch {
+ public:
+  LengthSearch(const Arguments& arguments, const cost::Device& device, std::string dim,
+               int64_t memory, int64_t known)
+      : arguments_(arguments),
+        device_(device),
+        dim_(std::move(dim)),
+        memory_(memory),
+        known_(known),
+        multiple_(accepted_multiple(arguments, dim_, known)),
+        step_(std::lcm(kGranularity, multiple_)) {}
+
+  int64_t run() const {
+    LengthLimits limits{.memory = memory_};
+    const std::string& policy = arguments_.recompute.policy;
+    const std::optional<int64_t> budget = budget_of(arguments_.recompute);
+    if (!budget && policy != "auto") return longest(arguments_, limits);
+    // As much recomputation as there is nearly always takes least.
+    Arguments full = arguments_;
+    full.recompute.policy = "full";
+    if (budget) limits.arena = *budget;
+    return beyond(longest(full, limits));
   }
 
  private:
-  struct Point {
-    int64_t sequence = 0;
-    int64_t peak = 0;
-  };
+  using Ranks = std::vector<RankMemory>;
 
-  int64_t crossing(const Point& a, const Point& b) const {
-    const double slope = static_cast<double>(b.peak - a.peak) /
-                         static_cast<double>(std::max<int64_t>(b.sequence - a.sequence, 1));
-    if (slope <= 0) return kLongest;
-    const double more = static_cast<double>(memory_ - a.peak) / slope;
-    return a.sequence + static_cast<int64_t>(std::clamp(more, 0.0, static_cast<double>(kLongest)));
-  }
-
-  Point at(int64_t sequence) const {
-    sequence = sequence / kGranularity * kGranularity;
-    Arguments there = arguments_;
-    there.model.dims.push_back(fmt::format("{}={}", dim_, sequence));
+  std::optional<Ranks> plan_at(const Arguments& like, int64_t sequence) const {
     try {
-      const LoadedModel model = load_model(there.model, {.passes = there.passes.passes});
-      return {sequence, plan_once(model, there, device_, memory_).prediction.peak};
+      const Arguments there = at_length(like, dim_, sequence);
+      const LoadedModel model = load_model(there.model, there.passes);
+      return plan_once(model, there, device_, memory_).prediction.ranks;
     } catch (const Error&) {  // no budget is small enough, or the model does not go that far
-      return {sequence, 2 * memory_};
+      return std::nullopt;
     }
   }
 
-  Arguments arguments_;
+  int64_t longest(const Arguments& like, LengthLimits limits) const {
+    const PlanAt plan = [&](int64_t sequence) { return plan_at(like, sequence); };
+    const int64_t found = longest_sequence(plan, limits, known_, step_);
+    if (found > 0 || multiple_ == step_) return found;
+    limits.longest = step_;
+    return longest_sequence(plan, limits, std::min(known_, step_), multiple_);
+  }
+
+  bool fits(int64_t sequence) const {
+    const auto ranks = plan_at(arguments_, sequence);
+    return ranks && std::ranges::all_of(*ranks, [this](const RankMemory& rank) {
+             return rank.arena + rank.outside <= memory_;
+           });
+  }
+
+  // Whether more fits, from a length that does.
+  int64_t beyond(int64_t length) const {
+    int64_t stride = step_;
+    while (fits(length + stride)) {
+      length += stride;
+      stride *= 2;
+    }
+    while (stride > step_) {
+      stride /= 2;
+      if (fits(length + stride)) length += stride;
+    }
+    return length;
+  }
+
+  const Arguments& arguments_;
   const cost::Device& device_;
   std::string dim_;
   int64_t memory_;
+  int64_t known_;  // a length that the model takes
+  int64_t multiple_;
+  int64_t step_;
 };
 
 void print_memory(const Planned& planned, int64_t memory) {
@@ -208,14 +252,15 @@ int sweep(const Arguments& arguments, const LoadedModel& model, const cost::Devi
 
 int run(const Arguments& arguments) {
   const cost::Device device = load_device(arguments.device);
-  const int64_t memory = arguments.memory.empty() ? static_cast<int64_t>(device.memory)
-                                                  : parse_bytes(arguments.memory, "--memory");
+  const int64_t memory = arguments.memory ? parse_bytes(*arguments.memory, "--memory")
+                                          : static_cast<int64_t>(device.memory);
   const LoadedModel model = load_model(arguments.model, arguments.passes);
   if (arguments.sweep) return sweep(arguments, model, device, memory);
   const Planned planned = plan_once(model, arguments, device, memory);
   std::optional<int64_t> longest;
   if (const std::string dim = sequence_dimension(model); !dim.empty()) {
-    longest = SequenceSearch(arguments, device, dim, memory).longest();
+    const int64_t known = model.bindings.dims.at(dim);
+    longest = LengthSearch(arguments, device, dim, memory, known).run();
   }
   if (!arguments.json) {
     print_report(planned, arguments, device, memory, longest);

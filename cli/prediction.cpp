@@ -1,11 +1,17 @@
 #include "prediction.h"
 
+#include <algorithm>
+#include <cerrno>
 #include <charconv>
 #include <cmath>
+#include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <numeric>
 
 #include "base/error.h"
 #include "executor/program.h"
+#include "rank_kinds.h"
 #include "sharded_folder.h"
 #include "transforms/spmd/emit_ranks.h"
 
@@ -18,14 +24,30 @@ int64_t parse_bytes(const std::string& text, const std::string& option) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   std::string unit(end, text.data() + text.size());
   std::erase(unit, ' ');
-  constexpr std::pair<std::string_view, double> kUnits[] = {
-      {"", 1},     {"B", 1},    {"KiB", 1024.0}, {"MiB", 1048576.0}, {"GiB", 1073741824.0},
-      {"KB", 1e3}, {"MB", 1e6}, {"GB", 1e9},     {"TB", 1e12},       {"TiB", 1099511627776.0}};
+  for (char& letter : unit) letter = static_cast<char>(std::tolower(letter));
+  constexpr double kKi = 1024;
+  constexpr std::pair<std::string_view, double> kUnits[] = {{"", 1},
+                                                            {"b", 1},
+                                                            {"kib", kKi},
+                                                            {"mib", kKi * kKi},
+                                                            {"kb", 1e3},
+                                                            {"k", kKi},
+                                                            {"m", kKi * kKi},
+                                                            {"gib", kKi * kKi * kKi},
+                                                            {"mb", 1e6},
+                                                            {"gb", 1e9},
+                                                            {"g", kKi * kKi * kKi},
+                                                            {"tib", kKi * kKi * kKi * kKi},
+                                                            {"tb", 1e12},
+                                                            {"t", kKi * kKi * kKi * kKi}};
   const auto* const known =
       std::ranges::find(kUnits, unit, &std::pair<std::string_view, double>::first);
   const double bytes = known == std::end(kUnits) ? -1 : value * known->second;
   if (error != std::errc() || !(bytes >= 1) || bytes > 1e17) {
     throw Error("{} takes a number of bytes, not '{}'", option, text)
+        .note(
+            "a number, then a unit: KiB, MiB, GiB, TiB (or K, M, G, T), or KB, MB, GB, TB of "
+            "powers of 1000")
         .help("for example: 80GiB, 512MiB, 24GB");
   }
   return std::llround(bytes);
@@ -33,45 +55,91 @@ int64_t parse_bytes(const std::string& text, const std::string& option) {
 
 namespace {
 
-double number(const Json& json, const char* field, double otherwise, const std::string& file) {
-  if (!json.contains(field)) return otherwise;
-  if (!json[field].is_number() || json[field].get<double>() <= 0) {
-    throw Error("'{}': '{}' is not a number above 0", file, field)
-        .help("rates are per second, memory is in bytes");
+struct Field {
+  const char* name;
+  double cost::Device::*rate;
+};
+constexpr Field kFields[] = {{"memory", &cost::Device::memory},
+                             {"product", &cost::Device::product},
+                             {"product_wide", &cost::Device::product_wide},
+                             {"attention", &cost::Device::attention},
+                             {"attention_grad", &cost::Device::attention_grad},
+                             {"bandwidth", &cost::Device::bandwidth},
+                             {"link", &cost::Device::link},
+                             {"latency", &cost::Device::latency}};
+
+// A device as a JSON object.
+class DeviceReader {
+ public:
+  DeviceReader(const Json& json, const std::string& file) : json_(json), file_(file) {}
+
+  cost::Device read() const {
+    check_names();
+    cost::Device device = *cost::find_device("h100");
+    if (json_.contains("like")) {
+      const auto like = cost::find_device(text("like"));
+      if (!like) {
+        fail(fmt::format("'like' is '{}', no known device", text("like")),
+             "known are h100, h200, a100, cpu");
+      }
+      device = *like;
+    }
+    device.name = json_.contains("name") ? text("name") : file_;
+    for (const Field& field : kFields) {
+      if (json_.contains(field.name)) device.*field.rate = number(field.name);
+    }
+    return device;
   }
-  return json[field].get<double>();
-}
+
+ private:
+  [[noreturn]] void fail(const std::string& what, const std::string& help) const {
+    throw Error("'{}': {}", file_, what).note("it was given as --device").help(help);
+  }
+
+  void check_names() const {
+    std::vector<std::string> names = {"like", "name"};
+    for (const Field& field : kFields) names.emplace_back(field.name);
+    for (const auto& [name, value] : json_.items()) {
+      if (std::ranges::find(names, name) != names.end()) continue;
+      const std::string near = nearest_name(name, names);
+      fail(fmt::format("'{}' is no property of a device", name),
+           near.empty() ? fmt::format("they are {}", fmt::join(names, ", "))
+                        : fmt::format("did you mean '{}'?", near));
+    }
+  }
+
+  std::string text(const char* field) const {
+    if (json_[field].is_string()) return json_[field].get<std::string>();
+    fail(fmt::format("'{}' is not a string", field), "put it in double quotes");
+  }
+
+  double number(const char* field) const {
+    const Json& value = json_[field];
+    if (value.is_number() && value.get<double>() > 0 && std::isfinite(value.get<double>())) {
+      return value.get<double>();
+    }
+    fail(fmt::format("'{}' is not a number above 0", field),
+         "rates are per second, memory is in bytes, latency in seconds");
+  }
+
+  const Json& json_;
+  const std::string& file_;
+};
 
 cost::Device read_device(const std::string& file) {
   std::ifstream stream(file);
+  if (!stream) {
+    throw Error("cannot read '{}': {}", file, std::strerror(errno))
+        .note("it was given as --device")
+        .help("check that you may read it");
+  }
   const Json json = Json::parse(stream, nullptr, false);
-  if (!json.is_object()) {
-    throw Error("'{}' does not describe a device", file)
-        .help(
-            "give a JSON object with some of: like, name, memory, product, product_wide, "
-            "attention, attention_grad, bandwidth, link, latency");
-  }
-  cost::Device device = *cost::find_device("h100");
-  if (json.contains("like")) {
-    const auto like =
-        cost::find_device(json["like"].is_string() ? json["like"].get<std::string>() : "");
-    if (!like)
-      throw Error("'{}': 'like' is no known device", file).help("known: h100, h200, a100, cpu");
-    device = *like;
-  }
-  device.name =
-      json.contains("name") && json["name"].is_string() ? json["name"].get<std::string>() : file;
-  for (const auto& [field, rate] : {std::pair{"memory", &device.memory},
-                                    {"product", &device.product},
-                                    {"product_wide", &device.product_wide},
-                                    {"attention", &device.attention},
-                                    {"attention_grad", &device.attention_grad},
-                                    {"bandwidth", &device.bandwidth},
-                                    {"link", &device.link},
-                                    {"latency", &device.latency}}) {
-    *rate = number(json, field, *rate, file);
-  }
-  return device;
+  if (json.is_object()) return DeviceReader(json, file).read();
+  throw Error("'{}' does not describe a device", file)
+      .note(json.is_discarded() ? "it is not JSON" : "it is JSON, but not an object")
+      .help(
+          "give a JSON object with some of: like, name, memory, product, product_wide, "
+          "attention, attention_grad, bandwidth, link, latency");
 }
 
 std::vector<ir::Type> types(const ir::Graph& graph, const std::vector<ValueId>& values) {
@@ -88,36 +156,77 @@ bool is_wide(const ir::Graph& graph, const ir::Node& node) {
 
 cost::Device load_device(const std::string& name_or_file) {
   if (const auto known = cost::find_device(name_or_file)) return *known;
-  if (std::filesystem::exists(name_or_file)) return read_device(name_or_file);
+  std::error_code code;
+  if (std::filesystem::is_regular_file(name_or_file, code)) return read_device(name_or_file);
   std::vector<std::string> names;
   for (const cost::Device& device : cost::known_devices()) names.push_back(device.name);
+  const std::string near = nearest_name(name_or_file, names);
   throw Error("'{}' is neither a known device nor a file", name_or_file)
-      .help(fmt::format("the devices are {}; others are described in a JSON file",
-                        fmt::join(names, ", ")));
+      .note(std::filesystem::exists(name_or_file, code)
+                ? "it exists, but is no regular file"
+                : fmt::format("the devices are {}", fmt::join(names, ", ")))
+      .help(near.empty() ? "name one of h100, h200, a100, cpu, or describe yours in a JSON file "
+                           "(docs/memory.md)"
+                         : fmt::format("did you mean '{}'?", near));
 }
+
+namespace {
+
+// Work and time of a rank's own operators.
+struct Work {
+  double forward_flops = 0;
+  double backward_flops = 0;
+  double recompute_flops = 0;
+  double seconds = 0;
+};
+
+Work work_of(const ir::Graph& graph, const cost::Device& device) {
+  Work work;
+  for (const ir::Node& node : graph.nodes()) {
+    const cost::Cost cost =
+        cost::operator_cost(node, types(graph, node.inputs), types(graph, node.outputs),
+                            cost::visible_fraction(graph, node));
+    work.seconds += cost::seconds(device, cost, is_wide(graph, node));
+    double& flops = node.phase == "forward"     ? work.forward_flops
+                    : node.phase == "recompute" ? work.recompute_flops
+                                                : work.backward_flops;
+    flops += cost.flops;
+  }
+  return work;
+}
+
+int64_t sum(const executor::MemoryBuckets& memory) {
+  return std::accumulate(memory.begin(), memory.end(), int64_t{0});
+}
+
+}  // namespace
 
 Prediction predict(const LoadedModel& model, const transforms::SpmdProgram& program,
                    const cost::Device& device) {
   Prediction prediction;
-  const auto graph = std::make_shared<const ir::Graph>(rank_graph(program, 0));
-  const executor::Program compiled = executor::compile(graph);
   std::vector<bool> is_parameter;
   for (ValueId input : model.graph.inputs()) {
     is_parameter.push_back(model.roles.is_parameter[input.index()]);
   }
-  prediction.arena = compiled.memory().arena;
-  prediction.memory = executor::memory_at_peak(compiled, is_parameter);
-  for (int64_t bytes : prediction.memory) prediction.peak += bytes;
-
-  for (const ir::Node& node : graph->nodes()) {
-    const cost::Cost cost =
-        cost::operator_cost(node, types(*graph, node.inputs), types(*graph, node.outputs),
-                            cost::visible_fraction(*graph, node));
-    prediction.compute_seconds += cost::seconds(device, cost, is_wide(*graph, node));
-    double& flops = node.phase == "forward"     ? prediction.forward_flops
-                    : node.phase == "recompute" ? prediction.recompute_flops
-                                                : prediction.backward_flops;
-    flops += cost.flops;
+  for (int64_t rank : rank_kinds(program)) {
+    const auto graph = std::make_shared<const ir::Graph>(rank_graph(program, rank));
+    const executor::Program compiled = executor::compile(graph);
+    const executor::MemoryBuckets memory = executor::memory_at_peak(compiled, is_parameter);
+    prediction.arena = std::max(prediction.arena, compiled.memory().arena);
+    prediction.ranks.push_back({.outside = sum(memory) - compiled.memory().arena,
+                                .arena = compiled.memory().arena,
+                                .buffers = compiled.buffers()});
+    if (sum(memory) > prediction.peak) {
+      prediction.peak = sum(memory);
+      prediction.memory = memory;
+      prediction.rank = rank;
+    }
+    const Work work = work_of(*graph, device);
+    if (work.seconds <= prediction.compute_seconds) continue;
+    prediction.compute_seconds = work.seconds;
+    prediction.forward_flops = work.forward_flops;
+    prediction.backward_flops = work.backward_flops;
+    prediction.recompute_flops = work.recompute_flops;
   }
   for (const auto& record : transforms::list_collectives(program)) {
     ++prediction.collectives;
@@ -135,6 +244,7 @@ Json to_json(const Prediction& prediction) {
   }
   return {{"peak_bytes", prediction.peak},
           {"planned_peak_bytes", prediction.arena},
+          {"peak_rank", prediction.rank},
           {"memory_bytes", memory},
           {"collectives", prediction.collectives},
           {"bytes_sent", prediction.bytes_sent},

@@ -16,11 +16,20 @@ namespace autosp::cli {
 // left out are those of `like` (default: h100).
 cost::Device load_device(const std::string& name_or_file);
 
-// Of rank 0, which holds most.
+// What a rank takes, buffer by buffer; bytes.
+struct RankMemory {
+  int64_t outside = 0;  // parameters, inputs and constants
+  int64_t arena = 0;
+  std::vector<executor::ArenaBuffer> buffers;
+};
+
+// Memory is of the rank that takes most, work and time of the one that computes longest.
 struct Prediction {
   executor::MemoryBuckets memory{};  // at the peak
-  int64_t arena = 0;                 // bytes
   int64_t peak = 0;                  // bytes: the sum of the buckets
+  int64_t rank = 0;                  // whose peak that is
+  int64_t arena = 0;                 // bytes: the largest of any rank
+  std::vector<RankMemory> ranks;     // one of every kind
   double forward_flops = 0;
   double backward_flops = 0;
   double recompute_flops = 0;

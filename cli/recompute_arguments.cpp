@@ -2,10 +2,12 @@
 
 #include <algorithm>
 
+#include "base/context.h"
 #include "base/error.h"
 #include "executor/memory_limit.h"
 #include "executor/program.h"
 #include "prediction.h"
+#include "rank_kinds.h"
 #include "sharded_folder.h"
 #include "transforms/recompute/budget.h"
 #include "transforms/recompute/price.h"
@@ -48,22 +50,33 @@ RecomputePolicy parse_policy(const std::string& text) {
   names.insert(names.end(), {"auto", "budget=BYTES"});
   const std::string near = nearest_name(text, names);
   throw Error("--recompute takes {}, not '{}'", fmt::join(names, ", "), text)
+      .note("it says what the backward pass computes again instead of keeping it")
       .help(near.empty() ? "leave it out for mincut" : fmt::format("did you mean '{}'?", near));
+}
+
+int64_t tile_tokens(const std::string& option) {
+  const std::string near = nearest_name(option, {"auto", "off"});
+  return with_context("it says in how long pieces loss head and MLPs run",
+                      near.empty() ? "for example: --tile 512, or auto, which chooses"
+                                   : fmt::format("did you mean '{}'?", near),
+                      [&] { return parse_count(option, "--tile"); });
 }
 
 SpmdProgram with_tiles(SpmdProgram program, const std::string& option) {
   if (option == "off") return program;
-  const bool automatic = option == "auto";
-  return transforms::tile(program, {.tokens = automatic ? 0 : parse_count(option, "--tile")});
+  if (option == "auto") return transforms::tile(program);
+  return transforms::tile(program, {.tokens = tile_tokens(option)});
 }
 
 transforms::RecomputePlan plan_within(const SpmdProgram& program,
                                       const RecomputeArguments& arguments,
                                       const cost::Device& device, int64_t bytes) {
+  const std::vector<int64_t> ranks = rank_kinds(program);
   const auto peak = [&](const SpmdProgram& candidate) {
-    const auto graph =
-        std::make_shared<const ir::Graph>(rank_graph(with_tiles(candidate, arguments.tile), 0));
-    return executor::compile(graph).memory().arena;
+    const SpmdProgram tiled = with_tiles(candidate, arguments.tile);
+    int64_t most = 0;
+    for (int64_t rank : ranks) most = std::max(most, compile_rank(tiled, rank).memory().arena);
+    return most;
   };
   return transforms::plan_recompute_within(
       program, {.bytes = bytes,
@@ -73,6 +86,11 @@ transforms::RecomputePlan plan_within(const SpmdProgram& program,
 }
 
 }  // namespace
+
+std::optional<int64_t> budget_of(const RecomputeArguments& arguments) {
+  if (!arguments.policy.starts_with(kBudget)) return std::nullopt;
+  return parse_bytes(arguments.policy.substr(kBudget.size()), "--recompute budget=BYTES");
+}
 
 int64_t fed_bytes(const SpmdProgram& program) {
   int64_t bytes = 0;
@@ -106,11 +124,9 @@ RecomputedProgram with_recompute(const SpmdProgram& program, const RecomputeArgu
     result.program = with_tiles(program, arguments.tile);
     return result;
   }
-  const bool budget = policy.starts_with(kBudget);
-  const int64_t bytes =
-      budget ? parse_bytes(policy.substr(kBudget.size()), "--recompute budget=BYTES") : limit;
+  const std::optional<int64_t> budget = budget_of(arguments);
   const transforms::RecomputePlan plan =
-      budget || policy == "auto" ? plan_within(program, arguments, device, bytes)
+      budget || policy == "auto" ? plan_within(program, arguments, device, budget.value_or(limit))
                                  : transforms::plan_recompute(program, parse_policy(policy));
   result.program = with_tiles(transforms::apply_recompute(program, plan), arguments.tile);
   result.summary.kept_bytes = plan.kept_bytes;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <optional>
 #include <string>
 
 #include "cost/device.h"
@@ -16,6 +17,9 @@ struct RecomputeArguments {
 };
 
 void add_recompute_options(CLI::App& command, RecomputeArguments& arguments);
+
+// The bytes of budget=BYTES; nothing under another policy.
+std::optional<int64_t> budget_of(const RecomputeArguments& arguments);
 
 struct RecomputedProgram {
   transforms::SpmdProgram program;

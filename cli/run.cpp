@@ -17,6 +17,7 @@
 #include "feeds.h"
 #include "json_text.h"
 #include "model_arguments.h"
+#include "output_file.h"
 #include "ranks.h"
 
 namespace autosp::cli {
@@ -70,6 +71,25 @@ Prepared prepare(const Arguments& arguments, int64_t started) {
   prepared.feeds = select_feeds(prepared.manifest, executor::read_npz(arguments.feed),
                                 fmt::format("'{}'", arguments.feed.string()));
   return prepared;
+}
+
+void check_outputs(const Arguments& arguments) {
+  check_output_files({{"--output", arguments.output}, {"--trace", arguments.trace}}, arguments.feed,
+                     arguments.folder);
+}
+
+void write_results(const Arguments& arguments, const executor::Arrays& results) {
+  if (arguments.output.empty()) return;
+  write_output_file(arguments.output, [&](const std::filesystem::path& path) {
+    executor::write_npz(path, results);
+  });
+}
+
+void write_events(const Arguments& arguments, const std::vector<executor::TraceEvent>& events) {
+  if (arguments.trace.empty()) return;
+  write_output_file(arguments.trace, [&](const std::filesystem::path& path) {
+    executor::write_trace(path, events);
+  });
 }
 
 executor::RunOptions run_options(const Arguments& arguments) {
@@ -140,12 +160,11 @@ void print_report(const Json& ranks, const Arguments& arguments, const std::stri
 
 int run_threads(const Arguments& arguments) {
   const Prepared prepared = prepare(arguments, arguments.np);
+  check_outputs(arguments);
   const executor::RunResult result =
       run_ranks(arguments.folder, prepared.manifest, prepared.feeds, run_options(arguments));
-  if (!arguments.output.empty()) {
-    executor::write_npz(arguments.output, result.ranks.front().outputs);
-  }
-  if (!arguments.trace.empty()) executor::write_trace(arguments.trace, result.events);
+  write_results(arguments, result.ranks.front().outputs);
+  write_events(arguments, result.events);
   Json ranks = Json::array();
   for (const executor::RankResult& rank : result.ranks) {
     ranks.push_back(rank_report(rank, result.resident_peak, prepared.manifest));
@@ -194,6 +213,7 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
           .help("leave --transport out, or run it without mpirun");
     }
     prepared = prepare(arguments, session.size());
+    if (session.rank() == 0) check_outputs(arguments);
     graph = load_rank(arguments.folder, prepared.manifest, session.rank());
   } catch (...) {
     problem = current_failure();
@@ -203,9 +223,7 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
       session, graph, rank_feeds(prepared.manifest, prepared.feeds, session.rank()),
       run_options(arguments));
   const executor::RankResult& own = result.ranks.front();
-  if (session.rank() == 0 && !arguments.output.empty()) {
-    executor::write_npz(arguments.output, own.outputs);
-  }
+  if (session.rank() == 0) write_results(arguments, own.outputs);
   Json message{{"report", rank_report(own, result.resident_peak, prepared.manifest)},
                {"events", Json::array()}};
   for (const executor::TraceEvent& event : result.events)
@@ -219,7 +237,7 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
     ranks.push_back(parsed["report"]);
     for (const Json& event : parsed["events"]) events.push_back(to_event(event));
   }
-  if (!arguments.trace.empty()) executor::write_trace(arguments.trace, events);
+  write_events(arguments, events);
   print_notices();
   print_report(ranks, arguments, "mpi");
   return 0;

@@ -2,7 +2,9 @@
 #include <google/protobuf/io/zero_copy_stream_impl.h>
 #include <onnx/defs/parser.h>
 
+#include <cerrno>
 #include <charconv>
+#include <cstring>
 #include <fstream>
 #include <limits>
 
@@ -29,9 +31,48 @@ bool is_inside(const fs::path& file, const fs::path& folder) {
   return !relative.empty() && *relative.begin() != "..";
 }
 
+[[noreturn]] void throw_unreadable(const fs::path& path) {
+  throw Error("cannot read '{}': {}", path.string(), std::strerror(errno))
+      .note("it is given as the model")
+      .help("check that you may read it");
+}
+
+[[noreturn]] void throw_no_file(const fs::path& path) {
+  std::error_code code;
+  if (fs::is_directory(path, code)) {
+    Error error("'{}' is a folder, not a file", path.string());
+    if (fs::exists(path / "manifest.json", code)) {
+      throw error.note("'shard' wrote it: it holds a model that is sharded already")
+          .help("give the .onnx file that it was made from");
+    }
+    throw error.note("a model is one .onnx file, with its weights in it or beside it")
+        .help("give the path of the .onnx file");
+  }
+  throw Error("there is no file '{}'", path.string())
+      .help("give the path of an .onnx file that exists");
+}
+
+// PyTorch's archives and pickles, and safetensors.
+bool is_checkpoint(const fs::path& path) {
+  return path.extension() == ".pt" || path.extension() == ".pth" || path.extension() == ".bin" ||
+         path.extension() == ".ckpt" || path.extension() == ".pt2" ||
+         path.extension() == ".safetensors";
+}
+
+[[noreturn]] void throw_foreign(const fs::path& path) {
+  Error error("'{}' is not an ONNX file", path.string());
+  if (is_checkpoint(path)) {
+    throw error.note("it looks like a file of weights, without the computation")
+        .help(
+            "make a training graph of the module with models/export_training_graph.py "
+            "(models/README.md)");
+  }
+  throw error.help("give a model saved by an ONNX exporter");
+}
+
 std::string read_file(const fs::path& path) {
   std::ifstream stream(path, std::ios::binary);
-  if (!stream) throw Error("cannot read '{}'", path.string());
+  if (!stream) throw_unreadable(path);
   return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
 }
 
@@ -46,8 +87,7 @@ bool starts_like_a_model(const fs::path& path) {
 onnx::ModelProto load_model(const fs::path& path) {
   std::error_code code;
   if (!fs::is_regular_file(path, code)) {
-    throw Error("there is no file '{}'", path.string())
-        .help("give the path of an .onnx file that exists");
+    throw_no_file(path);
   }
   if (path.extension() == ".onnxtxt") return parse_model_text(read_file(path), path.string());
   const auto size = fs::file_size(path);
@@ -57,20 +97,19 @@ onnx::ModelProto load_model(const fs::path& path) {
         .help("save the model with its weights as external data");
   }
   std::ifstream stream(path, std::ios::binary);
-  if (!stream) throw Error("cannot read '{}'", path.string());
+  if (!stream) throw_unreadable(path);
   google::protobuf::io::IstreamInputStream input(&stream);
   google::protobuf::io::CodedInputStream coded(&input);
   coded.SetTotalBytesLimit(std::numeric_limits<int>::max());
   onnx::ModelProto model;
   const bool parsed = model.ParseFromCodedStream(&coded) && coded.ConsumedEntireMessage();
-  if (!parsed && starts_like_a_model(path)) {
+  if (!parsed && !is_checkpoint(path) && starts_like_a_model(path)) {
     throw Error("'{}' ends in the middle of the model: it is truncated or damaged ({} bytes)",
                 path.string(), size)
         .help("copy or export the file again");
   }
   if (!parsed || model.ir_version() == 0) {
-    throw Error("'{}' is not an ONNX file", path.string())
-        .help("give a model saved by an ONNX exporter");
+    throw_foreign(path);
   }
   if (!model.has_graph() || model.opset_import_size() == 0) {
     throw Error("'{}' holds no {}: it is truncated", path.string(),

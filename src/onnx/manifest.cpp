@@ -3,6 +3,8 @@
 #include <google/protobuf/util/json_util.h>
 
 #include <array>
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <limits>
 
@@ -242,8 +244,12 @@ class Reader {
 };
 
 std::string read_bytes(const std::filesystem::path& path) {
+  std::error_code code;
+  if (std::filesystem::is_directory(path, code)) {
+    throw Error("'{}' is a folder, not a file", path.string());
+  }
   std::ifstream stream(path, std::ios::binary);
-  if (!stream) throw Error("cannot read '{}'", path.string());
+  if (!stream) throw Error("cannot read '{}': {}", path.string(), std::strerror(errno));
   return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
 }
 
@@ -337,8 +343,9 @@ std::string fingerprint(std::string_view bytes) {
 }
 
 void describe_model(const std::filesystem::path& model, Manifest& manifest) {
-  const std::string bytes = with_context("it is given as the model", "check that you may read it",
-                                         [&] { return read_bytes(model); });
+  const std::string bytes =
+      with_context("it is given as the model", "give the path of an .onnx file that you may read",
+                   [&] { return read_bytes(model); });
   manifest.model_name = model.filename().string();
   manifest.model_bytes = static_cast<int64_t>(bytes.size());
   manifest.model_fingerprint = fingerprint(bytes);

@@ -21,6 +21,8 @@ struct Candidate {
   Choice recomputed;
   double seconds = 0;
   int64_t simulated = 0;
+  bool policy = false;       // one of the fixed policies
+  mutable int64_t real = 0;  // once it was asked for
 };
 
 class BudgetSearch {
@@ -33,18 +35,44 @@ class BudgetSearch {
     std::ranges::stable_sort(candidates_, [](const Candidate& a, const Candidate& b) {
       return std::tie(a.seconds, a.simulated) < std::tie(b.seconds, b.simulated);
     });
+    const std::vector<Candidate> all = candidates_;
     if (options_.tiled) drop_dominated();
+    const Candidate* best = first_of_chain();
+    // The chain is judged by simulation first, the policies by what they really take.
+    for (const Candidate& candidate : all) {
+      if (best != nullptr && candidate.seconds >= best->seconds) break;
+      if (candidate.policy && real_peak(candidate) <= options_.bytes) best = &candidate;
+    }
+    if (best == nullptr) best = smallest(all);
+    return describe_plan(forward_, best->recomputed);
+  }
+
+ private:
+  const Candidate* first_of_chain() const {
     // The executor finds some more results in place than the simulation, never many.
     const int64_t hopeless = options_.bytes + options_.bytes / 4;
     for (auto candidate = first_that_may_fit(); candidate != candidates_.end(); ++candidate) {
       if (!options_.tiled && candidate->simulated > hopeless) continue;
-      if (real_peak(*candidate) > options_.bytes) continue;
-      return describe_plan(forward_, candidate->recomputed);
+      if (real_peak(*candidate) <= options_.bytes) return &*candidate;
     }
-    refuse();
+    return nullptr;
   }
 
- private:
+  // Of those that seem to take least, the fastest that fits. Throws Error where none does.
+  const Candidate* smallest(const std::vector<Candidate>& all) const {
+    constexpr size_t kTried = 16;
+    std::vector<const Candidate*> tried;
+    for (const Candidate& candidate : all) tried.push_back(&candidate);
+    std::ranges::stable_sort(
+        tried, {}, [](const Candidate* c) { return std::tuple(!c->policy, c->simulated); });
+    tried.resize(std::min(tried.size(), kTried));
+    std::ranges::stable_sort(tried, {}, &Candidate::seconds);
+    for (const Candidate* candidate : tried) {
+      if (real_peak(*candidate) <= options_.bytes) return candidate;
+    }
+    refuse(tried);
+  }
+
   // Leaves those that need less memory, without tiles, than all faster ones.
   void drop_dominated() {
     int64_t least = std::numeric_limits<int64_t>::max();
@@ -65,13 +93,18 @@ class BudgetSearch {
   }
 
   int64_t real_peak(const Candidate& candidate) const {
-    return options_.peak(apply_recompute(program_, describe_plan(forward_, candidate.recomputed)));
+    if (candidate.real == 0) {
+      candidate.real =
+          options_.peak(apply_recompute(program_, describe_plan(forward_, candidate.recomputed)));
+    }
+    return candidate.real;
   }
 
   void collect() {
     for (RecomputePolicy policy : {RecomputePolicy::kNone, RecomputePolicy::kMinCut,
                                    RecomputePolicy::kSac, RecomputePolicy::kFull}) {
       add(choose(forward_, policy));
+      candidates_.back().policy = true;
     }
     const std::vector<Choice> hull = hull_choices();
     for (size_t k = 0; k < hull.size(); ++k) {
@@ -174,15 +207,9 @@ class BudgetSearch {
     return by_root;
   }
 
-  [[noreturn]] void refuse() const {
+  [[noreturn]] void refuse(const std::vector<const Candidate*>& tried) const {
     int64_t least = std::numeric_limits<int64_t>::max();
-    std::vector<const Candidate*> by_peak;
-    for (const Candidate& candidate : candidates_) by_peak.push_back(&candidate);
-    std::ranges::stable_sort(by_peak, {}, &Candidate::simulated);
-    constexpr size_t kTried = 4;
-    for (size_t k = 0; k < std::min(kTried, by_peak.size()); ++k) {
-      least = std::min(least, real_peak(*by_peak[k]));
-    }
+    for (const Candidate* candidate : tried) least = std::min(least, real_peak(*candidate));
     throw Error("a step cannot do with {}", format_bytes(static_cast<double>(options_.bytes)))
         .note(fmt::format("with as much recomputation as pays, it takes {} ({} bytes)",
                           format_bytes(static_cast<double>(least)), least))

@@ -1,0 +1,43 @@
+#include "rank_kinds.h"
+
+#include <set>
+
+#include "sharded_folder.h"
+
+namespace autosp::cli {
+
+namespace {
+
+using transforms::SpmdProgram;
+
+std::vector<int64_t> kind_of(const SpmdProgram& program, int64_t rank) {
+  const shard::Mesh& mesh = program.plan->mesh;
+  std::vector<int64_t> kind;
+  const std::vector<int64_t> coordinates = mesh.coordinates(rank);
+  for (size_t k = 0; k < coordinates.size(); ++k) {
+    const bool last = coordinates[k] + 1 == mesh.axes()[k].size;
+    kind.push_back(coordinates[k] == 0 ? 0 : last ? 2 : 1);
+  }
+  for (const transforms::Placed& placed : program.placed) {
+    const ir::Shape shape = transforms::local_shape(placed, mesh, rank);
+    kind.insert(kind.end(), shape.begin(), shape.end());
+  }
+  return kind;
+}
+
+}  // namespace
+
+std::vector<int64_t> rank_kinds(const SpmdProgram& program) {
+  std::set<std::vector<int64_t>> known;
+  std::vector<int64_t> ranks;
+  for (int64_t rank = 0; rank < program.plan->mesh.size(); ++rank) {
+    if (known.insert(kind_of(program, rank)).second) ranks.push_back(rank);
+  }
+  return ranks;
+}
+
+executor::Program compile_rank(const SpmdProgram& program, int64_t rank) {
+  return executor::compile(std::make_shared<const ir::Graph>(rank_graph(program, rank)));
+}
+
+}  // namespace autosp::cli
