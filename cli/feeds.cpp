@@ -32,6 +32,7 @@ executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor:
   for (size_t k = 1; k < std::min(problems.size(), kNamed); ++k) error.note(problems[k]);
   if (problems.size() > kNamed)
     error.note(fmt::format("{} more inputs do not fit either", problems.size() - kNamed));
+  if (problems.size() == 1) error.note("the manifest lists what the model takes");
   throw error.help(
       "give every graph input, whole (ranks take their slices), with its shape and type");
 }

@@ -1,6 +1,10 @@
 #include <fmt/ranges.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
+#include <span>
 
 #include "base/error.h"
 #include "command.h"
@@ -40,6 +44,38 @@ void check_command(const CLI::App& app, int argc, char** argv) {
                                 : fmt::format("did you mean '{}'?", near));
 }
 
+// An option that the command does not have, and the one that it is nearest to.
+std::string misspelt_option(const CLI::App& command, std::span<char*> words) {
+  std::vector<std::string> names;
+  for (const CLI::Option* option : command.get_options()) {
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+  }
+  for (const std::string word : words) {
+    const std::string name = word.substr(0, word.find('='));
+    if (!name.starts_with("--") || std::ranges::find(names, name) != names.end()) continue;
+    const std::string near = nearest_name(name, names);
+    if (!near.empty()) return fmt::format("'{}' is no option: did you mean '{}'?", name, near);
+  }
+  return "";
+}
+
+Error to_error(const CLI::ParseError& failure, const CLI::App& command, std::span<char*> words) {
+  const bool own = command.get_parent() != nullptr;
+  const std::string name = own ? "autosp-onnx " + command.get_name() : "autosp-onnx";
+  const std::string near = misspelt_option(command, words);
+  return Error("{}", failure.what())
+      .note(fmt::format("in the command line of '{}'", name))
+      .help(near.empty() ? fmt::format("'{} --help' lists what it takes", name) : near);
+}
+
+// A report that could not be printed, to a full disk for example, was not given.
+void check_printed() {
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
+  throw Error("the report could not be printed: {}", std::strerror(errno))
+      .note("standard output leads to a file or device that does not take it")
+      .help("send it somewhere with room, or to a terminal");
+}
+
 int parse(CLI::App& app, int argc, char** argv, const cli::Action& action) {
   check_command(app, argc, argv);
   try {
@@ -47,11 +83,9 @@ int parse(CLI::App& app, int argc, char** argv, const cli::Action& action) {
   } catch (const CLI::Success& request) {  // --help, --version
     return app.exit(request);
   } catch (const CLI::ParseError& failure) {
-    std::string command = "autosp-onnx";
-    for (const CLI::App* used : app.get_subcommands()) command += " " + used->get_name();
-    throw Error("{}", failure.what())
-        .note(fmt::format("in the command line of '{}'", command))
-        .help(fmt::format("'{} --help' lists what it takes", command));
+    const CLI::App* command = &app;
+    for (const CLI::App* used : app.get_subcommands()) command = used;
+    throw to_error(failure, *command, std::span(argv, static_cast<size_t>(argc)));
   }
   return action();
 }
@@ -71,7 +105,9 @@ int main(int argc, char** argv) {
   cli::add_explain(app, action);
   cli::add_plan(app, action);
   try {
-    return parse(app, argc, argv, action);
+    const int code = parse(app, argc, argv, action);
+    check_printed();
+    return code;
   } catch (...) {
     const cli::Failure failure = cli::current_failure();
     fmt::print(stderr, "{}\n", failure.text);

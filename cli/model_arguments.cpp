@@ -9,6 +9,7 @@
 
 #include "base/context.h"
 #include "base/error.h"
+#include "signature.h"
 
 namespace autosp::cli {
 
@@ -68,17 +69,21 @@ void add_model_options(CLI::App& command, ModelArguments& arguments) {
   command
       .add_option("--dim", arguments.dims,
                   "Binds a symbolic dimension, as in --dim seq=4096; repeat for more")
+      ->allow_extra_args(false)
       ->type_name("NAME=VALUE");
   command
       .add_option("--seq", arguments.sequence,
                   "A sequence dimension, as in --seq input_ids:1; found by itself when left out")
+      ->allow_extra_args(false)
       ->type_name("INPUT:AXIS");
   command.add_option("--batch", arguments.batch, "A batch dimension; found by itself likewise")
+      ->allow_extra_args(false)
       ->type_name("INPUT:AXIS");
   command.add_option("--loss", arguments.loss, "The output that is the loss")->type_name("OUTPUT");
   command
       .add_option("--grad", arguments.gradients,
                   "The output that is a parameter's gradient, as in --grad w=w.grad")
+      ->allow_extra_args(false)
       ->type_name("PARAMETER=OUTPUT");
 }
 
@@ -94,12 +99,14 @@ void add_pass_options(CLI::App& command, PassArguments& arguments) {
                   fmt::format("Runs these passes only, in this order, comma-separated: {}",
                               fmt::join(transforms::pass_names(), ", ")))
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->type_name("LIST")
       ->group("Looking inside");
   command
       .add_option("--print-after", arguments.print_after,
                   "Prints the graph after a pass, in ONNX's text format; 'import' is the first")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->type_name("PASS")
       ->group("Looking inside");
   command.add_flag("--timing", arguments.timing, "Prints the seconds and nodes of every pass")
@@ -107,10 +114,12 @@ void add_pass_options(CLI::App& command, PassArguments& arguments) {
 }
 
 void add_plan_options(CLI::App& command, PlanArguments& arguments) {
-  command.add_option("--sp", arguments.sp, "Ranks that share one sequence")
+  command
+      .add_option(
+          "--sp", arguments.sp,
+          "Ranks that share one sequence; 1, or what --sp-mesh multiplies to, when left out")
       ->check(at_least_one())
-      ->type_name("N")
-      ->capture_default_str();
+      ->type_name("N");
   command.add_option("--dp", arguments.dp, "Ranks that share the batch (times --sp ranks in all)")
       ->check(at_least_one())
       ->type_name("M")
@@ -121,6 +130,7 @@ void add_plan_options(CLI::App& command, PlanArguments& arguments) {
           "How sp is divided: u over KV heads, g over query heads of a KV head, r over query "
           "positions, as in --sp-mesh u=4,g=2,r=2; chosen when left out")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->type_name("AXIS=SIZE");
   command.add_flag("--strict", arguments.strict,
                    "Refuses operators that can be neither split nor exchanged, instead of warning");
@@ -137,13 +147,13 @@ std::pair<std::string, std::string> split_assignment(const std::string& text,
   return {text.substr(0, equals), text.substr(equals + 1)};
 }
 
-int64_t parse_count(const std::string& text, const std::string& option) {
+int64_t parse_count(const std::string& text, const std::string& option, const std::string& help) {
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || value < 1) {
     throw Error("{} takes a whole number of 1 or more, not '{}'", option, text)
         .note("given on the command line")
-        .help("for example: --dim seq=4096, --sp 4");
+        .help(help);
   }
   if (value > std::numeric_limits<int32_t>::max()) {
     throw Error("{}: {} is too large; at most {} is supported", option, value,
@@ -204,6 +214,37 @@ void print_timings(const std::vector<transforms::PassTiming>& timings) {
 
 }  // namespace
 
+namespace {
+
+void check_apart(const shard::Roles& roles, const ir::Graph& graph) {
+  for (const shard::DimTag& tag : roles.sequence) {
+    const bool both = std::ranges::any_of(roles.batch, [&](const shard::DimTag& other) {
+      return other.value == tag.value && other.dim == tag.dim;
+    });
+    if (!both) continue;
+    throw Error("axis {} of '{}' is a sequence and a batch dimension", tag.dim,
+                graph.name_of(tag.value))
+        .note("ranks of --sp share one sequence, ranks of --dp share the batch")
+        .help("give another axis with --seq or --batch");
+  }
+}
+
+void check_not_sharded(const ir::Graph& graph, const std::filesystem::path& path) {
+  const auto sharded = signature_of(graph);
+  if (!sharded) return;
+  Error error("'{}' is {}", path.string(),
+              sharded->rank.empty()        ? "a rank of a model that is sharded already"
+              : sharded->rank == kAllRanks ? fmt::format("a model that is sharded already: all {} "
+                                                         "ranks in one graph",
+                                                         sharded->ranks)
+                                           : fmt::format("already rank {} of {} of a sharded model",
+                                                         sharded->rank, sharded->ranks));
+  throw error.note("'shard' wrote it")
+      .help("give the model that it was made from; the manifest.json beside it names it");
+}
+
+}  // namespace
+
 LoadedModel load_model(const ModelArguments& arguments, const PassArguments& passes) {
   check_pass_names(passes);
   const auto wants_print = [&](std::string_view name) {
@@ -223,6 +264,7 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
   }
   const auto begin = std::chrono::steady_clock::now();
   model.graph = onnx_io::import_model(arguments.model, model.bindings);
+  check_not_sharded(model.graph, model.path);
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
   const size_t nodes = model.graph.nodes().size();
   model.timings.push_back(
@@ -243,6 +285,7 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
         "'autosp-onnx inspect MODEL' shows what is found; --seq, --batch, --loss and --grad "
         "override",
         [&] { return shard::detect_roles(model.graph, role_choices); });
+    check_apart(model.roles, model.graph);
   };
   model.graph = transforms::run_passes(model.graph, options);
   find_roles();
@@ -257,13 +300,20 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
   return model;
 }
 
+int64_t PlanArguments::ranks() const {
+  if (sp) return *sp;
+  int64_t product = 1;
+  for (const auto& [axis, size] : parse_counts(sp_mesh, "--sp-mesh")) product *= size;
+  return product;
+}
+
 shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments) {
   return with_context(
-      fmt::format("while planning '{}' for --sp {} --dp {}", model.path.string(), arguments.sp,
+      fmt::format("while planning '{}' for --sp {} --dp {}", model.path.string(), arguments.ranks(),
                   arguments.dp),
       "'autosp-onnx inspect MODEL' shows the sequence, the heads and what limits sp", [&] {
         return shard::make_plan(model.graph, model.roles,
-                                {.sp = arguments.sp,
+                                {.sp = arguments.ranks(),
                                  .dp = arguments.dp,
                                  .sp_mesh = parse_counts(arguments.sp_mesh, "--sp-mesh"),
                                  .strict = arguments.strict});

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,10 +32,13 @@ struct PassArguments {
 };
 
 struct PlanArguments {
-  int64_t sp = 1;
+  std::optional<int64_t> sp;
   int64_t dp = 1;
   std::vector<std::string> sp_mesh;  // AXIS=SIZE
   bool strict = false;
+
+  // As asked for, or what the sizes of sp_mesh multiply to, or 1.
+  int64_t ranks() const;
 };
 
 void add_model_options(CLI::App& command, ModelArguments& arguments);
@@ -68,7 +72,8 @@ CLI::Validator tolerance();
 // Splits "NAME=VALUE"; `option` is named in the error.
 std::pair<std::string, std::string> split_assignment(const std::string& text,
                                                      const std::string& option);
-int64_t parse_count(const std::string& text, const std::string& option);
+int64_t parse_count(const std::string& text, const std::string& option,
+                    const std::string& help = "for example: --dim seq=4096, --sp 4");
 std::map<std::string, int64_t> parse_counts(const std::vector<std::string>& assignments,
                                             const std::string& option);
 

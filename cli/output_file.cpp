@@ -23,16 +23,18 @@ bool is_special(const fs::path& path) {
   return fs::is_other(status) || name.starts_with("/dev/") || name.starts_with("/proc/");
 }
 
+fs::path resolved(const fs::path& path) {
+  std::error_code code;
+  return fs::weakly_canonical(fs::absolute(path), code);
+}
+
 bool same_file(const fs::path& a, const fs::path& b) {
   std::error_code code;
-  return fs::equivalent(a, b, code) ||
-         fs::weakly_canonical(a, code) == fs::weakly_canonical(b, code);
+  return fs::equivalent(a, b, code) || resolved(a) == resolved(b);
 }
 
 bool lies_in(const fs::path& file, const fs::path& folder) {
-  std::error_code code;
-  const fs::path relative =
-      fs::weakly_canonical(file, code).lexically_relative(fs::weakly_canonical(folder, code));
+  const fs::path relative = resolved(file).lexically_relative(resolved(folder));
   return !relative.empty() && *relative.begin() != "..";
 }
 

@@ -25,7 +25,7 @@ Where the model leaves the sequence open, the longest one that fits into --memor
 
 Examples:
   autosp-onnx plan model.onnx --dim seq=32768 --sp 8 --device h100 --memory 80GiB
-  autosp-onnx plan model.onnx --dim seq=32768 --sweep          sp times recompute, as a table
+  autosp-onnx plan model.onnx --dim seq=32768 --sweep          sp x recompute x tile, as a table
   autosp-onnx plan model.onnx --sp 4 --device mine.json        {"like": "a100", "link": 2.5e10})";
 
 struct Arguments {
@@ -36,6 +36,7 @@ struct Arguments {
   std::optional<std::string> memory;
   std::string device = "h100";
   bool sweep = false;
+  bool tile_given = false;
   bool json = false;
 };
 
@@ -214,37 +215,61 @@ void print_report(const Planned& planned, const Arguments& arguments, const cost
   }
 }
 
-// sp that can be divided over the heads, up to 8 or what was asked for.
+// As asked for, or what can be divided over the heads, up to 8.
 std::vector<int64_t> sweep_sizes(const LoadedModel& model, const Arguments& arguments) {
+  if (arguments.plan.sp || !arguments.plan.sp_mesh.empty()) return {arguments.plan.ranks()};
   const shard::Plan whole = shard::make_plan(model.graph, model.roles, {});
   std::vector<int64_t> sizes = shard::sp_by_heads_alone(whole.attention_sizes());
-  const int64_t most = std::max<int64_t>(8, arguments.plan.sp);
-  std::erase_if(sizes, [&](int64_t sp) { return sp > most || sp > whole.sequence_extent; });
+  constexpr int64_t kMost = 8;
+  std::erase_if(sizes, [&](int64_t sp) { return sp > kMost || sp > whole.sequence_extent; });
   return sizes.empty() ? std::vector<int64_t>{1} : sizes;
+}
+
+std::vector<std::string> sweep_policies(const Arguments& arguments) {
+  if (!arguments.recompute.policy.empty()) return {arguments.recompute.policy};
+  return {"none", "mincut", "sac", "full"};
+}
+
+std::vector<std::string> sweep_tiles(const Arguments& arguments) {
+  if (arguments.tile_given) return {arguments.recompute.tile};
+  return {"off", "auto"};
+}
+
+void print_row(const Arguments& point, const Prediction& p, bool fits) {
+  fmt::print("{:>4}  {:<14} {:<6} {:>12} {:>6} {:>12} {:>12.4g} {:>6.1f} % {:>10.4g}\n",
+             point.plan.ranks(), point.recompute.policy, point.recompute.tile,
+             format_bytes(static_cast<double>(p.peak)), fits ? "yes" : "no",
+             format_bytes(static_cast<double>(p.bytes_sent)), p.flops(),
+             100 * p.recompute_flops / (p.forward_flops + p.backward_flops), p.seconds());
 }
 
 int sweep(const Arguments& arguments, const LoadedModel& model, const cost::Device& device,
           int64_t memory) {
-  Json rows = Json::array();
-  if (!arguments.json) {
-    fmt::print("{:>4}  {:<10} {:>12} {:>6} {:>12} {:>12} {:>8} {:>10}\n", "sp", "recompute", "peak",
-               "fits", "sent", "FLOPs", "again", "seconds");
-  }
+  std::vector<Arguments> points;
   for (int64_t sp : sweep_sizes(model, arguments)) {
-    for (const char* policy : {"none", "mincut", "sac", "full"}) {
-      Arguments point = arguments;
-      point.plan.sp = sp;
-      point.recompute.policy = policy;
-      const Prediction p = plan_once(model, point, device, memory).prediction;
-      Json row = {{"sp", sp}, {"recompute", policy}, {"fits", p.peak <= memory}};
-      row.update(to_json(p));
-      rows.push_back(row);
-      if (arguments.json) continue;
-      fmt::print("{:>4}  {:<10} {:>12} {:>6} {:>12} {:>12.4g} {:>6.1f} % {:>10.4g}\n", sp, policy,
-                 format_bytes(static_cast<double>(p.peak)), p.peak <= memory ? "yes" : "no",
-                 format_bytes(static_cast<double>(p.bytes_sent)), p.flops(),
-                 100 * p.recompute_flops / (p.forward_flops + p.backward_flops), p.seconds());
+    for (const std::string& policy : sweep_policies(arguments)) {
+      for (const std::string& tile : sweep_tiles(arguments)) {
+        points.push_back(arguments);
+        points.back().plan.sp = sp;
+        points.back().recompute = {.policy = policy, .tile = tile};
+      }
     }
+  }
+  Json rows = Json::array();
+  for (const Arguments& point : points) {
+    const Prediction p = plan_once(model, point, device, memory).prediction;
+    const bool fits = p.peak <= memory;
+    if (rows.empty() && !arguments.json) {
+      fmt::print("{:>4}  {:<14} {:<6} {:>12} {:>6} {:>12} {:>12} {:>8} {:>10}\n", "sp", "recompute",
+                 "tile", "peak", "fits", "sent", "FLOPs", "again", "seconds");
+    }
+    Json row = {{"sp", point.plan.ranks()},
+                {"recompute", point.recompute.policy},
+                {"tile", point.recompute.tile},
+                {"fits", fits}};
+    row.update(to_json(p));
+    rows.push_back(row);
+    if (!arguments.json) print_row(point, p, fits);
   }
   if (arguments.json) fmt::print("{}\n", json_text(rows));
   return 0;
@@ -294,10 +319,15 @@ void add_plan(CLI::App& app, Action& action) {
   command->add_option("--device", arguments->device, "h100, h200, a100, cpu, or a JSON file")
       ->type_name("DEVICE")
       ->capture_default_str();
-  command->add_flag("--sweep", arguments->sweep, "A table over sp and recompute policies");
+  command->add_flag(
+      "--sweep", arguments->sweep,
+      "A table over sp, recompute policies and tiles; --sp, --recompute and --tile restrict it");
   command->add_flag("--json", arguments->json, "Prints the prediction as JSON");
   add_pass_options(*command, arguments->passes);
-  command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
+  command->callback([arguments, command, &action] {
+    arguments->tile_given = command->count("--tile") > 0;
+    action = [arguments] { return run(*arguments); };
+  });
 }
 
 }  // namespace autosp::cli

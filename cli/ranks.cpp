@@ -6,8 +6,25 @@
 #include "executor/openblas.h"
 #include "feeds.h"
 #include "onnx/model.h"
+#include "signature.h"
 
 namespace autosp::cli {
+
+namespace {
+
+void check_signature(const ir::Graph& graph, const std::filesystem::path& path,
+                     const onnx_io::Manifest& manifest, int64_t rank) {
+  const Signature found = signature_of(graph).value_or(Signature());
+  const std::string expected = std::to_string(rank);
+  if (found.rank == expected && found.plan == plan_signature(manifest)) return;
+  Error error("'{}' is not the graph of rank {} that the manifest describes", path.string(), rank);
+  error.note(found.rank.empty()       ? "it does not say which rank it is of"
+             : found.rank != expected ? fmt::format("it says that it is of rank {}", found.rank)
+                                      : "it was made from another model, or by another plan");
+  throw error.help("shard the model again: the folder holds files of different runs");
+}
+
+}  // namespace
 
 std::shared_ptr<const ir::Graph> load_rank(const std::filesystem::path& folder,
                                            const onnx_io::Manifest& manifest, int64_t rank) {
@@ -19,6 +36,7 @@ std::shared_ptr<const ir::Graph> load_rank(const std::filesystem::path& folder,
         .help("shard the model again with --dialect autosp");
   }
   auto graph = std::make_shared<ir::Graph>(onnx_io::import_model(path));
+  check_signature(*graph, path, manifest, rank);
   for (const onnx_io::ManifestInput& input : manifest.inputs) {
     const auto value = graph->find(input.name);
     const ir::Shape& shape =
@@ -44,6 +62,10 @@ executor::RunResult run_ranks(const std::filesystem::path& folder,
     slices.push_back(rank_feeds(manifest, feeds, rank.rank));
   }
   return executor::run_in_threads(graphs, slices, options);
+}
+
+std::string count_of_ranks(size_t ranks) {
+  return fmt::format("{} rank{}", ranks, ranks == 1 ? "" : "s");
 }
 
 void print_notices() {

@@ -18,6 +18,9 @@ executor::RunResult run_ranks(const std::filesystem::path& folder,
                               const onnx_io::Manifest& manifest, const executor::Arrays& feeds,
                               const executor::RunOptions& options);
 
+// "1 rank", "4 ranks".
+std::string count_of_ranks(size_t ranks);
+
 // Prints to stderr what of the environment makes runs slow.
 void print_notices();
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "base/context.h"
 #include "base/error.h"
 #include "executor/memory_limit.h"
 #include "executor/program.h"
@@ -56,10 +55,9 @@ RecomputePolicy parse_policy(const std::string& text) {
 
 int64_t tile_tokens(const std::string& option) {
   const std::string near = nearest_name(option, {"auto", "off"});
-  return with_context("it says in how long pieces loss head and MLPs run",
-                      near.empty() ? "for example: --tile 512, or auto, which chooses"
-                                   : fmt::format("did you mean '{}'?", near),
-                      [&] { return parse_count(option, "--tile"); });
+  return parse_count(option, "--tile",
+                     near.empty() ? "give the tokens of a tile, or auto, which chooses, or off"
+                                  : fmt::format("did you mean '{}'?", near));
 }
 
 SpmdProgram with_tiles(SpmdProgram program, const std::string& option) {

@@ -40,6 +40,8 @@ Examples:
   mpirun -np 4 autosp-onnx run out --feed inputs.npz --trace trace.json
                                       (open trace.json in chrome://tracing or ui.perfetto.dev))";
 
+constexpr int64_t kMostThreads = 1024;  // of a rank: more than any machine has cores for one
+
 struct Arguments {
   std::filesystem::path folder;
   int64_t np = 0;
@@ -144,7 +146,7 @@ void print_report(const Json& ranks, const Arguments& arguments, const std::stri
     fmt::print("{}\n", json_text(report));
     return;
   }
-  fmt::print("{} ranks ({})\n", ranks.size(), transport);
+  fmt::print("{} ({})\n", count_of_ranks(ranks.size()), transport);
   fmt::print("{:>4} {:>14} {:>9} {:>12} {:>12} {:>12} {:>12} {:>12}\n", "rank", "loss", "seconds",
              "collectives", "sent", "planned", "measured", "resident");
   for (const Json& rank : ranks) {
@@ -155,7 +157,9 @@ void print_report(const Json& ranks, const Arguments& arguments, const std::stri
                format_bytes(rank["measured_peak_bytes"].get<double>()),
                format_bytes(rank["resident_peak_bytes"].get<double>()));
   }
-  if (!arguments.output.empty()) fmt::print("wrote {}\n", arguments.output.string());
+  for (const std::filesystem::path& path : {arguments.output, arguments.trace}) {
+    if (!path.empty()) fmt::print("wrote {}\n", path.string());
+  }
 }
 
 int run_threads(const Arguments& arguments) {

@@ -7,6 +7,7 @@
 #include "command.h"
 #include "model_arguments.h"
 #include "prediction.h"
+#include "ranks.h"
 #include "recompute_arguments.h"
 #include "sharded_folder.h"
 
@@ -86,7 +87,7 @@ void print_collectives(const onnx_io::Manifest& manifest) {
 
 void print_report(const shard::Plan& plan, const onnx_io::Manifest& manifest,
                   const std::filesystem::path& out) {
-  fmt::print("{} over {} ranks: {}\n", manifest.model_name, manifest.ranks.size(),
+  fmt::print("{} over {}: {}\n", manifest.model_name, count_of_ranks(manifest.ranks.size()),
              plan.mesh.to_string());
   for (const std::string& reason : plan.roles.reasons) fmt::print("  {}\n", reason);
   fmt::print("data inputs, and each rank's slice\n");
@@ -143,6 +144,7 @@ void add_shard(CLI::App& app, Action& action) {
           "autosp: a graph per rank; standard: every rank in OUT/emulated.onnx, collectives "
           "as standard operators; comma-separated for both")
       ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::IsMember({"autosp", "standard"}))
       ->capture_default_str();
   command->add_flag("--json", arguments->json, "Prints the manifest instead of the report");

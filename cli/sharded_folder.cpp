@@ -14,6 +14,7 @@
 #include "base/error.h"
 #include "interruption.h"
 #include "onnx/model.h"
+#include "signature.h"
 #include "transforms/decompose_attention.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/emulate.h"
@@ -136,6 +137,16 @@ std::set<fs::path> files_in(const fs::path& folder) {
   return files;
 }
 
+// "rank_12.onnx"
+bool is_rank_file(const std::string& name) {
+  constexpr std::string_view kBegin = "rank_";
+  constexpr std::string_view kEnd = ".onnx";
+  if (!name.starts_with(kBegin) || !name.ends_with(kEnd)) return false;
+  if (name.size() <= kBegin.size() + kEnd.size()) return false;
+  return std::all_of(name.begin() + kBegin.size(), name.end() - kEnd.size(),
+                     [](char c) { return c >= '0' && c <= '9'; });
+}
+
 // An earlier result may be replaced: a folder in which every file is one that `shard` writes.
 // Anything else is not ours to remove.
 void check_replaceable(const fs::path& folder) {
@@ -159,7 +170,11 @@ void check_replaceable(const fs::path& folder) {
   try {
     for (const auto& rank : onnx_io::read_manifest(folder).ranks) graphs.insert(rank.file);
   } catch (const Error& error) {
-    throw not_ours(folder).note(error.message());
+    if (!onnx_io::is_manifest(folder)) throw not_ours(folder).note(error.message());
+    // Of another version, or damaged: its graphs go by their names.
+    for (const fs::path& file : files) {
+      if (is_rank_file(file.string())) graphs.insert(file);
+    }
   }
   files.erase(onnx_io::kManifestFile);
   std::set<fs::path> present;
@@ -176,6 +191,17 @@ void check_replaceable(const fs::path& folder) {
     throw not_ours(folder).note(
         fmt::format("'{}' is no file of a sharded model", files.begin()->string()));
   }
+}
+
+// The folder that a user is in, or one around it, cannot change places with a new one.
+void check_not_around(const fs::path& given, const fs::path& target) {
+  const fs::path here = fs::current_path();
+  const fs::path at = fs::weakly_canonical(target.empty() ? here : fs::absolute(target));
+  const fs::path relative = here.lexically_relative(at);
+  if (relative.empty() || *relative.begin() == "..") return;
+  throw Error("-o '{}' is the folder that this runs in, or one around it", given.string())
+      .note("what a folder holds is replaced together with it, when the new graphs are complete")
+      .help("give the name of a folder in it, for example -o out");
 }
 
 // A model whose files lie in `folder` would be removed with what the folder held before.
@@ -376,6 +402,7 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
         .help("give the name of a folder, for example -o out");
   }
   const fs::path target = (folder / "").lexically_normal().parent_path();
+  check_not_around(folder, target);
   check_outside(model.path, target);
   check_replaceable(target);
   const HeldSignals signals;
@@ -387,13 +414,16 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
   if (dialects.contains(Dialect::kAutosp)) {
     for (const onnx_io::ManifestRank& rank : manifest.ranks) {
       HeldSignals::check();
-      onnx_io::export_model(rank_graph(program, rank.rank), pending.path() / rank.file, options);
+      ir::Graph graph = rank_graph(program, rank.rank);
+      sign(graph, manifest, std::to_string(rank.rank));
+      onnx_io::export_model(graph, pending.path() / rank.file, options);
     }
   }
   HeldSignals::check();
   if (dialects.contains(Dialect::kStandard)) {
-    onnx_io::export_model(finished(transforms::emulate(program)), pending.path() / kEmulatedFile,
-                          options);
+    ir::Graph graph = finished(transforms::emulate(program));
+    sign(graph, manifest, kAllRanks);
+    onnx_io::export_model(graph, pending.path() / kEmulatedFile, options);
   }
   onnx_io::write_manifest(manifest, pending.path());
   HeldSignals::check();

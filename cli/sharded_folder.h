@@ -16,7 +16,7 @@ enum class Dialect : uint8_t {
   kStandard,  // emulated.onnx: every rank in one graph of standard operators
 };
 
-// The graph of one rank, as it is written.
+// The graph of one rank, as it is written but for its signature.
 ir::Graph rank_graph(const transforms::SpmdProgram& program, int64_t rank);
 
 // Everything `shard` tells about its result.

@@ -1,6 +1,7 @@
 // autosp-onnx validate MODEL OUT: is the sharded model the same computation?
 #include <algorithm>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -190,7 +191,9 @@ void add_validate(CLI::App& app, Action& action) {
       ->type_name("OUT");
   command->add_option("--feed", arguments->feed, "The graph inputs, whole; generated when left out")
       ->type_name("NPZ");
-  command->add_option("--seed", arguments->seed, "Of generated inputs")->capture_default_str();
+  command->add_option("--seed", arguments->seed, "Of generated inputs")
+      ->check(at_most(std::numeric_limits<int64_t>::max()))
+      ->capture_default_str();
   command
       ->add_option(
           "--tolerance", arguments->tolerance,

@@ -41,6 +41,7 @@ Arena::Arena(int64_t bytes, bool shared) : size_(static_cast<size_t>(std::max<in
   if (base == MAP_FAILED) {
     throw Error("the {} of memory that this run needs cannot be had: {}",
                 format_bytes(static_cast<double>(bytes)), std::strerror(errno))
+        .note("'plan' tells what a rank takes, and what for")
         .help("shard over more ranks, or for a shorter sequence");
   }
   base_ = static_cast<std::byte*>(base);

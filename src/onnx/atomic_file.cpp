@@ -19,11 +19,11 @@ namespace {
       .help("check that the folder exists, is writable and has space");
 }
 
-void write_all(int file, std::string_view bytes) {
+void write_all(int file, std::string_view bytes, const std::filesystem::path& path) {
   while (!bytes.empty()) {
     const ssize_t written = ::write(file, bytes.data(), bytes.size());
     if (written < 0 && errno == EINTR) continue;
-    if (written < 0) throw_system_error("cannot write");
+    if (written < 0) throw_system_error(fmt::format("cannot write '{}'", path.string()));
     bytes.remove_prefix(static_cast<size_t>(written));
   }
 }
@@ -35,7 +35,7 @@ void write_file(const std::filesystem::path& path, std::string_view bytes) {
   const int file = ::mkstemp(temporary.data());
   if (file < 0) throw_system_error(fmt::format("cannot write '{}'", path.string()));
   try {
-    write_all(file, bytes);
+    write_all(file, bytes, path);
     const mode_t mask = ::umask(0);
     ::umask(mask);
     if (::fchmod(file, 0666 & ~mask) != 0 || ::fsync(file) != 0 ||

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <fstream>
 #include <limits>
+#include <regex>
 
 #include "base/context.h"
 #include "base/error.h"
@@ -310,7 +311,10 @@ Manifest parse_manifest(const std::string& json, const std::string& where) {
   proto::Manifest message;
   const auto status = google::protobuf::util::JsonStringToMessage(json, &message, options);
   if (!status.ok()) {
-    throw Error("{} is not a manifest of a sharded model: {}", where, std::string(status.message()))
+    // The first of several lines, which go on with an excerpt.
+    const std::string reason(status.message());
+    throw Error("{} is not a manifest of a sharded model: {}", where,
+                reason.substr(0, reason.find('\n')))
         .help("shard the model again");
   }
   return Reader(message, where).run();
@@ -327,6 +331,13 @@ Manifest read_manifest(const std::filesystem::path& folder) {
   return with_context(
       "it says how a folder of rank graphs belongs together", "shard the model again",
       [&] { return parse_manifest(read_bytes(path), fmt::format("'{}'", path.string())); });
+}
+
+bool is_manifest(const std::filesystem::path& folder) {
+  std::ifstream stream(folder / kManifestFile, std::ios::binary);
+  const std::string text{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  static const std::regex kTool(R"(^\s*\{\s*"format":\s*\d+,\s*"tool":\s*"autosp-onnx")");
+  return std::regex_search(text.substr(0, 200), kTool);
 }
 
 void write_manifest(const Manifest& manifest, const std::filesystem::path& folder) {

@@ -113,6 +113,8 @@ Manifest parse_manifest(const std::string& json, const std::string& where);
 
 // Of a folder that `shard` wrote. Throws Error also when there is no manifest in it.
 Manifest read_manifest(const std::filesystem::path& folder);
+// Whether a folder's manifest says that it is ours, even where it cannot be read as a whole.
+bool is_manifest(const std::filesystem::path& folder);
 // Appears by rename.
 void write_manifest(const Manifest& manifest, const std::filesystem::path& folder);
 

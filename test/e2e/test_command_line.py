@@ -107,6 +107,93 @@ def test_results_that_cannot_be_written(autosp_onnx, four_ranks, tmp_path, trans
     assert f"'{target}' cannot be written" in result.stderr and "\nhelp: " in result.stderr
 
 
+def test_outputs_replace_nothing_that_is_read(autosp_onnx, tmp_path):
+    out = shard(autosp_onnx, tmp_path / "out", "--sp", 2)
+    feed = tmp_path / "feed.npz"
+    feed.write_bytes(FEED.read_bytes())
+    (tmp_path / "link.npz").symlink_to("feed.npz")
+    before = contents(tmp_path)
+    refused = {
+        ("--output", feed): "that --feed reads",
+        ("--trace", tmp_path / "link.npz"): "that --feed reads",
+        ("--output", out / "manifest.json"): "the sharded model",
+        ("--trace", out / "new.json"): "the sharded model",
+        ("--output", tmp_path / "same", "--trace", out / ".." / "same"): "both name",
+        ("--output", out): "it is a folder",
+    }
+    for options, message in refused.items():
+        result = autosp_onnx("run", out, "--feed", feed, *options)
+        assert result.returncode == 2 and message in result.stderr, result.stderr
+        assert "\nnote: " in result.stderr and "\nhelp: " in result.stderr
+        assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("transport", ["threads", "mpi"])
+def test_outputs_go_through_devices_and_links(autosp_onnx, four_ranks, tmp_path, transport):
+    (tmp_path / "o.npz").write_text("earlier")
+    (tmp_path / "link.npz").symlink_to("o.npz")
+    device = tmp_path / "null"
+    device.symlink_to("/dev/null")
+    options = ("--transport", transport, "--output", tmp_path / "link.npz", "--trace", device)
+    run = autosp_onnx("run", four_ranks, "--feed", FEED, *options)
+    assert run.returncode == 0, run.stderr
+    assert pathlib.Path("/dev/null").is_char_device() and device.is_symlink()
+    assert (tmp_path / "link.npz").is_symlink() and len(read(tmp_path / "o.npz")) == 22
+
+
+def test_sharded_graphs_are_not_sharded_again(autosp_onnx, tmp_path):
+    out = shard(autosp_onnx, tmp_path / "out", "--sp", 2, "--dialect", "autosp,standard")
+    for graph, message in {"rank_1.onnx": "already rank 1 of 2", "emulated.onnx": "all 2 ranks"}.items():
+        result = autosp_onnx("shard", out / graph, "--sp", 2, "-o", tmp_path / "again")
+        assert result.returncode == 2 and message in result.stderr
+
+
+def test_graphs_of_other_ranks_and_plans_are_noticed(autosp_onnx, tmp_path):
+    out = shard(autosp_onnx, tmp_path / "out", "--sp", 4)
+    other = shard(autosp_onnx, tmp_path / "other", "--sp", 4, "--recompute", "full")
+    for source, message in {out / "rank_1.onnx": "of rank 1", other / "rank_2.onnx": "by another plan"}.items():
+        (out / "rank_2.onnx").write_bytes(source.read_bytes())
+        result = autosp_onnx("run", out, "--feed", FEED)
+        assert result.returncode == 2 and message in result.stderr
+        assert "shard the model again" in result.stderr
+
+
+@pytest.mark.parametrize("damage", ["other format", "truncated"])
+def test_shard_replaces_its_own_damaged_result(autosp_onnx, tmp_path, damage):
+    out = shard(autosp_onnx, tmp_path / "out", "--sp", 3)
+    manifest = (out / "manifest.json").read_text()
+    manifest = manifest.replace('"format": 1,', '"format": 99,') if damage == "other format" else manifest[:700]
+    (out / "manifest.json").write_text(manifest)
+    run = autosp_onnx("run", out, "--feed", FEED)
+    assert run.returncode == 2 and len(run.stderr.splitlines()) == 3
+    assert "shard the model again" in run.stderr
+    (out / "thesis.txt").write_text("years of work")
+    assert_left_alone(autosp_onnx, out, LLAMA, "'thesis.txt' is no file of a sharded model")
+    (out / "thesis.txt").unlink()
+    shard(autosp_onnx, out, "--sp", 2)
+    assert not (out / "rank_2.onnx").exists()
+
+
+def test_options_of_lists_leave_the_model_alone(autosp_onnx, tmp_path):
+    result = autosp_onnx("shard", "--dim", "seq=64", "--sp-mesh", "u=4,g=2,r=2", GRAPHS / "llama.onnx", "-o", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert "over 16 ranks" in result.stdout
+
+
+def test_no_report_is_no_success(autosp_onnx, request):
+    binary = pathlib.Path(request.config.getoption("--autosp-onnx")).resolve()
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([binary, "inspect", LLAMA], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 2 and "could not be printed" in run.stderr
+
+
+def test_explain_says_how_inputs_are_fed(autosp_onnx):
+    options = ("--dim", "seq=40", "--sp", 4, "--json")
+    report = json.loads(autosp_onnx("explain", GRAPHS / "llama.onnx", "input_ids", *options).stdout)
+    assert report["layout"] == "u: split(dim 1, cuts 0 10 20 30 40)"
+    assert "replicated" not in report["explanation"]
+
+
 def test_slow_kernels_are_noted_once(autosp_onnx, four_ranks, monkeypatch):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     expected = int("avx512f" in pathlib.Path("/proc/cpuinfo").read_text())
@@ -461,6 +548,17 @@ BAD_CALLS = {
     "folder is a file": (["shard", LLAMA, "-o", __file__], "is a file"),
     "folder in a file": (["shard", LLAMA, "-o", f"{__file__}/out"], "Not a directory"),
     "no manifest": (["run", GRAPHS, "--feed", FEED], "there is no manifest.json"),
+    "device is a folder": (["plan", LLAMA, "--device", GRAPHS], "neither a known device nor a file"),
+    "model is a folder": (["inspect", GRAPHS], "is a folder, not a file"),
+    "folder to validate": (["validate", GRAPHS, GRAPHS], "is"),
+    "half a dimension": (["shard", LLAMA, "--seq", "input_ids", "-o", "out"], "--seq input_ids:1"),
+    "sequence as batch": (["shard", LLAMA, "--batch", "input_ids:1", "-o", "out"], "a sequence and a batch"),
+    "the folder around": (["shard", LLAMA, "-o", "."], "the folder that this runs in"),
+    "the folder around again": (["shard", LLAMA, "-o", "sub/.."], "the folder that this runs in"),
+    "misspelt option": (["shard", LLAMA, "--outptu", "out"], "did you mean '--output'?"),
+    "threads below none": (["run", GRAPHS, "--feed", FEED, "--threads-per-rank", -2], "from 0 to 1024, not '-2'"),
+    "seed below none": (["validate", LLAMA, GRAPHS, "--seed", -1], "not '-1'"),
+    "sweep of a bad mesh": (["plan", LLAMA, "--sweep", "--sp-mesh", "u=8"], "attention has 4 KV heads"),
     "foreign folder": (["shard", LLAMA, "-o", pathlib.Path(__file__).parent], "is not a sharded model"),
 }
 
@@ -473,8 +571,8 @@ def test_bad_calls_say_what_to_do(autosp_onnx, tmp_path, monkeypatch, name):
     assert result.returncode == 2
     assert result.stderr.startswith("error: ")
     assert expected in result.stderr
-    assert "\nhelp: " in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert "\nnote: " in result.stderr and "\nhelp: " in result.stderr
+    assert list(tmp_path.iterdir()) == [] and result.stdout == ""
 
 
 def test_truncated_models_are_noticed(autosp_onnx, tmp_path):

@@ -2,7 +2,10 @@
 
 import json
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 from training_graph import GRAPHS
 
@@ -59,16 +62,81 @@ def test_buckets_add_up_and_the_longest_sequence_fits(autosp_onnx):
         options = ("--dim", f"seq={sequence}", "--sp", 2, "--device", "cpu", "--memory", "16MiB")
         return report(autosp_onnx, "plan", LLAMA, *options)["peak_bytes"]
 
-    assert peak(longest) <= memory < peak(longest * 11 // 10 + 64)
+    assert longest % 64 == 0 and peak(longest) <= memory
+    assert all(peak(longest + 64 * more) > memory for more in range(1, 9))
+
+
+@pytest.mark.parametrize("options", [("--tile", 100), ("--recompute", "auto"), ("--sp", 3), ("--recompute", "budget=9MiB")])
+def test_the_longest_sequence_is_the_longest(autosp_onnx, options):
+    longest = plan(autosp_onnx, *options)["longest_sequence"]
+
+    def fits(sequence):
+        there = ("plan", LLAMA, "--dim", f"seq={sequence}", "--memory", "16MiB", *options, "--json")
+        result = autosp_onnx(*there)
+        return result.returncode == 0 and json.loads(result.stdout)["fits"]
+
+    assert fits(longest) and not any(fits(longest + 64 * more) for more in (1, 2, 3, 4))
+
+
+def test_the_longest_sequence_is_one_that_the_model_takes(autosp_onnx, tmp_path):
+    """Rows of tokens, three to a row: the sequence is a multiple of 3."""
+    model = onnx.load(LLAMA)
+    ids = helper.make_tensor("rows of three", onnx.TensorProto.INT64, [3], [3, -1, 3])
+    model.graph.initializer.append(ids)
+    model.graph.node.append(helper.make_node("Reshape", ["input_ids", ids.name], ["rows"], name="rows"))
+    model.graph.output.append(helper.make_tensor_value_info("rows", onnx.TensorProto.INT64, [3, None, 3]))
+    onnx.save(model, tmp_path / "rows.onnx")
+    options = ("--dim", "seq=30", "--sp", 2, "--memory", "16MiB")
+    longest = report(autosp_onnx, "plan", tmp_path / "rows.onnx", *options)["longest_sequence"]
+    assert longest > 192 and longest % 192 == 0
+
+
+@pytest.mark.parametrize("graph", ["bert_ort_training", "gpt2_ort_training_model"])
+def test_every_rank_stays_within_plan_and_budget(autosp_onnx, tmp_path, graph):
+    model, feed = GRAPHS / f"{graph}.onnx", GRAPHS / f"{graph.split('_')[0]}.npz"
+    predicted = report(autosp_onnx, "plan", model, "--sp", 4)["planned_peak_bytes"]
+    report(autosp_onnx, "shard", model, "--sp", 4, "--recompute", f"budget={predicted}", "-o", tmp_path / "out")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    arrays = {name: array for name, array in np.load(feed).items()}
+    for entry in manifest["inputs"]:  # accumulated gradients start as zeros
+        arrays.setdefault(entry["name"], np.zeros(entry["shape"], entry["dtype"]))
+    np.savez(tmp_path / "feed.npz", **arrays)
+    run = report(autosp_onnx, "run", tmp_path / "out", "--feed", tmp_path / "feed.npz", "--threads-per-rank", 1)
+    peaks = [rank["planned_peak_bytes"] for rank in run["ranks"]]
+    assert max(peaks) <= predicted and peaks[0] < max(peaks)
+    refused = autosp_onnx("shard", model, "--sp", 4, "--recompute", f"budget={peaks[0]}", "-o", tmp_path / "o")
+    assert refused.returncode in (0, 2)
+
+
+@pytest.mark.parametrize("graph", ["llama", "gpt2"])
+def test_budgets_that_a_policy_meets_are_met(autosp_onnx, tmp_path, graph):
+    options = (GRAPHS / f"{graph}.onnx", *DIM, "--sp", 4, "--memory", "1MiB")
+    peaks = {
+        policy: report(autosp_onnx, "plan", *options, "--recompute", policy)["planned_peak_bytes"]
+        for policy in ("none", "mincut", "sac", "full")
+    }
+    for bytes in peaks.values():
+        planned = report(autosp_onnx, "plan", *options, "--recompute", f"budget={bytes}")
+        assert planned["planned_peak_bytes"] <= bytes
+    least = autosp_onnx("plan", *options, "--recompute", "budget=1KiB").stderr
+    least = int(least.split(" bytes)")[0].split("(")[-1])
+    assert least <= min(peaks.values())
+    report(autosp_onnx, "plan", *options, "--recompute", f"budget={least}")
 
 
 def test_a_sweep_tabulates_every_policy(autosp_onnx):
     rows = plan(autosp_onnx, "--sweep")
     assert {row["recompute"] for row in rows} == {"none", "mincut", "sac", "full"}
     assert {row["sp"] for row in rows} >= {1, 2, 4}
+    assert {row["tile"] for row in rows} == {"off", "auto"}
     for row in rows:
         assert row["seconds"] > 0 and row["forward_flops"] > 0
         assert (row["bytes_sent"] > 0) == (row["sp"] > 1)
+
+
+def test_a_sweep_keeps_to_what_is_given(autosp_onnx):
+    rows = plan(autosp_onnx, "--sweep", "--sp", 3, "--recompute", "sac", "--tile", 5)
+    assert [(row["sp"], row["recompute"], row["tile"]) for row in rows] == [(3, "sac", "5")]
 
 
 def test_devices_come_from_files(autosp_onnx, tmp_path):
@@ -86,7 +154,11 @@ def test_devices_come_from_files(autosp_onnx, tmp_path):
         (("--recompute", "ful"), "did you mean 'full'"),
         (("--recompute", "budget=1KiB"), "it takes"),
         (("--recompute", "budget=lots"), "takes a number of bytes"),
+        (("--recompute", "lots"), "leave it out for mincut"),
         (("--tile", "0"), "--tile takes a whole number"),
+        (("--tile", "banana"), "or auto, which chooses"),
+        (("--memory", "0"), "takes a number of bytes"),
+        (("--memory", ""), "takes a number of bytes"),
         (("--device", "abacus"), "neither a known device nor a file"),
     ],
 )
@@ -94,3 +166,24 @@ def test_mistakes_are_named(autosp_onnx, options, message):
     result = autosp_onnx("plan", LLAMA, *DIM, "--sp", 2, *options)
     assert result.returncode == 2
     assert message in result.stderr
+    assert "\nnote: " in result.stderr and "\nhelp: " in result.stderr
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [('{"bandwith": 1e9}', "did you mean 'bandwidth'?"), ("{", "it is not JSON"), ('{"link": 0}', "'link' is not a number")],
+)
+def test_mistakes_in_device_files_are_named(autosp_onnx, tmp_path, text, message):
+    (tmp_path / "d.json").write_text(text)
+    result = autosp_onnx("plan", LLAMA, *DIM, "--device", tmp_path / "d.json")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "\nnote: " in result.stderr and "\nhelp: " in result.stderr
+
+
+def test_memory_takes_units(autosp_onnx):
+    limits = {
+        report(autosp_onnx, "plan", GRAPHS / "llama_static.onnx", "--memory", text)["memory_limit_bytes"]
+        for text in ("24GiB", "24G", "24 gib", "25769803776")
+    }
+    assert limits == {24 << 30}
