@@ -160,10 +160,28 @@ class Search {
       }
       if (guess == fits_) return std::min(fits_ + unit(fits_), fails_ - 1);
     }
-    if (fails_ == impossible_ && fits_ > 0 && !probes_.empty() && fits_ * kGrowth < fails_) {
-      return fits_ * kGrowth;
-    }
+    if (fails_ == impossible_ && fits_ > 0 && fits_ * kGrowth < fails_) return beyond();
     return between(last);
+  }
+
+  // Where everything fits so far: a little past where the straight line through the last two
+  // probes, or through nothing at no length, crosses the limit.
+  int64_t beyond() const {
+    const auto last = std::prev(probes_.end());
+    int64_t before = 0;
+    int64_t excess = -std::min(limits_.memory, limits_.arena);
+    if (probes_.size() > 1) {
+      before = std::prev(last)->first;
+      excess = std::prev(last)->second.excess;
+    }
+    const double slope = static_cast<double>(last->second.excess - excess) /
+                         static_cast<double>(last->first - before);
+    const auto most = static_cast<double>(kGrowth * last->first);
+    if (slope <= 0) return kGrowth * last->first;
+    constexpr double kPast = 1.02;
+    const double crossing =
+        static_cast<double>(last->first) - static_cast<double>(last->second.excess) / slope;
+    return std::max(last->first + 1, static_cast<int64_t>(std::min(kPast * crossing, most)));
   }
 
   // Without lines: where the straight line through the two sides crosses the limit, and every

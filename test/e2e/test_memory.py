@@ -42,7 +42,7 @@ def test_results_stay_and_the_peak_is_the_predicted_one(autosp_onnx, tmp_path, p
     assert (shard["recompute"]["operators"] > 0) == (policy not in ("none", "auto"))
     assert autosp_onnx("validate", LLAMA, tmp_path / "out", "--feed", FEED).returncode == 0
     ranks = report(autosp_onnx, "run", tmp_path / "out", "--feed", FEED, "--threads-per-rank", 1)["ranks"]
-    assert ranks[0]["planned_peak_bytes"] == predicted["planned_peak_bytes"]
+    assert max(rank["planned_peak_bytes"] for rank in ranks) == predicted["planned_peak_bytes"]
     for rank in ranks:
         # Pages are used as a whole, and so small a model leaves some scratch memory of attention untouched.
         assert abs(rank["measured_peak_bytes"] - rank["planned_peak_bytes"]) <= 0.05 * rank["planned_peak_bytes"] + 4096
@@ -94,34 +94,35 @@ def test_the_longest_sequence_is_one_that_the_model_takes(autosp_onnx, tmp_path)
 @pytest.mark.parametrize("graph", ["bert_ort_training", "gpt2_ort_training_model"])
 def test_every_rank_stays_within_plan_and_budget(autosp_onnx, tmp_path, graph):
     model, feed = GRAPHS / f"{graph}.onnx", GRAPHS / f"{graph.split('_')[0]}.npz"
-    predicted = report(autosp_onnx, "plan", model, "--sp", 4)["planned_peak_bytes"]
-    report(autosp_onnx, "shard", model, "--sp", 4, "--recompute", f"budget={predicted}", "-o", tmp_path / "out")
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    arrays = {name: array for name, array in np.load(feed).items()}
+    predicted = report(autosp_onnx, "plan", model, "--sp", 4)
+    shard = ("shard", model, "--sp", 4, "-o", tmp_path / "out")
+    manifest = report(autosp_onnx, *shard)
+    arrays = dict(np.load(feed).items())
     for entry in manifest["inputs"]:  # accumulated gradients start as zeros
         arrays.setdefault(entry["name"], np.zeros(entry["shape"], entry["dtype"]))
     np.savez(tmp_path / "feed.npz", **arrays)
-    run = report(autosp_onnx, "run", tmp_path / "out", "--feed", tmp_path / "feed.npz", "--threads-per-rank", 1)
-    peaks = [rank["planned_peak_bytes"] for rank in run["ranks"]]
-    assert max(peaks) <= predicted and peaks[0] < max(peaks)
-    refused = autosp_onnx("shard", model, "--sp", 4, "--recompute", f"budget={peaks[0]}", "-o", tmp_path / "o")
-    assert refused.returncode in (0, 2)
+
+    def peaks():
+        run = report(autosp_onnx, "run", tmp_path / "out", "--feed", tmp_path / "feed.npz", "--threads-per-rank", 1)
+        return [rank["planned_peak_bytes"] for rank in run["ranks"]]
+
+    kept = peaks()
+    assert max(kept) == kept[predicted["peak_rank"]] == predicted["planned_peak_bytes"] > kept[0]
+    report(autosp_onnx, *shard, "--recompute", f"budget={max(kept)}")
+    assert max(peaks()) <= max(kept)
 
 
 @pytest.mark.parametrize("graph", ["llama", "gpt2"])
-def test_budgets_that_a_policy_meets_are_met(autosp_onnx, tmp_path, graph):
-    options = (GRAPHS / f"{graph}.onnx", *DIM, "--sp", 4, "--memory", "1MiB")
-    peaks = {
-        policy: report(autosp_onnx, "plan", *options, "--recompute", policy)["planned_peak_bytes"]
-        for policy in ("none", "mincut", "sac", "full")
-    }
-    for bytes in peaks.values():
-        planned = report(autosp_onnx, "plan", *options, "--recompute", f"budget={bytes}")
-        assert planned["planned_peak_bytes"] <= bytes
+def test_budgets_that_a_policy_meets_are_met(autosp_onnx, graph):
+    options = (GRAPHS / f"{graph}.onnx", *DIM, "--sp", 4, "--sweep", "--tile", "auto")
+    peaks = [row["planned_peak_bytes"] for row in report(autosp_onnx, "plan", *options)]
+    assert len(peaks) == 4
     least = autosp_onnx("plan", *options, "--recompute", "budget=1KiB").stderr
     least = int(least.split(" bytes)")[0].split("(")[-1])
-    assert least <= min(peaks.values())
-    report(autosp_onnx, "plan", *options, "--recompute", f"budget={least}")
+    assert least <= min(peaks)
+    for budget in (least, *peaks):
+        (row,) = report(autosp_onnx, "plan", *options, "--recompute", f"budget={budget}")
+        assert row["planned_peak_bytes"] <= budget
 
 
 def test_a_sweep_tabulates_every_policy(autosp_onnx):

@@ -60,7 +60,7 @@ class BudgetSearch {
 
   // Of those that seem to take least, the fastest that fits. Throws Error where none does.
   const Candidate* smallest(const std::vector<Candidate>& all) const {
-    constexpr size_t kTried = 16;
+    constexpr size_t kTried = 8;
     std::vector<const Candidate*> tried;
     for (const Candidate& candidate : all) tried.push_back(&candidate);
     std::ranges::stable_sort(
