@@ -40,7 +40,6 @@ Examples:
   mpirun -np 4 autosp-onnx run out --feed inputs.npz --trace trace.json
                                       (open trace.json in chrome://tracing or ui.perfetto.dev))";
 
-constexpr int64_t kMostThreads = 1024;  // of a rank: more than any machine has cores for one
 
 struct Arguments {
   std::filesystem::path folder;
