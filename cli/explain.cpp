@@ -21,7 +21,7 @@ VALUE is a name in the graph after the passes, as 'inspect --print-after PASS' s
 model's own names mostly survive.
 
 Example:
-  autosp-onnx explain model.onnx loss --dim seq=4096 --sp 4
+  autosp-onnx explain models/graphs/llama.onnx view_21_attention --dim seq=40 --sp 4
 
 In its lines, 'factors' names the dimensions: 40#622 is a dimension of 40 elements, and every
 dimension of any value that is numbered 622 is the same one. (4#1383 2#2004) is one dimension of 8

@@ -33,7 +33,8 @@ Failure current_failure() {
                                 "machines"));
   } catch (const std::filesystem::filesystem_error& error) {
     return to_failure(
-        Error("'{}': {}", error.path1().string(), error.code().message())
+        Error("'{}': {}", (error.path2().empty() ? error.path1() : error.path2()).string(),
+              error.code().message())
             .note("the system refused it")
             .help("check that the path exists, that you may write there, and that the disk has "
                   "room"));

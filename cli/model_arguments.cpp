@@ -128,7 +128,8 @@ void add_plan_options(CLI::App& command, PlanArguments& arguments) {
       .add_option(
           "--sp-mesh", arguments.sp_mesh,
           "How sp is divided: u over KV heads, g over query heads of a KV head, r over query "
-          "positions, as in --sp-mesh u=4,g=2,r=2; chosen when left out")
+          "positions (all-gather context parallelism), as in --sp-mesh u=4,g=2,r=2; chosen when "
+          "left out")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->type_name("AXIS=SIZE");

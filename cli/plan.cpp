@@ -18,10 +18,12 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr const char* kFooter = R"(
-Nothing is run: memory is what the executor would set aside, to the byte; work and time follow from
-shapes and the device's rates. Sizes and times are those of one rank; the optimizer is not included.
+Nothing is run: memory is what the executor would set aside at one thread per rank, to the byte; work
+and time follow from shapes and the device's rates. Memory is of the rank that takes most, time of the
+one that computes longest; the optimizer is not included.
 
-Where the model leaves the sequence open, the longest one that fits into --memory is searched for.
+All this is for the sequence that --dim gives. Where that is a symbolic dimension ('inspect --dims'
+lists them), the longest sequence that fits into --memory is told as well, to 64 tokens.
 
 Examples:
   autosp-onnx plan model.onnx --dim seq=32768 --sp 8 --device h100 --memory 80GiB

@@ -22,9 +22,10 @@ void add_recompute_options(CLI::App& command, RecomputeArguments& arguments) {
       .add_option(
           "--recompute", arguments.policy,
           "What the backward pass computes again instead of keeping it, from most memory to "
-          "least: none; mincut (default): cheap operators only; sac: all but layer inputs "
-          "and attention outputs; full: all but layer inputs; budget=BYTES, as in "
-          "budget=8GiB: as little as keeps a rank's planned peak below that; auto: as "
+          "least: none; mincut (default): cheap operators only; sac (selective activation "
+          "checkpointing): all but layer inputs and attention outputs; full: all but layer "
+          "inputs; budget=BYTES, as in budget=8GiB: as little as keeps a rank's planned peak below "
+          "that; auto: as "
           "little as fits into memory")
       ->type_name("POLICY");
   command
