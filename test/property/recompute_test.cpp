@@ -194,8 +194,12 @@ TEST(Recompute, PredictedPeaksAreMeasured) {
     const auto in = [&](executor::Bucket bucket) { return buckets[static_cast<size_t>(bucket)]; };
     EXPECT_EQ(std::accumulate(buckets.begin() + 2, buckets.end(), int64_t{0}), rank.memory().arena);
     EXPECT_GT(in(executor::Bucket::kKeptActivations), 0);
-    if (policy == RecomputePolicy::kNone) EXPECT_EQ(in(executor::Bucket::kRecomputed), 0);
-    if (policy == RecomputePolicy::kFull) EXPECT_GT(in(executor::Bucket::kRecomputed), 0);
+    if (policy == RecomputePolicy::kNone) {
+      EXPECT_EQ(in(executor::Bucket::kRecomputed), 0);
+    }
+    if (policy == RecomputePolicy::kFull) {
+      EXPECT_GT(in(executor::Bucket::kRecomputed), 0);
+    }
   }
 }
 
