@@ -40,7 +40,6 @@ Examples:
   mpirun -np 4 autosp-onnx run out --feed inputs.npz --trace trace.json
                                       (open trace.json in chrome://tracing or ui.perfetto.dev))";
 
-
 struct Arguments {
   std::filesystem::path folder;
   int64_t np = 0;
@@ -81,9 +80,8 @@ void check_outputs(const Arguments& arguments) {
 
 void write_results(const Arguments& arguments, const executor::Arrays& results) {
   if (arguments.output.empty()) return;
-  write_output_file(arguments.output, [&](const std::filesystem::path& path) {
-    executor::write_npz(path, results);
-  });
+  write_output_file(arguments.output,
+                    [&](const std::filesystem::path& path) { executor::write_npz(path, results); });
 }
 
 void write_events(const Arguments& arguments, const std::vector<executor::TraceEvent>& events) {
