@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "base/error.h"
+#include "onnx/model.h"
 
 namespace autosp::cli {
 
@@ -33,9 +34,18 @@ bool same_file(const fs::path& a, const fs::path& b) {
   return fs::equivalent(a, b, code) || resolved(a) == resolved(b);
 }
 
-bool lies_in(const fs::path& file, const fs::path& folder) {
-  const fs::path relative = resolved(file).lexically_relative(resolved(folder));
-  return !relative.empty() && *relative.begin() != "..";
+// Whether the file is one of a sharded model: its manifest, graphs and weights.
+bool is_part_of(const fs::path& file, const fs::path& folder, const onnx_io::Manifest& manifest) {
+  const fs::path name = resolved(file).lexically_relative(resolved(folder));
+  if (name.empty() || *name.begin() == ".." || !fs::exists(file)) return false;
+  if (name == onnx_io::kManifestFile) return true;
+  for (const onnx_io::ManifestRank& rank : manifest.ranks) {
+    if (name == rank.file) return true;
+    for (const std::string& location : onnx_io::data_locations(folder / rank.file)) {
+      if (name == fs::path(location).lexically_normal()) return true;
+    }
+  }
+  return false;
 }
 
 [[noreturn]] void refuse(const OutputFile& output, const std::string& reason) {
@@ -62,7 +72,7 @@ void check_writable(const OutputFile& output) {
 }  // namespace
 
 void check_output_files(const std::vector<OutputFile>& outputs, const fs::path& feed,
-                        const fs::path& folder) {
+                        const fs::path& folder, const onnx_io::Manifest& manifest) {
   for (size_t k = 0; k < outputs.size(); ++k) {
     const OutputFile& output = outputs[k];
     if (output.path.empty()) continue;
@@ -73,11 +83,11 @@ void check_output_files(const std::vector<OutputFile>& outputs, const fs::path& 
           .note("it would be replaced by the results")
           .help("name another file");
     }
-    if (lies_in(output.path, folder)) {
-      throw Error("{} '{}' lies in '{}', the sharded model", output.option, output.path.string(),
-                  folder.string())
-          .note("the folder holds the graphs and weights of the run, and nothing else")
-          .help("name a file outside of it");
+    if (is_part_of(output.path, folder, manifest)) {
+      throw Error("{} '{}' is a file of '{}', the sharded model", output.option,
+                  output.path.string(), folder.string())
+          .note("it would be replaced by the results")
+          .help("name another file");
     }
     for (size_t other = 0; other < k; ++other) {
       if (outputs[other].path.empty() || !same_file(output.path, outputs[other].path)) continue;

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "onnx/manifest.h"
+
 namespace autosp::cli {
 
 struct OutputFile {
@@ -14,9 +16,10 @@ struct OutputFile {
 };
 
 // Throws Error for an output that could not be written after the run, that another option names
-// too, that is `feed`, or that lies in `folder`, which the run reads. Empty paths are left out.
+// too, or that the run reads: `feed`, and the graphs and weights in `folder`. Empty paths are left
+// out.
 void check_output_files(const std::vector<OutputFile>& outputs, const std::filesystem::path& feed,
-                        const std::filesystem::path& folder);
+                        const std::filesystem::path& folder, const onnx_io::Manifest& manifest);
 
 // Calls `write` with the path to write to. What exists and is no regular file, such as a device or
 // a pipe, is written through instead of replaced.

@@ -73,9 +73,9 @@ Prepared prepare(const Arguments& arguments, int64_t started) {
   return prepared;
 }
 
-void check_outputs(const Arguments& arguments) {
+void check_outputs(const Arguments& arguments, const onnx_io::Manifest& manifest) {
   check_output_files({{"--output", arguments.output}, {"--trace", arguments.trace}}, arguments.feed,
-                     arguments.folder);
+                     arguments.folder, manifest);
 }
 
 void write_results(const Arguments& arguments, const executor::Arrays& results) {
@@ -161,7 +161,7 @@ void print_report(const Json& ranks, const Arguments& arguments, const std::stri
 
 int run_threads(const Arguments& arguments) {
   const Prepared prepared = prepare(arguments, arguments.np);
-  check_outputs(arguments);
+  check_outputs(arguments, prepared.manifest);
   const executor::RunResult result =
       run_ranks(arguments.folder, prepared.manifest, prepared.feeds, run_options(arguments));
   write_results(arguments, result.ranks.front().outputs);
@@ -214,7 +214,7 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
           .help("leave --transport out, or run it without mpirun");
     }
     prepared = prepare(arguments, session.size());
-    if (session.rank() == 0) check_outputs(arguments);
+    if (session.rank() == 0) check_outputs(arguments, prepared.manifest);
     graph = load_rank(arguments.folder, prepared.manifest, session.rank());
   } catch (...) {
     problem = current_failure();

@@ -117,7 +117,7 @@ def test_outputs_replace_nothing_that_is_read(autosp_onnx, tmp_path):
         ("--output", feed): "that --feed reads",
         ("--trace", tmp_path / "link.npz"): "that --feed reads",
         ("--output", out / "manifest.json"): "the sharded model",
-        ("--trace", out / "new.json"): "the sharded model",
+        ("--trace", out / "rank_1.onnx"): "the sharded model",
         ("--output", tmp_path / "same", "--trace", out / ".." / "same"): "both name",
         ("--output", out): "it is a folder",
     }
@@ -126,6 +126,8 @@ def test_outputs_replace_nothing_that_is_read(autosp_onnx, tmp_path):
         assert result.returncode == 2 and message in result.stderr, result.stderr
         assert "\nnote: " in result.stderr and "\nhelp: " in result.stderr
         assert contents(tmp_path) == before
+    run = autosp_onnx("run", out, "--feed", feed, "--output", out / "results.npz")
+    assert run.returncode == 0 and (out / "results.npz").exists(), run.stderr
 
 
 @pytest.mark.parametrize("transport", ["threads", "mpi"])
