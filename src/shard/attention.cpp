@@ -57,29 +57,19 @@ void add_softmax_axes(const FactorAnalysis& analysis, ClassSet& home) {
   }
 }
 
-// What the scores of one attention are over, and what their dot products sum over.
-struct ScoreClasses {
-  ClassSet positions;
-  ClassSet width;
-};
-
-ScoreClasses score_classes(const FactorAnalysis& analysis, NodeId id) {
+// What the scores of one attention are over: the positions of queries and keys.
+ClassSet score_positions(const FactorAnalysis& analysis, NodeId id) {
   const ir::Node& node = analysis.graph().node(id);
   const size_t key = is_fused(node) ? key_operand(node) : 1;
-  ScoreClasses found;
+  ClassSet found;
   for (const Factor& factor : analysis.node(id).factors) {
-    const bool query = factor.operands[0].has_value();
-    const bool in_key = factor.operands[key].has_value();
-    const ClassId c = analysis.class_of(factor.atom);
-    if (is_fused(node)) {
-      const auto& at = query ? factor.operands[0] : factor.operands[key];
-      if (at && at->dim == 2) found.positions.insert(c);
-      if (at && at->dim == 3) found.width.insert(c);
-    } else if (query && in_key && !factor.results[0]) {
-      found.width.insert(c);
-    } else if (query != in_key && factor.results[0]) {
-      found.positions.insert(c);
-    }
+    const auto& query_at = factor.operands[0];
+    const auto& key_at = factor.operands[key];
+    const auto& at = query_at ? query_at : key_at;
+    const bool is_position = is_fused(node)
+                                 ? at && at->dim == 2
+                                 : query_at.has_value() != key_at.has_value() && factor.results[0];
+    if (is_position) found.insert(analysis.class_of(factor.atom));
   }
   return found;
 }
@@ -104,12 +94,12 @@ ClassSet weight_classes(const FactorAnalysis& analysis, const Roles& roles) {
 }
 
 // Attention among positions that no input has, such as those a convolution makes of audio frames.
-// A vocabulary is none, and what sums over the sequence scores something else.
+// A vocabulary is none. What sums over the sequence scores something else, and what has it beside
+// its positions attends inside blocks of it.
 void add_inner_sequences(const FactorAnalysis& analysis, const Roles& roles, ClassSet& home) {
   const ir::Graph& graph = analysis.graph();
-  ClassSet known = weight_classes(analysis, roles);
-  known.insert(home.begin(), home.end());
-  const auto is_known = [&](ClassId c) { return known.contains(c); };
+  const ClassSet of_weights = weight_classes(analysis, roles);
+  const auto is_of_weight = [&](ClassId c) { return of_weights.contains(c); };
   ClassSet inner;
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const ir::Node& node = graph.nodes()[n];
@@ -118,11 +108,12 @@ void add_inner_sequences(const FactorAnalysis& analysis, const Roles& roles, Cla
                                                   : nullptr;
     if (scores == nullptr) continue;
     const NodeId id(static_cast<size_t>(scores - graph.nodes().data()));
-    const ScoreClasses classes = score_classes(analysis, id);
-    const bool over_sequence =
-        std::ranges::any_of(classes.width, [&](ClassId c) { return home.contains(c); });
-    if (over_sequence || std::ranges::any_of(classes.positions, is_known)) continue;
-    inner.insert(classes.positions.begin(), classes.positions.end());
+    const bool over_sequence = std::ranges::any_of(
+        analysis.node(id).factors,
+        [&](const Factor& factor) { return home.contains(analysis.class_of(factor.atom)); });
+    const ClassSet positions = score_positions(analysis, id);
+    if (over_sequence || std::ranges::any_of(positions, is_of_weight)) continue;
+    inner.insert(positions.begin(), positions.end());
   }
   home.merge(inner);
 }
