@@ -341,6 +341,10 @@ class Detector {
     }
   }
 
+  bool is_sequence(const DimTag& tag) const {
+    return std::ranges::find(roles_.sequence, tag) != roles_.sequence.end();
+  }
+
   void find_batch() {
     if (!options_.batch.empty()) {
       for (const std::string& text : options_.batch) {
@@ -362,8 +366,12 @@ class Detector {
     }
     if (roles_.batch.empty()) {
       for (ValueId input : graph_.inputs()) {
-        if (is_data_input(input) && graph_.type(input).rank() >= 2)
+        if (!is_data_input(input) || graph_.type(input).rank() < 2) continue;
+        if (!is_sequence({input, 0})) {
           roles_.batch.push_back({input, 0});
+        } else if (!ir::is_floating(graph_.type(input).dtype)) {
+          roles_.batch.push_back({input, 1});  // sequence first
+        }
       }
     }
     std::ranges::sort(roles_.batch);

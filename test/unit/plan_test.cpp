@@ -372,6 +372,18 @@ TEST(Home, PositionsThatNoInputHasAreASequenceWhereTheyAttendToEachOther) {
   EXPECT_FALSE(is_sequence(tokens, 2));
 }
 
+TEST(Roles, TheBatchComesSecondWhereTheSequenceComesFirst) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const ValueId ids = graph.add_input("input_ids", {ir::DataType::kInt64, {8, 2}});
+  const ValueId w = graph.add_input("w", {ir::DataType::kFloat32, {16}});
+  graph.add_output("loss", build.reduce_sum(build.gather(w, ids, 0), {0, 1}, false));
+  graph.add_output("w.grad", build.identity(w));
+  const shard::Roles roles = shard::detect_roles(graph, {.named_dims = {{"seq", "input_ids", 0}}});
+  EXPECT_EQ(roles.sequence, (std::vector<shard::DimTag>{{ids, 0}}));
+  EXPECT_EQ(roles.batch, (std::vector<shard::DimTag>{{ids, 1}}));
+}
+
 TEST(Roles, AGradientIsNeverTakenForTheLoss) {
   ir::Graph graph;
   ir::Builder build(graph);
