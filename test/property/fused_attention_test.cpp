@@ -194,7 +194,7 @@ TEST(FusedAttentionTraffic, OverQueriesIsThatOfKeysAndValues) {
     if (record.purpose == Purpose::kReshard) sent[record.kind].push_back(record.bytes_per_rank);
   }
   const int64_t tokens = kBatch * 4 * kWidth * 4;                     // bytes of one position of K
-  const std::vector<int64_t> gathered(2, int64_t{4 * 3} * tokens);    // the largest shard, to four
+  const std::vector<int64_t> gathered(2, 12 * tokens);                // the largest shard, to four
   const std::vector<int64_t> scattered(2, (kSequence - 2) * tokens);  // all but the smallest shard
   EXPECT_EQ(sent[StepKind::kAllGather], gathered);
   EXPECT_EQ(sent[StepKind::kReduceScatter], scattered);
