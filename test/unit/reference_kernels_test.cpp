@@ -71,7 +71,7 @@ TEST(ReferenceKernels, SumsAndPowersOfManyElementsBroadcast) {
   const Tensor column = sequence({kRows, 1}, 7, 100);
   const Tensor exponents = sequence({kRows, 1}, 0, 1);
   const Tensor two = Tensor::scalar(DataType::kFloat32, 2);
-  const Type type = x.type();
+  const Type& type = x.type();
   const Tensor sum = evaluate("Sum", {column, x, row, two}, type);
   const Tensor whole = evaluate("Sum", {x, x, two}, type);
   const Tensor larger = evaluate("Max", {row, column, x}, type);
