@@ -11,8 +11,7 @@ namespace autosp::cli {
 inline constexpr int kMismatch = 1;   // validate: results differ, or are not finite
 inline constexpr int kUserError = 2;  // a message says what to change
 inline constexpr int kBug = 70;       // of this program
-
-// 128 and the number of a signal: that signal ended it.
+// A signal ends `shard` with 128 and the signal's number (interruption.h).
 
 // What an exception means to the user.
 struct Failure {
