@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ir/operator_traits.h"
+
 namespace autosp::cli {
 
 namespace {
@@ -30,9 +32,7 @@ std::optional<Signature> signature_of(const ir::Graph& graph) {
   Signature result{.rank = read(kRankKey), .ranks = read(kRanksKey), .plan = read(kPlanKey)};
   if (!result.rank.empty()) return result;
   // Written before graphs were signed: only rank graphs have collectives.
-  const bool collectives = std::ranges::any_of(graph.nodes(), [](const ir::Node& node) {
-    return node.domain == ir::kAutospDomain && node.attributes.has("group");
-  });
+  const bool collectives = std::ranges::any_of(graph.nodes(), ir::is_collective);
   if (!collectives) return std::nullopt;
   return result;
 }

@@ -7,6 +7,7 @@
 #include "executor/arena_guard.h"
 #include "executor/memory.h"
 #include "executor/workers.h"
+#include "ir/operator_traits.h"
 
 namespace autosp::executor {
 
@@ -182,7 +183,7 @@ class Execution {
   }
 
   void record(const ir::Node& node, Clock::time_point begin) {
-    const bool collective = node.domain == ir::kAutospDomain && node.attributes.has("group");
+    const bool collective = ir::is_collective(node);
     if (!collective && options_.events == nullptr) return;
     const double duration = seconds_since(begin);
     const int64_t bytes = collective ? bytes_sent(graph_, node, result_.rank) : 0;

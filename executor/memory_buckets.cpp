@@ -4,6 +4,8 @@
 #include <numeric>
 #include <vector>
 
+#include "ir/operator_traits.h"
+
 namespace autosp::executor {
 
 std::string_view name_of(Bucket bucket) {
@@ -22,10 +24,6 @@ std::string_view name_of(Bucket bucket) {
 namespace {
 
 bool is_attention(const ir::Node& node) { return node.op.find("Attention") != std::string::npos; }
-
-bool is_collective(const ir::Node& node) {
-  return node.domain == ir::kAutospDomain && node.attributes.has("group");
-}
 
 class PeakReader {
  public:
@@ -86,7 +84,7 @@ class PeakReader {
     if (is_output_[b]) return Bucket::kOutputs;
     if (writer->phase == "recompute") return Bucket::kRecomputed;
     if (writer->phase == "forward" && is_read_backward(b)) return Bucket::kKeptActivations;
-    return is_collective(*writer) ? Bucket::kCommunication : Bucket::kTemporaries;
+    return ir::is_collective(*writer) ? Bucket::kCommunication : Bucket::kTemporaries;
   }
 
   bool is_read_backward(size_t b) const {

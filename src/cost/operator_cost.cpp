@@ -87,15 +87,11 @@ constexpr Row kRows[] = {
     {ir::kAutospDomain, "AttentionGrad", Family::kAttentionGrad, attention_grad},
 };
 
-bool is_collective(const ir::Node& node) {
-  return node.domain == ir::kAutospDomain && node.attributes.has("group");
-}
-
 }  // namespace
 
 Cost operator_cost(const ir::Node& node, Types operands, Types results, double visible) {
   if (ir::is_view(node)) return {Family::kView, 0, 0};
-  if (is_collective(node)) return {Family::kCollective, 0, 0};
+  if (ir::is_collective(node)) return {Family::kCollective, 0, 0};
   Cost cost;
   for (const ir::Type& type : operands) cost.bytes += static_cast<double>(type.num_bytes());
   for (const ir::Type& type : results) cost.bytes += static_cast<double>(type.num_bytes());

@@ -1,4 +1,4 @@
-// What memory planning asks of an operator.
+// What planning asks of an operator.
 #pragma once
 
 #include "ir/graph.h"
@@ -7,5 +7,10 @@ namespace autosp::ir {
 
 // The result has its operand's elements in its operand's order: it needs no bytes of its own.
 bool is_view(const Node& node);
+
+// Several ranks take part in it: all that it names must run it, whoever reads the result.
+inline bool is_collective(const Node& node) {
+  return node.domain == kAutospDomain && node.attributes.has("group");
+}
 
 }  // namespace autosp::ir

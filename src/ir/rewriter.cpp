@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ir/operator_traits.h"
+
 namespace autosp::ir {
 
 namespace {
@@ -51,7 +53,7 @@ struct Liveness {
     for (const Output& output : outputs) values[output.value.index()] = true;
     for (size_t n = nodes.size(); n-- > 0;) {
       const Node& node = graph.nodes()[n];
-      nodes[n] = node.domain == kAutospDomain && node.attributes.has("group");
+      nodes[n] = is_collective(node);
       for (ValueId output : node.outputs) {
         if (output && values[output.index()]) nodes[n] = true;
       }
