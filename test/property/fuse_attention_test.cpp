@@ -182,7 +182,8 @@ TEST(FusedMutants, AreRefusedOrEqual) {
   using test::LayerMask;
   for (const LayerMask mask :
        {LayerMask::kNone, LayerMask::kCausal, LayerMask::kWindow, LayerMask::kLeftPadding,
-        LayerMask::kSegments, LayerMask::kZeroDeadRows, LayerMask::kDistances}) {
+        LayerMask::kSegments, LayerMask::kZeroDeadRows, LayerMask::kDistances,
+        LayerMask::kGuarded}) {
     SCOPED_TRACE(static_cast<int>(mask));
     EXPECT_GE(check_mutants(run_passes(test::attention_layer({.softcap = 1.5F, .mask = mask}))), 8);
   }

@@ -38,8 +38,8 @@ class Layer {
     const ValueId k = repeated(heads_of(wk_, options_.kv_heads));
     const ValueId q = options_.query_is_key ? k : heads_of(wq_, heads_);
     const ValueId v = options_.key_is_value ? k : repeated(heads_of(wv_, options_.kv_heads));
-    const ValueId scaled = build_.binary("Mul", build_.matmul(q, transposed(k)), number(scale()));
-    ValueId s = scaled;
+    ValueId s = build_.matmul(q, transposed(k));
+    if (!options_.scaled_last) s = build_.binary("Mul", s, number(scale()));
     ValueId bend;
     if (options_.softcap != 0) {
       const ValueId cap = number(options_.softcap);
@@ -50,8 +50,10 @@ class Layer {
       s = build_.node("Clip", {s, number(-1), number(1)}, graph_.type(s));
     }
     s = masked(s);
+    if (options_.scaled_last) s = build_.binary("Div", s, number(1 / scale()));
     ValueId p = options_.sigmoid ? build_.unary("Sigmoid", s) : weights_of(s);
     if (options_.mask == LayerMask::kZeroDeadRows) p = without_dead_rows(p, s);
+    if (guard_) p = without_dead_rows(p, guard_);
     const ValueId o = build_.matmul(p, v);
     const ValueId weights =
         build_.cast(build_.constant(pattern(graph_.shape(o)), "target"), options_.dtype);
@@ -208,6 +210,14 @@ class Layer {
                                            build_.cast(distance, options_.dtype));
         return added(build_.binary("Add", s, bias), causal(), -kInfinity);
       }
+      case LayerMask::kGuarded:
+      case LayerMask::kHalfGuarded: {
+        const ValueId valid = over_keys(data("attention_mask", DataType::kBool));
+        const ValueId of_keys = build_.where(valid, number(0), number(-kInfinity));
+        const ValueId all = added(of_keys, causal(), -kInfinity);
+        guard_ = options_.mask == LayerMask::kGuarded ? all : of_keys;
+        return build_.binary("Add", s, all);
+      }
       case LayerMask::kPositions: {
         const ValueId last = over_queries(data("position_ids", DataType::kInt64));
         seen_ = build_.binary("LessOrEqual", positions_, last);
@@ -221,6 +231,17 @@ class Layer {
   ValueId masked_by_inputs(ValueId s) {
     const double hidden = lowest();
     switch (options_.mask) {
+      case LayerMask::kPadding: {
+        const ValueId valid = over_keys(data("attention_mask", DataType::kBool));
+        seen_ = causal();
+        return build_.where(seen_, added(s, valid, hidden), number(hidden));
+      }
+      case LayerMask::kProducts: {
+        const ValueId valid = data("attention_mask", DataType::kInt64);
+        const ValueId pairs = build_.binary("Mul", over_queries(valid), over_keys(valid));
+        seen_ = build_.cast(pairs, DataType::kBool);
+        return build_.where(seen_, s, number(hidden));
+      }
       case LayerMask::kTwoSegments: {
         const ValueId same = equal_pairs("segment_ids");
         return added(s, build_.binary("And", same, equal_pairs("token_type_ids")), hidden);
@@ -276,6 +297,7 @@ class Layer {
     return build_.unsqueeze(graph_.add_input("attention_mask", {DataType::kBool, shape}), {1});
   }
 
+  // `s`: scores, or what was added to them.
   ValueId without_dead_rows(ValueId p, ValueId s) {
     const ValueId dead = build_.binary("Equal", build_.reduce("ReduceMax", s, {3}, true),
                                        number(-std::numeric_limits<double>::infinity()));
@@ -328,7 +350,8 @@ class Layer {
   ir::Builder build_;
   int64_t heads_ = 0;
   ValueId x_, wq_, wk_, wv_, positions_;
-  ValueId seen_;  // where scores were replaced, so that their gradient is too
+  ValueId guard_;  // rows where this is minus infinity throughout give zeros
+  ValueId seen_;   // where scores were replaced, so that their gradient is too
   ValueId dq_, dk_, dv_;
 };
 

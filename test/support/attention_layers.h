@@ -15,8 +15,12 @@ enum class LayerMask {
   kLeftPadding,   // causal, and a run-time bool vector over keys, -FLT_MAX added
   kSegments,      // causal, and equal run-time segment ids
   kZeroDeadRows,  // run-time bool vector; rows without a key give zeros (safe softmax)
+  kGuarded,       // causal, and a run-time bool vector, -inf added; rows that this hides give zeros
+  kHalfGuarded,   // the same, but only rows that the bool vector hides by itself give zeros
   kDistances,     // causal, and a slope per head times the distance
   kPositions,     // keys up to a run-time position per query
+  kPadding,       // causal as kCausal, and a run-time bool vector, -FLT_MAX added as a vector
+  kProducts,      // where the product of a run-time 0 or 1 per query and per key is not 0
   kTwoSegments,   // equal run-time segment_ids and equal run-time token_type_ids, -FLT_MAX added
   kPairs,         // a run-time bool per query and key, replacing scores by -FLT_MAX
   kPairsCausal,   // the same, then causal likewise
@@ -40,6 +44,7 @@ struct LayerOptions {
   bool sink = false;                             // a run-time logit per head
   bool key_is_value = false;
   bool query_is_key = false;  // with groups 1
+  bool scaled_last = false;   // what is added to the scores is scaled with them
   bool squared_loss = false;  // the sum of squares: the output's gradient depends on the output
   // What a fusion must not take for attention, or not replace.
   bool softmax_over_queries = false;

@@ -200,5 +200,28 @@ TEST(DropSoftmaxShifts, AMaximumOverAnotherAxisStays) {
   }
 }
 
+// softmax((x + y) op number), with the sum as an output where it is `read`.
+Graph scaled_sum(const char* op, double number, bool read = false) {
+  Example e;
+  ir::Builder& build = e.build;
+  const ValueId x = e.input("x", {3, 4});
+  const ValueId sum = build.binary("Add", x, e.input("y", {3, 4}));
+  if (read) e.output(sum);
+  e.output(build.softmax("Softmax", build.binary(op, sum, build.scalar(kFloat, number)), 1));
+  return e.graph;
+}
+
+TEST(DistributeScoreFactors, FactorsThatShrinkGoToBothSummands) {
+  EXPECT_EQ(count_nodes(apply(scaled_sum("Div", 4), distribute_score_factors), "Div"), 2U);
+  EXPECT_EQ(count_nodes(apply(scaled_sum("Mul", 0.25), distribute_score_factors), "Mul"), 2U);
+}
+
+// The lowest number would overflow, or the sum be computed twice.
+TEST(DistributeScoreFactors, OthersStay) {
+  EXPECT_EQ(count_nodes(apply(scaled_sum("Mul", 4), distribute_score_factors), "Mul"), 1U);
+  EXPECT_EQ(count_nodes(apply(scaled_sum("Div", 0.25), distribute_score_factors), "Div"), 1U);
+  EXPECT_EQ(count_nodes(apply(scaled_sum("Div", 4, true), distribute_score_factors), "Div"), 1U);
+}
+
 }  // namespace
 }  // namespace autosp::transforms

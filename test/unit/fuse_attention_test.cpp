@@ -175,6 +175,50 @@ TEST(FuseAttention, RowsOfASafeSoftmaxStayZero) {
   expect_equal(fusion, feeds_with_mask(fusion.before, [](int64_t k) { return k >= 12; }));
 }
 
+// As in CodeGen: (scores + mask) / c.
+TEST(FuseAttention, WhatIsScaledWithTheScoresIsABias) {
+  for (const LayerMask mask :
+       {LayerMask::kCausal, LayerMask::kWindow, LayerMask::kDistances, LayerMask::kLeftPadding}) {
+    LayerOptions options{.mask = mask};
+    const AttentionRegion first =
+        expect_fused(options, fuse(attention_layer(options)).regions[0].mask);
+    options.scaled_last = true;
+    const AttentionRegion last = expect_fused(options, first.mask);
+    EXPECT_NEAR(last.scale, first.scale, 1e-7);
+  }
+}
+
+// A number that swallows scores is a mask, also where it is added as a vector: beside a causal mask
+// it leaves rows without a key. Where scores are replaced by one and added to by the other, some of
+// these rows' scores have a gradient and others have none.
+TEST(FuseAttention, VectorsThatSwallowScoresAreMasks) {
+  expect_refused({.mask = LayerMask::kPadding}, "rows without a key");
+}
+
+// As in DeBERTa.
+TEST(FuseAttention, ProductsOfBitsAreConjunctions) {
+  expect_fused({.mask = LayerMask::kProducts, .squared_loss = true}, "query mask, key mask");
+}
+
+// A guard is computed over queries and keys: it goes with the mask that it guards.
+TEST(FuseAttention, GuardsAgainstRowsWithoutAKeyGo) {
+  const LayerOptions options{.mask = LayerMask::kGuarded};
+  const AttentionRegion region = expect_fused(options, "causal, key mask");
+  EXPECT_EQ(region.dead_rows, "zero");
+  const Fusion fusion = fuse(attention_layer(options));
+  EXPECT_EQ(test::count_nodes(fusion.after, "ReduceMax"), 0U);
+  expect_equal(fusion, feeds_with_mask(fusion.before, [](int64_t k) { return k >= 5; }));
+  expect_equal(fusion, feeds_with_mask(fusion.before, [](int64_t k) { return k >= 12; }));
+}
+
+// Rows that the two masks hide together give NaN, those that one of them hides zeros.
+TEST(FuseAttention, GuardsOfOneMaskOfTwoAreNoAnswer) {
+  const Fusion fusion = fuse(attention_layer({.mask = LayerMask::kHalfGuarded}));
+  ASSERT_EQ(fusion.regions.size(), 1U);
+  EXPECT_FALSE(fusion.regions[0].fused);
+  EXPECT_THAT(fusion.regions[0].reason, HasSubstr("rows without a key"));
+}
+
 // Two ids of 32 bits make one of 64. Two of 64 bits make none, and the mask stays over pairs.
 TEST(FuseAttention, PairsOfSegmentsBecomeOneOrStay) {
   expect_fused({.mask = LayerMask::kTwoSegments, .id_dtype = ir::DataType::kInt32}, "segments");

@@ -27,6 +27,9 @@ ir::Graph decompose_dropout(const ir::Graph& graph);
 // A softmax of a row less its maximum becomes one of the row; its gradient skips the maximum.
 ir::Graph drop_softmax_shifts(const ir::Graph& graph);
 
+// (x + y) / c before a softmax becomes x / c + y / c.
+ir::Graph distribute_score_factors(const ir::Graph& graph);
+
 // Nodes with constant operands are evaluated, unless the result has more elements than its operands
 // together and a rank above 1: a mask built from two position vectors is never written out.
 ir::Graph fold_constants(const ir::Graph& graph);

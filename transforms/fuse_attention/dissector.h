@@ -53,6 +53,7 @@ class Dissector {
 
   void conjunction(ValueId value, bool wanted);
   void open(ValueId value, bool wanted);
+  void nonzero(ValueId numbers, bool wanted);
 
   // Where(c, a, false) is c and a; Where(c, true, b) is c or b.
   void choice(const ir::Node& node, bool wanted);
@@ -90,8 +91,9 @@ class Dissector {
   // --- Biases: the summands of `value`.
 
   void mask_by(double number);
-  void sum(ValueId value);
-  void masked_sum(const ir::Node& node);
+  void sum(ValueId value, double factor = 1);
+  bool hides(ValueId value);
+  void masked_sum(const ir::Node& node, double factor);
 
   // A bool made a number, or 1 less that, times a masking number.
   bool masking_bits(ValueId value, double number);

@@ -84,8 +84,9 @@ void GraphFacts::find_tails() {
         node.inputs, [&](ValueId input) { return input && core_[input.index()]; });
     const bool reduces = node.op.starts_with("Reduce") && !core_[node.outputs[0].index()];
     tail_[n] = !(reads_core && (is_contraction(node) || reduces)) &&
-               std::ranges::none_of(
-                   node.outputs, [&](ValueId output) { return output && leads[output.index()]; });
+               std::ranges::none_of(node.outputs, [&](ValueId output) {
+                 return output && core_[output.index()] && leads[output.index()];
+               });
     if (tail_[n]) continue;
     for (ValueId input : node.inputs) {
       if (input) leads[input.index()] = true;

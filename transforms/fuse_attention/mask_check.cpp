@@ -180,8 +180,11 @@ class Checker {
       }
       return result;
     }
+    const auto choice = two_numbers(facts_, cutout_.original[value.index()]);
     for (int64_t k = 0; k < type.num_elements(); ++k) {
-      const Tensor one = Tensor::scalar(type.dtype, random_entry(type.dtype, small));
+      double entry = random_entry(type.dtype, small);
+      if (choice) entry = below(2) == 0 ? choice->first : choice->second;
+      const Tensor one = Tensor::scalar(type.dtype, entry);
       to = std::ranges::copy(one.bytes(), to).out;
     }
     return result;

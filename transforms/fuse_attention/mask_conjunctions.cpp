@@ -41,16 +41,27 @@ void Dissector::open(ValueId value, bool wanted) {
     return conjunction(node->inputs[0], wanted);
   }
   if (node->is("Cast") && graph_.type(value).dtype == ir::DataType::kBool) {
-    const ValueId numbers = stripped(node->inputs[0]);
-    const Extent held = extent_of(numbers);
-    if ((held.queries && held.keys) || held.heads)
-      stop("'{}' is no vector", graph_.name_of(numbers));
-    return condition(held.queries ? Literal::Kind::kQueries : Literal::Kind::kKeys, numbers,
-                     Comparison::kEqual, 0, !wanted);
+    return nonzero(stripped(node->inputs[0]), wanted);
   }
   if (node->is("Where")) return choice(*node, wanted);
   if (const auto comparison = comparison_of(*node)) return compare(*node, *comparison, wanted);
   stop("'{}' is computed by {}", graph_.name_of(value), node->op);
+}
+
+// A product of integers is not zero where none of them is.
+void Dissector::nonzero(ValueId numbers, bool wanted) {
+  const Extent held = extent_of(numbers);
+  const ir::DataType dtype = graph_.type(numbers).dtype;
+  if (dtype == ir::DataType::kBool) return conjunction(numbers, wanted);
+  const Node* node = graph_.producer(numbers);
+  if (wanted && held.queries && held.keys && node != nullptr && node->is("Mul") &&
+      is_integer(dtype)) {
+    for (ValueId factor : node->inputs) nonzero(stripped(factor), true);
+    return;
+  }
+  if ((held.queries && held.keys) || held.heads) stop("'{}' is no vector", graph_.name_of(numbers));
+  condition(held.queries ? Literal::Kind::kQueries : Literal::Kind::kKeys, numbers,
+            Comparison::kEqual, 0, !wanted);
 }
 
 void Dissector::choice(const Node& node, bool wanted) {

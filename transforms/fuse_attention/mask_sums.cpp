@@ -8,59 +8,109 @@ namespace autosp::transforms::fusion {
 
 using ir::Node;
 
+std::optional<std::pair<double, double>> two_numbers(const GraphFacts& facts, ValueId value) {
+  const Node* node = value ? facts.graph().producer(value) : nullptr;
+  while (node != nullptr && (is_view(*node) || node->is("Expand"))) {
+    node = facts.graph().producer(node->input(0));
+  }
+  if (node == nullptr || !node->is("Where")) return std::nullopt;
+  const auto a = facts.uniform(node->input(1));
+  const auto b = facts.uniform(node->input(2));
+  if (!a || !b) return std::nullopt;
+  return std::pair{*a, *b};
+}
+
 void Dissector::mask_by(double number) {
   if (parts_.number && *parts_.number != number) parts_.several_numbers = true;
   parts_.number = std::min(number, parts_.number.value_or(number));
 }
 
-void Dissector::sum(ValueId value) {
-  if (uniform(value) && std::isfinite(*uniform(value)) && *uniform(value) > kMaskingNumber) {
+// The summands of `factor` times the value; `factor` is positive.
+void Dissector::sum(ValueId value, double factor) {
+  if (uniform(value) && std::isfinite(*uniform(value)) &&
+      factor * *uniform(value) > kMaskingNumber) {
     return constant_along_rows(*uniform(value) == 0, value);
   }
   const Node* node = graph_.producer(value);
   const Extent extent = extent_of(value);
   if (node == nullptr || !(extent.queries && extent.keys)) {
+    if (factor == 1 && hides(value)) return;
     if (extent.queries && extent.keys) {
-      if (known_tensor(facts_, cutout_.original[value.index()])) {
+      if (factor == 1 && known_tensor(facts_, cutout_.original[value.index()])) {
         return read_entries(value, false, true);
       }
       parts_.kept_summand = graph_.name_of(value);
     }
     if (!extent.keys) constant_along_rows(false, value);
-    parts_.biases.push_back({.product = {value}});
+    parts_.biases.push_back({.product = {value}, .factor = factor});
     return;
   }
   if (node->is("Add") || node->is("Sum")) {
-    for (ValueId input : node->inputs) sum(input);
+    for (ValueId input : node->inputs) sum(input, factor);
     return;
   }
   const bool floats = is_floating(graph_.type(node->inputs[0]).dtype);
   if (is_view(*node) || node->is("Expand") || (node->is("Cast") && floats)) {
-    return sum(node->inputs[0]);
+    return sum(node->inputs[0], factor);
   }
-  if (node->is("Where")) return masked_sum(*node);
+  if (node->is("Where")) return masked_sum(*node, factor);
   if (node->is("Mul")) {
     for (const size_t k : {size_t{0}, size_t{1}}) {
       const auto number = uniform(node->inputs[1 - k]);
-      if (number && *number < kMaskingNumber && masking_bits(node->inputs[k], *number)) return;
+      if (number && factor * *number < kMaskingNumber &&
+          masking_bits(node->inputs[k], factor * *number)) {
+        return;
+      }
     }
   }
-  if (linear(value, {}, 1)) return;
+  const size_t before = parts_.biases.size();
+  if (linear(value, {}, factor)) return;
+  parts_.biases.resize(before);
+  if (node->is("Mul") || node->is("Div")) {
+    const auto number = uniform(node->inputs[1]);
+    if (number && *number > 0 && std::isfinite(*number)) {
+      return sum(node->inputs[0], node->is("Mul") ? factor * *number : factor / *number);
+    }
+  }
   stop("'{}' is computed by {}", graph_.name_of(value), node->op);
 }
 
-void Dissector::masked_sum(const Node& node) {
-  const auto a = uniform(node.inputs[1]);
-  const auto b = uniform(node.inputs[2]);
+// A vector that is 0 or a number which swallows scores is a mask, for beside other masks it says
+// which rows see no key. One whose number leaves a part of the scores stays a bias, exact in every
+// row.
+bool Dissector::hides(ValueId value) {
+  const auto numbers = two_numbers(facts_, cutout_.original[value.index()]);
+  const Extent extent = extent_of(value);
+  if (!numbers || extent.heads) return false;
+  const auto [number, other] = std::minmax(numbers->first, numbers->second);
+  if (!(number < kMaskingNumber) || other != 0) return false;
+  const double epsilon = epsilon_of(graph_.type(value).dtype);
+  if (std::isfinite(number) && std::ldexp(epsilon, std::ilogb(number)) < kSwallowingSpacing) {
+    return false;
+  }
+  mask_by(number);
+  condition(extent.queries ? Literal::Kind::kQueries : Literal::Kind::kKeys, value,
+            Comparison::kEqual, 0, true);
+  return true;
+}
+
+void Dissector::masked_sum(const Node& node, double factor) {
+  const auto scaled = [&](ValueId value) {
+    auto number = uniform(value);
+    if (number) *number *= factor;
+    return number;
+  };
+  const auto a = scaled(node.inputs[1]);
+  const auto b = scaled(node.inputs[2]);
   if (a && *a < kMaskingNumber && !(b && *b < kMaskingNumber)) {
     mask_by(*a);
     conjunction(node.inputs[0], false);
-    return sum(node.inputs[2]);
+    return sum(node.inputs[2], factor);
   }
   if (b && *b < kMaskingNumber && !(a && *a < kMaskingNumber)) {
     mask_by(*b);
     conjunction(node.inputs[0], true);
-    return sum(node.inputs[1]);
+    return sum(node.inputs[1], factor);
   }
   stop("'{}' chooses between biases", graph_.name_of(node.outputs[0]));
 }

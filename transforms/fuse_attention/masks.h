@@ -76,6 +76,7 @@ struct TermParts {
   bool several_numbers = false;
   bool rounding_shows = false;  // in a row without a key the number hides a part of the scores
   std::string kept_summand;     // a part of the bias that stays over queries and keys: which
+  bool implied = false;         // hides only rows that another term hides whole (row_guards.h)
   bool kept = false;            // stays a bias over queries and keys, as it is computed
   std::string why_kept;
 };
@@ -143,6 +144,9 @@ TermParts take_apart(const GraphFacts& facts, const Cutout& cutout, const LocalF
 // are more than 2^24 of them.
 std::optional<ir::Tensor> known_tensor(const GraphFacts& facts, ValueId value);
 
+// The two numbers that a value of the whole graph chooses between, where it is such a choice.
+std::optional<std::pair<double, double>> two_numbers(const GraphFacts& facts, ValueId value);
+
 // 1 and the next greater number of a type, apart.
 double epsilon_of(ir::DataType dtype);
 
@@ -151,6 +155,9 @@ double lowest_of(ir::DataType dtype);
 
 // Numbers below this, added to a score, leave no weight.
 inline constexpr double kMaskingNumber = -9000;
+
+// A number whose neighbours are so far apart leaves nothing of a score that is added to it.
+inline constexpr double kSwallowingSpacing = 32;
 
 // --- For known entries, row by row (arithmetic only; tested on its own).
 

@@ -330,6 +330,8 @@ class Prober {
     if (term.is_bool()) {
       std::bernoulli_distribution coin(0.4);
       for (double& value : setting[t].values) value = coin(generator_) ? 1 : 0;
+      // However few entries there are, one masks.
+      setting[t].values.back() = meaning.masking_value ? 1 : 0;
       const Vector p = weights(kAmplitude, setting);
       if (largest_difference(p, plain) < 1e-9) {
         meaning.kind = TermKind::kUnused;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "transforms/fuse_attention/mask_check.h"
+#include "transforms/fuse_attention/row_guards.h"
 
 namespace autosp::transforms::fusion {
 
@@ -78,9 +79,30 @@ std::optional<double> swallowing(const RegionPlan& plan, size_t t, TermParts& pa
   if (!parts.number || !std::isfinite(*parts.number)) return parts.number;
   const double spacing =
       std::ldexp(epsilon_of_sum(plan.cutout.graph, plan.terms[t]), std::ilogb(*parts.number));
-  if (spacing >= 32) return std::min(*parts.number, -1e30);
+  if (spacing >= kSwallowingSpacing) return std::min(*parts.number, -1e30);
   parts.rounding_shows = spacing > 0x1p-10;
   return parts.number;
+}
+
+// Takes masks and biases apart.
+void read_terms(const GraphFacts& facts, RegionPlan& plan, MaskMemo& memo) {
+  const bool has_sink = plan.sink_term().has_value();
+  const RowConstants rows{.count = has_sink, .are_rounded = element_size(plan.dtype(facts)) == 2};
+  plan.parts.resize(plan.terms.size());
+  for (size_t t = 0; t < plan.terms.size(); ++t) {
+    const TermKind kind = plan.meaning.terms[t].kind;
+    if (kind != TermKind::kMask && kind != TermKind::kAdd) continue;
+    plan.parts[t] = take_apart(facts, plan.cutout, *plan.factors, plan.canonical, plan.terms[t],
+                               plan.meaning.terms[t], rows, memo);
+    check_parts(facts, plan.cutout, *plan.factors, plan.canonical, plan.terms[t],
+                plan.meaning.terms[t], plan.parts[t], has_sink);
+  }
+  for (size_t t = 0; t < plan.terms.size(); ++t) {
+    if (guarded_term(facts, plan.cutout, *plan.factors, plan.canonical, plan.terms, plan.meaning,
+                     plan.parts, t)) {
+      plan.parts[t] = {.implied = true};
+    }
+  }
 }
 
 // Nothing computed inside may be read outside, but for the four results.
@@ -299,23 +321,15 @@ std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& r
   if (sinks > 1) refuse("{} sinks join one softmax", sinks);
   if ((sinks == 0) != plan.canonical.keys_and_sink.empty())
     refuse("scores have a column that is no sink");
-  const RowConstants rows{.count = sinks > 0, .are_rounded = element_size(plan.dtype(facts)) == 2};
-  std::vector<std::optional<double>> numbers;
+  read_terms(facts, plan, memo);
+  std::vector<MaskToVerify> masks;
   for (size_t t = 0; t < plan.terms.size(); ++t) {
-    const TermKind kind = plan.meaning.terms[t].kind;
-    TermParts parts;
-    if (kind == TermKind::kMask || kind == TermKind::kAdd) {
-      parts = take_apart(facts, plan.cutout, *plan.factors, plan.canonical, plan.terms[t],
-                         plan.meaning.terms[t], rows, memo);
-      check_parts(facts, plan.cutout, *plan.factors, plan.canonical, plan.terms[t],
-                  plan.meaning.terms[t], parts, sinks > 0);
-    }
-    numbers.push_back(swallowing(plan, t, parts));
-    plan.parts.push_back(std::move(parts));
+    masks.push_back(
+        {.number = swallowing(plan, t, plan.parts[t]), .implied = plan.parts[t].implied});
   }
   const BlackBox box(plan.cutout, *plan.factors, plan.canonical, plan.roles, plan.terms, facts,
                      false);
-  plan.verified = verify_region(box, plan.cutout, plan.meaning, plan.terms, numbers);
+  plan.verified = verify_region(box, plan.cutout, plan.meaning, plan.terms, masks);
   collect_visibility(facts, plan, memo);
   check_kept_masks(facts, plan);
   settle_dead_rows(plan);

@@ -10,17 +10,17 @@ namespace {
 
 constexpr double kTolerance = 1e-9;
 
-enum class Case : uint8_t { kPlain, kMasked, kDeadRow, kSharedDeadRow };
+enum class Case : uint8_t { kPlain, kMasked, kDeadRow, kSharedDeadRow, kUnguardedDeadRow };
 
 class Verifier {
  public:
   Verifier(const BlackBox& box, const Cutout& cutout, const Meaning& meaning,
-           const std::vector<Term>& terms, const std::vector<std::optional<double>>& mask_numbers)
-      : box_(box), meaning_(meaning), terms_(terms), mask_numbers_(mask_numbers) {
+           const std::vector<Term>& terms, const std::vector<MaskToVerify>& masks)
+      : box_(box), meaning_(meaning), terms_(terms), masks_(masks) {
     for (const auto& [role, value] : cutout.results) results_.push_back(role);
     backward_ = results_.size() > 1;
     for (size_t t = 0; t < terms.size(); ++t) {
-      if (meaning.terms[t].kind == TermKind::kMask || mask_numbers[t]) hiders_.push_back(t);
+      if (meaning.terms[t].kind == TermKind::kMask || masks[t].number) hiders_.push_back(t);
     }
   }
 
@@ -43,7 +43,8 @@ class Verifier {
 
   // Where a term masks: at random, but key 2 is seen by all; in a dead row, not even that. Dead
   // are the rows of query 1, or, where the term is the same for all queries, of the first batch
-  // entry; in a shared dead row each key is hidden by one term at least, and not by all.
+  // entry; in a shared dead row each key is hidden by one term at least, and not by all; in an
+  // unguarded one, no term that is the same for all keys hides the row besides.
   Block random_mask(size_t t, Case which) {
     const Term& term = terms_[t];
     Block block = random_block(term.order);
@@ -61,7 +62,8 @@ class Verifier {
       const int64_t query = at(canonical.queries[0]);
       const bool first = canonical.batch.empty() || at(canonical.batch[0]) <= 0;
       const bool own = which == Case::kDeadRow ||
-                       (which == Case::kSharedDeadRow && (key < 0 || hider_of(key) == t));
+                       (which == Case::kSharedDeadRow && (key < 0 || hider_of(key) == t)) ||
+                       (which == Case::kUnguardedDeadRow && key >= 0);
       const bool dead = own && (per_query ? query == 1 : first);
       // A mask without keys hides whole rows: only in the dead case.
       const bool hidden = key >= 0 && key != 2 && coin(generator_);
@@ -113,12 +115,12 @@ class Verifier {
         for (double& entry : value.values) entry = entry > 0 ? 1 : 0;
       }
       trial.flash.terms.push_back(value);
-      if (meaning.kind == TermKind::kAdd && mask_numbers_[t] && which != Case::kPlain) {
+      if (meaning.kind == TermKind::kAdd && masks_[t].number && which != Case::kPlain) {
         // An additive mask holds 0 and its number, and nothing else.
         mask = random_mask(t, which);
         std::ranges::fill(trial.flash.terms.back().values, 0);
         for (size_t k = 0; k < value.values.size(); ++k) {
-          value.values[k] = mask.values[k] != 0 ? *mask_numbers_[t] : 0;
+          value.values[k] = mask.values[k] != 0 ? *masks_[t].number : 0;
         }
       }
       trial.flash.masked.push_back(std::move(mask));
@@ -183,6 +185,7 @@ class Verifier {
   void find_dead_rows() {
     std::vector<Trial> trials = {run(Case::kDeadRow)};
     if (hiders_.size() > 1) trials.push_back(run(Case::kSharedDeadRow));
+    if (unguarded_rows_may_die()) trials.push_back(run(Case::kUnguardedDeadRow));
     for (const DeadRows dead_rows :
          {DeadRows::kUniform, DeadRows::kZero, DeadRows::kUnmasked, DeadRows::kNan}) {
       for (const bool gradient : {true, false}) {
@@ -198,10 +201,28 @@ class Verifier {
     verified_.dead_rows_known = false;
   }
 
+  bool has_keys(size_t t) const {
+    const AtomId key = box_.canonical().keys[0];
+    return std::ranges::find(terms_[t].order, key) != terms_[t].order.end();
+  }
+
+  // Whether some terms hide rows, others keys, and all keys of a row may be hidden though the row
+  // is not. A guard that another term implies hides every row that this other hides whole.
+  bool unguarded_rows_may_die() const {
+    size_t of_keys = 0;
+    size_t of_rows = 0;
+    bool implied = false;
+    for (const size_t t : hiders_) {
+      ++(has_keys(t) ? of_keys : of_rows);
+      implied = implied || masks_[t].implied;
+    }
+    return of_rows > 0 && of_keys > 0 && !(implied && of_keys == 1);
+  }
+
   const BlackBox& box_;
   const Meaning& meaning_;
   const std::vector<Term>& terms_;
-  const std::vector<std::optional<double>>& mask_numbers_;
+  const std::vector<MaskToVerify>& masks_;
   std::vector<ResultRole> results_;
   bool backward_ = false;
   std::vector<size_t> hiders_;  // terms that mask
@@ -212,9 +233,8 @@ class Verifier {
 }  // namespace
 
 Verified verify_region(const BlackBox& box, const Cutout& cutout, const Meaning& meaning,
-                       const std::vector<Term>& terms,
-                       const std::vector<std::optional<double>>& mask_numbers) {
-  return Verifier(box, cutout, meaning, terms, mask_numbers).verify();
+                       const std::vector<Term>& terms, const std::vector<MaskToVerify>& masks) {
+  return Verifier(box, cutout, meaning, terms, masks).verify();
 }
 
 }  // namespace autosp::transforms::fusion

@@ -13,11 +13,15 @@ struct Verified {
   double error = 0;                      // the largest, relative to each result's largest entry
 };
 
+// What is fed where a term masks.
+struct MaskToVerify {
+  std::optional<double> number;  // what an additive mask adds
+  bool implied = false;          // no row is hidden by this term alone, see TermParts
+};
+
 // Compares every result on random operands: with random biases, under random masks, and with rows
-// that see no key. `mask_numbers` says per term which number an additive mask puts where it masks.
-// Refuses a region whose numbers differ by more than 1e-9.
+// that see no key. Refuses a region whose numbers differ by more than 1e-9.
 Verified verify_region(const BlackBox& box, const Cutout& cutout, const Meaning& meaning,
-                       const std::vector<Term>& terms,
-                       const std::vector<std::optional<double>>& mask_numbers);
+                       const std::vector<Term>& terms, const std::vector<MaskToVerify>& masks);
 
 }  // namespace autosp::transforms::fusion

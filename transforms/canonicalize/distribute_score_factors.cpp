@@ -1,0 +1,114 @@
+// Scores that are scaled together with what was added to them: (scores + bias) / c.
+//
+// Models that add a mask or a bias before they divide by the square root of the width compute the
+// same as those that add it afterwards. Before a softmax the factor goes to both summands, so that
+// the scores are scores again and the rest is a bias. Factors above one stay where they are: the
+// lowest number, which masks, would become minus infinity.
+#include <cmath>
+#include <unordered_set>
+
+#include "ir/rewriter.h"
+#include "transforms/canonicalize/canonicalize.h"
+#include "transforms/canonicalize/constants.h"
+
+namespace autosp::transforms {
+
+using ir::Graph;
+using ir::Node;
+using ir::Rewriter;
+
+namespace {
+
+// Values that reach a softmax through sums, selections, conversions and views alone.
+std::vector<bool> summands_of_softmax(const Graph& graph) {
+  static const std::unordered_set<std::string_view> kBetween = {
+      "Add", "Sub", "Where", "Cast", "Mul", "Div", "Reshape", "Transpose", "Identity"};
+  std::vector<bool> result(graph.values().size(), false);
+  for (size_t n = graph.nodes().size(); n-- > 0;) {
+    const Node& node = graph.nodes()[n];
+    if (!node.domain.empty()) continue;
+    const bool leads =
+        node.is("Softmax") || (kBetween.contains(node.op) && result[node.output(0).index()]);
+    if (!leads) continue;
+    for (ValueId input : node.inputs) {
+      if (input) result[input.index()] = true;
+    }
+  }
+  return result;
+}
+
+std::vector<size_t> count_readers(const Graph& graph) {
+  std::vector<size_t> result(graph.values().size(), 0);
+  for (const Node& node : graph.nodes()) {
+    for (ValueId input : node.inputs) {
+      if (input) ++result[input.index()];
+    }
+  }
+  for (const ir::Output& output : graph.outputs()) ++result[output.value.index()];
+  return result;
+}
+
+class FactorDistributor {
+ public:
+  explicit FactorDistributor(Rewriter& rewriter)
+      : rewriter_(rewriter),
+        graph_(rewriter.from()),
+        readers_(count_readers(graph_)),
+        leads_to_softmax_(summands_of_softmax(graph_)) {}
+
+  // Mul(Add(a, b), c) and Div(Add(a, b), c), or with Sub.
+  bool rewrite(const Node& node) {
+    if (!node.is("Mul") && !node.is("Div")) return false;
+    if (!leads_to_softmax_[node.output(0).index()]) return false;
+    for (const size_t k : {0, 1}) {
+      if (k == 1 && node.is("Div")) break;
+      const ValueId factor = node.input(1 - k);
+      if (sum_of(node.input(k)) == nullptr || !shrinks(node, factor)) continue;
+      rewriter_.map(node.output(0), scaled(node.input(k), node, factor));
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  // The sum or difference that a value is, where nothing else reads it.
+  const Node* sum_of(ValueId value) const {
+    const Node* node = graph_.producer(value);
+    const bool is_sum = node != nullptr && (node->is("Add") || node->is("Sub"));
+    return is_sum && readers_[value.index()] == 1 ? node : nullptr;
+  }
+
+  ValueId scaled(ValueId value, const Node& scaling, ValueId factor) {
+    ir::Builder& build = rewriter_.build();
+    if (const Node* sum = sum_of(value)) {
+      const ValueId a = scaled(sum->input(0), scaling, factor);
+      const ValueId b = scaled(sum->input(1), scaling, factor);
+      return build.binary(sum->op, a, b);
+    }
+    return build.binary(scaling.op, rewriter_.mapped(value), rewriter_.mapped(factor));
+  }
+
+  bool shrinks(const Node& node, ValueId factor) const {
+    if (!graph_.is_constant(factor) || graph_.type(factor).num_elements() != 1) return false;
+    const double number = std::fabs(graph_.constant(factor).value_as_double(0));
+    return node.is("Mul") ? number > 0 && number <= 1 : number >= 1 && std::isfinite(number);
+  }
+
+  Rewriter& rewriter_;
+  const Graph& graph_;
+  std::vector<size_t> readers_;         // by value; outputs of the graph are read
+  std::vector<bool> leads_to_softmax_;  // by value
+};
+
+}  // namespace
+
+Graph distribute_score_factors(const Graph& graph) {
+  Rewriter rewriter(graph);
+  FactorDistributor distributor(rewriter);
+  for (const Node& node : graph.nodes()) {
+    if (!distributor.rewrite(node)) rewriter.copy(node);
+  }
+  return std::move(rewriter).finish();
+}
+
+}  // namespace autosp::transforms
