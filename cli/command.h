@@ -8,10 +8,11 @@
 namespace autosp::cli {
 
 // Exit codes besides 0.
-inline constexpr int kMismatch = 1;   // validate: results differ, or are not finite
+inline constexpr int kMismatch =
+    1;  // validate: results differ, or are not finite; batch: some failed
 inline constexpr int kUserError = 2;  // a message says what to change
 inline constexpr int kBug = 70;       // of this program
-// A signal ends `shard` with 128 and the signal's number (interruption.h).
+// A signal ends `shard` and `batch` with 128 and the signal's number (interruption.h).
 
 // What an exception means to the user.
 struct Failure {
@@ -31,5 +32,6 @@ void add_validate(CLI::App& app, Action& action);
 void add_inspect(CLI::App& app, Action& action);
 void add_explain(CLI::App& app, Action& action);
 void add_plan(CLI::App& app, Action& action);
+void add_batch(CLI::App& app, Action& action);
 
 }  // namespace autosp::cli

@@ -37,7 +37,7 @@ HeldSignals::~HeldSignals() {
 }
 
 void HeldSignals::check() {
-  if (const int signal = noted_signal) throw Interruption(signal);
+  if (const int signal = noted_signal.exchange(0)) throw Interruption(signal);
 }
 
 }  // namespace autosp::cli

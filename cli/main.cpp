@@ -26,7 +26,7 @@ Start with these:
   autosp-onnx run out --feed inputs.npz --output results.npz
 
 'autosp-onnx COMMAND --help' explains a command.
-Exit codes: 0 success, 1 results differ or are not finite (validate), 2 an error you can mend, 70 a bug of this program.)";
+Exit codes: 0 success, 1 results differ or are not finite (validate) or some failed (batch), 2 an error you can mend, 70 a bug of this program.)";
 
 // CLI11 would only say that a command is required.
 void check_command(const CLI::App& app, int argc, char** argv) {
@@ -104,6 +104,7 @@ int main(int argc, char** argv) {
   cli::add_inspect(app, action);
   cli::add_explain(app, action);
   cli::add_plan(app, action);
+  cli::add_batch(app, action);
   try {
     const int code = parse(app, argc, argv, action);
     check_printed();

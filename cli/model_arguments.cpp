@@ -308,6 +308,14 @@ int64_t PlanArguments::ranks() const {
   return product;
 }
 
+std::vector<std::filesystem::path> files_read(const std::filesystem::path& model) {
+  std::vector<std::filesystem::path> files = {model};
+  for (const std::string& location : onnx_io::data_locations(model)) {
+    files.push_back((model.parent_path() / location).lexically_normal());
+  }
+  return files;
+}
+
 shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments) {
   return with_context(
       fmt::format("while planning '{}' for --sp {} --dp {}", model.path.string(), arguments.ranks(),

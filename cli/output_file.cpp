@@ -71,21 +71,14 @@ void check_writable(const OutputFile& output) {
 
 }  // namespace
 
-void check_output_files(const std::vector<OutputFile>& outputs, const fs::path& feed,
-                        const fs::path& folder, const onnx_io::Manifest& manifest) {
+void check_output_files(const std::vector<OutputFile>& outputs, const InputFile& input) {
   for (size_t k = 0; k < outputs.size(); ++k) {
     const OutputFile& output = outputs[k];
     if (output.path.empty()) continue;
     check_writable(output);
     if (is_special(output.path)) continue;
-    if (same_file(output.path, feed)) {
-      throw Error("{} '{}' is the file that --feed reads", output.option, output.path.string())
-          .note("it would be replaced by the results")
-          .help("name another file");
-    }
-    if (is_part_of(output.path, folder, manifest)) {
-      throw Error("{} '{}' is a file of '{}', the sharded model", output.option,
-                  output.path.string(), folder.string())
+    if (!input.path.empty() && same_file(output.path, input.path)) {
+      throw Error("{} '{}' is {}", output.option, output.path.string(), input.what)
           .note("it would be replaced by the results")
           .help("name another file");
     }
@@ -96,6 +89,19 @@ void check_output_files(const std::vector<OutputFile>& outputs, const fs::path& 
           .note("one would replace the other")
           .help("give each a file of its own");
     }
+  }
+}
+
+void check_output_files(const std::vector<OutputFile>& outputs, const InputFile& input,
+                        const fs::path& folder, const onnx_io::Manifest& manifest) {
+  check_output_files(outputs, input);
+  for (const OutputFile& output : outputs) {
+    if (output.path.empty() || is_special(output.path)) continue;
+    if (!is_part_of(output.path, folder, manifest)) continue;
+    throw Error("{} '{}' is a file of '{}', the sharded model", output.option, output.path.string(),
+                folder.string())
+        .note("it would be replaced by the results")
+        .help("name another file");
   }
 }
 

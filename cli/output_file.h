@@ -15,10 +15,17 @@ struct OutputFile {
   std::filesystem::path path;
 };
 
+// A file that the command reads.
+struct InputFile {
+  std::string what;  // for messages: "the file that --feed reads"
+  std::filesystem::path path;
+};
+
 // Throws Error for an output that could not be written after the run, that another option names
-// too, or that the run reads: `feed`, and the graphs and weights in `folder`. Empty paths are left
-// out.
-void check_output_files(const std::vector<OutputFile>& outputs, const std::filesystem::path& feed,
+// too, or that the command reads. Empty paths are left out.
+void check_output_files(const std::vector<OutputFile>& outputs, const InputFile& input);
+// The same, beside the graphs and weights that `manifest` names in `folder`.
+void check_output_files(const std::vector<OutputFile>& outputs, const InputFile& input,
                         const std::filesystem::path& folder, const onnx_io::Manifest& manifest);
 
 // Calls `write` with the path to write to. What exists and is no regular file, such as a device or

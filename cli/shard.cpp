@@ -5,7 +5,10 @@
 
 #include "base/error.h"
 #include "command.h"
+#include "depfile.h"
 #include "model_arguments.h"
+#include "onnx/atomic_file.h"
+#include "output_file.h"
 #include "prediction.h"
 #include "ranks.h"
 #include "recompute_arguments.h"
@@ -32,6 +35,7 @@ struct Arguments {
   RecomputeArguments recompute;
   std::string device = "h100";
   std::filesystem::path out;
+  std::filesystem::path depfile;
   std::vector<std::string> dialects = {"autosp"};
   bool json = false;
 };
@@ -102,7 +106,18 @@ void print_report(const shard::Plan& plan, const onnx_io::Manifest& manifest,
   fmt::print("wrote {}\n", out.string());
 }
 
+// The manifest stands for the folder: it is there when everything is.
+void write_depfile(const Arguments& arguments) {
+  if (arguments.depfile.empty()) return;
+  const std::string rule =
+      depfile_rule(arguments.out / onnx_io::kManifestFile, files_read(arguments.model.model));
+  write_output_file(arguments.depfile,
+                    [&](const std::filesystem::path& to) { onnx_io::write_file(to, rule); });
+}
+
 int run(const Arguments& arguments) {
+  check_output_files({{.option = "--depfile", .path = arguments.depfile}},
+                     {.what = "the model", .path = arguments.model.model});
   const LoadedModel model = load_model(arguments.model, arguments.passes);
   const shard::Plan plan = plan_model(model, arguments.plan);
   const transforms::SpmdProgram kept = transforms::build_program(plan);
@@ -112,6 +127,7 @@ int run(const Arguments& arguments) {
   onnx_io::Manifest manifest = make_manifest(model, program);
   manifest.recompute = recomputed.summary;
   write_folder(model, program, manifest, dialects_of(arguments), arguments.out);
+  write_depfile(arguments);
   if (arguments.json) {
     fmt::print("{}", onnx_io::to_json(manifest));
   } else {
@@ -147,6 +163,10 @@ void add_shard(CLI::App& app, Action& action) {
       ->allow_extra_args(false)
       ->check(CLI::IsMember({"autosp", "standard"}))
       ->capture_default_str();
+  command
+      ->add_option("--depfile", arguments->depfile,
+                   "Writes which files the result depends on, as make and ninja read it")
+      ->type_name("FILE");
   command->add_flag("--json", arguments->json, "Prints the manifest instead of the report");
   add_pass_options(*command, arguments->passes);
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });

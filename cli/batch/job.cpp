@@ -1,0 +1,175 @@
+#include "batch/job.h"
+
+#include <glob.h>
+
+#include <algorithm>
+#include <set>
+
+#include "base/error.h"
+#include "batch/shard_options.h"
+
+namespace autosp::cli::batch {
+
+namespace fs = std::filesystem;
+
+std::vector<std::string> Job::command_line() const {
+  std::vector<std::string> words = {"shard", model.string(), "--output", output.string()};
+  words.insert(words.end(), options.begin(), options.end());
+  return words;
+}
+
+namespace {
+
+struct Match {
+  fs::path model;
+  const JobRequest* request;
+};
+
+std::vector<fs::path> matches_of(const fs::path& pattern, const std::string& origin) {
+  glob_t found{};
+  const int code = ::glob(pattern.c_str(), GLOB_TILDE_CHECK | GLOB_BRACE, nullptr, &found);
+  std::vector<fs::path> result;
+  for (size_t k = 0; k < found.gl_pathc; ++k) result.emplace_back(found.gl_pathv[k]);
+  ::globfree(&found);
+  if (code == 0) return result;
+  throw Error("no file matches '{}'", pattern.string())
+      .note(fmt::format("in {}", origin))
+      .help("give the path of an .onnx file, or a pattern such as 'models/*.onnx' in quotes");
+}
+
+std::vector<Match> find_models(const std::vector<JobRequest>& requests, const fs::path& base) {
+  std::vector<Match> result;
+  for (const JobRequest& request : requests) {
+    for (const std::string& pattern : request.patterns) {
+      const fs::path full = pattern.starts_with('~') ? fs::path(pattern) : base / pattern;
+      for (const fs::path& model : matches_of(full, request.origin)) {
+        result.push_back({fs::absolute(model).lexically_normal(), &request});
+      }
+    }
+  }
+  return result;
+}
+
+// The folder that all models lie below.
+fs::path common_folder(const std::vector<Match>& matches) {
+  fs::path common = matches[0].model.parent_path();
+  for (const Match& match : matches) {
+    while (!common.empty() && common != common.root_path() &&
+           *match.model.lexically_relative(common).begin() == "..") {
+      common = common.parent_path();
+    }
+  }
+  return common;
+}
+
+// "text/llama" is "text-llama": folders of results lie side by side.
+std::string flat_name(const fs::path& model, const fs::path& common) {
+  fs::path relative = model.lexically_relative(common);
+  if (relative.extension() == ".onnx") relative.replace_extension();
+  std::string name = relative.string();
+  std::ranges::replace(name, '/', '-');
+  return name;
+}
+
+// Every combination of one value for each option that takes one.
+std::vector<Settings> combinations(const Settings& settings) {
+  std::vector<Settings> result = {{}};
+  for (const auto& [name, values] : settings) {
+    const ShardOption* option = find_shard_option(name);
+    if (option != nullptr && option->kind == OptionKind::kList) {
+      for (Settings& one : result) one[name] = values;
+      continue;
+    }
+    std::vector<Settings> next;
+    for (const Settings& before : result) {
+      for (const std::string& value : values) {
+        next.push_back(before);
+        next.back()[name] = {value};
+      }
+    }
+    result = std::move(next);
+  }
+  return result;
+}
+
+// What tells a combination from the others of its model; sp always does.
+std::string suffix(const Settings& one, const Settings& all) {
+  std::string result;
+  const auto add = [&](const std::string& name) {
+    std::string value = one.at(name)[0];
+    for (char& letter : value) {
+      if (letter == '/' || letter == '=' || letter == ',') letter = '-';
+    }
+    result += "-" + name + (name == "sp" || name == "dp" ? "" : "-") + value;
+  };
+  if (one.contains("sp")) add("sp");
+  for (const auto& [name, values] : one) {
+    if (name != "sp" && values.size() == 1 && all.at(name).size() > 1) add(name);
+  }
+  return result;
+}
+
+std::vector<std::string> words_of(const Settings& settings, const std::string& origin) {
+  std::vector<std::string> words;
+  for (const auto& [name, values] : settings) {
+    const ShardOption* option = find_shard_option(name);
+    if (option == nullptr) {
+      std::vector<std::string> names;
+      for (const ShardOption& known : shard_options()) names.push_back(known.name);
+      const std::string near = nearest_name(name, names);
+      throw Error("'{}' is no option of shard that a batch hands on", name)
+          .note(fmt::format("in {}", origin))
+          .help(near.empty() ? "'autosp-onnx batch --help' lists them"
+                             : fmt::format("did you mean '{}'?", near));
+    }
+    if (option->kind == OptionKind::kFlag) {
+      if (values[0] == "true") words.push_back("--" + name);
+      continue;
+    }
+    for (const std::string& value : values) words.push_back(fmt::format("--{}={}", name, value));
+  }
+  return words;
+}
+
+void check_distinct(const std::vector<Job>& jobs) {
+  std::map<std::string, const Job*> by_name;
+  for (const Job& job : jobs) {
+    const auto [entry, is_new] = by_name.emplace(job.name, &job);
+    if (is_new) continue;
+    throw Error("two jobs would write '{}'", job.output.string())
+        .note(fmt::format("one converts '{}', the other '{}'", entry->second->model.string(),
+                          job.model.string()))
+        .help("give each a 'name' of its own, or convert each model once");
+  }
+}
+
+}  // namespace
+
+std::vector<Job> make_jobs(const std::vector<JobRequest>& requests, const fs::path& base,
+                           const fs::path& folder) {
+  const std::vector<Match> matches = find_models(requests, base);
+  if (matches.empty()) {
+    throw Error("there is no model to convert")
+        .note("neither a pattern nor a job file names one")
+        .help("for example: autosp-onnx batch 'models/*.onnx' --sp 4 -o out");
+  }
+  const fs::path common = common_folder(matches);
+  std::vector<Job> jobs;
+  for (const Match& match : matches) {
+    const JobRequest& request = *match.request;
+    const std::vector<Settings> all = combinations(request.settings);
+    for (const Settings& one : all) {
+      const std::string of_settings = suffix(one, request.settings);
+      Job job{.name = flat_name(match.model, common) + of_settings, .model = match.model};
+      if (!request.name.empty()) job.name = request.name + (all.size() > 1 ? of_settings : "");
+      job.options = words_of(one, request.origin);
+      job.output = fs::absolute(folder / job.name).lexically_normal();
+      check_arguments(job.command_line(), request.origin);
+      jobs.push_back(std::move(job));
+    }
+  }
+  check_distinct(jobs);
+  return jobs;
+}
+
+}  // namespace autosp::cli::batch
