@@ -9,7 +9,7 @@ namespace autosp::cli {
 
 // Exit codes besides 0.
 inline constexpr int kMismatch =
-    1;  // validate: results differ, or are not finite; batch: some failed
+    1;  // validate: results differ, or are not finite; batch: some failed; check: likewise
 inline constexpr int kUserError = 2;  // a message says what to change
 inline constexpr int kBug = 70;       // of this program
 // A signal ends `shard` and `batch` with 128 and the signal's number (interruption.h).
@@ -33,5 +33,6 @@ void add_inspect(CLI::App& app, Action& action);
 void add_explain(CLI::App& app, Action& action);
 void add_plan(CLI::App& app, Action& action);
 void add_batch(CLI::App& app, Action& action);
+void add_check(CLI::App& app, Action& action);
 
 }  // namespace autosp::cli

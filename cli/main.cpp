@@ -20,13 +20,14 @@ constexpr const char* kDescription =
 
 constexpr const char* kExamples = R"(
 Start with these:
+  autosp-onnx check model.onnx --dim seq=4096 --sp 4   whether all is well, and what to do if not
   autosp-onnx inspect model.onnx --dim seq=4096        what the model is and how far it can be split
   autosp-onnx shard model.onnx --dim seq=4096 --sp 4 -o out
   autosp-onnx validate model.onnx out                  compares loss and gradients with the whole model
   autosp-onnx run out --feed inputs.npz --output results.npz
 
 'autosp-onnx COMMAND --help' explains a command.
-Exit codes: 0 success, 1 results differ or are not finite (validate) or some failed (batch), 2 an error you can mend, 70 a bug of this program.)";
+Exit codes: 0 success, 1 results differ or are not finite (validate) or something failed (batch, check), 2 an error you can mend, 70 a bug of this program.)";
 
 // CLI11 would only say that a command is required.
 void check_command(const CLI::App& app, int argc, char** argv) {
@@ -98,6 +99,7 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", "autosp-onnx " AUTOSP_VERSION);
   app.require_subcommand(1);
   cli::Action action;
+  cli::add_check(app, action);
   cli::add_shard(app, action);
   cli::add_run(app, action);
   cli::add_validate(app, action);
