@@ -34,5 +34,6 @@ void add_explain(CLI::App& app, Action& action);
 void add_plan(CLI::App& app, Action& action);
 void add_batch(CLI::App& app, Action& action);
 void add_check(CLI::App& app, Action& action);
+void add_completion(CLI::App& app, Action& action);
 
 }  // namespace autosp::cli

@@ -107,6 +107,7 @@ int main(int argc, char** argv) {
   cli::add_explain(app, action);
   cli::add_plan(app, action);
   cli::add_batch(app, action);
+  cli::add_completion(app, action);
   try {
     const int code = parse(app, argc, argv, action);
     check_printed();
