@@ -123,6 +123,28 @@ MaybeType fused_matmul(const Context& c) {
   return Type{c.dtype(0), std::move(result)};
 }
 
+// Queries, and the width of values; the lowering refuses caches and packed operands.
+MaybeType attention_output(const Context& c) {
+  if (!c.operation.input(2)) return std::nullopt;
+  Type type = c.type(0);
+  if (type.rank() != 3 || c.type(2).rank() != 3) {
+    refuse(c, "its operands are not [batch, positions, width]");
+  }
+  type.shape[2] = c.shape(2)[2];
+  return type;
+}
+
+// The input by a matrix whose columns are queries, keys and values.
+MaybeType self_attention_output(const Context& c) {
+  Type type = c.type(0);
+  if (type.rank() != 3 || c.type(1).rank() != 2 || c.shape(1)[0] != type.shape[2]) {
+    refuse(c, "its input and weights do not fit together");
+  }
+  const Shape sizes = c.operation.attributes.get_ints("qkv_hidden_sizes");
+  type.shape[2] = sizes.size() == 3 ? sizes[2] : c.shape(1)[1] / 3;
+  return type;
+}
+
 MaybeType concatenation(const Context& c) {
   Type type = c.type(0);
   const size_t axis = ir::normalize_axis(c.attribute("axis", 0), type.rank());
@@ -416,6 +438,9 @@ const Rows& rows() {
       {"InPlaceAccumulator", {{like(0)}, {same_type(0, 1)}}},
       {"InPlaceAccumulatorV2", {{fixed(DataType::kBool, {1}), like(0)}, {same_type(0, 1)}}},
       {"ZeroGradient", {{like(0)}, {}}},
+      {"MultiHeadAttention", {{attention_output}, {floating(0)}}},
+      {"Attention", {{self_attention_output}, {floating(0), floating(1)}}},
+      {"GroupQueryAttention", {{like(0)}, {floating(0)}}},
   };
   return table;
 }

@@ -1,4 +1,4 @@
-// ONNX Runtime's training operators as standard ones.
+// ONNX Runtime's training operators, and the attention that its optimizer fuses, as standard ones.
 //
 // A training artifact keeps gradients as fused operators (SoftmaxGrad_13, LayerNormalizationGrad,
 // …) that hide sums over tokens, and adds each gradient into a buffer:
@@ -56,7 +56,7 @@ LoweringMap all_lowerings() {
   LoweringMap result;
   for (const auto* rows : {&microsoft::activation_lowerings(), &microsoft::matmul_lowerings(),
                            &microsoft::normalization_lowerings(), &microsoft::indexing_lowerings(),
-                           &microsoft::loss_lowerings()}) {
+                           &microsoft::loss_lowerings(), &microsoft::attention_lowerings()}) {
     for (const auto& row : *rows) result.emplace(row.op, row.lower);
   }
   return result;

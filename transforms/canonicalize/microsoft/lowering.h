@@ -37,5 +37,6 @@ const std::vector<LoweringRow>& matmul_lowerings();
 const std::vector<LoweringRow>& normalization_lowerings();
 const std::vector<LoweringRow>& indexing_lowerings();
 const std::vector<LoweringRow>& loss_lowerings();
+const std::vector<LoweringRow>& attention_lowerings();
 
 }  // namespace autosp::transforms::microsoft
