@@ -119,4 +119,44 @@ std::vector<TensorComparison> compare_outputs(const onnx_io::Manifest& manifest,
   return results;
 }
 
+namespace {
+
+double largest_gradient(const std::vector<TensorComparison>& tensors,
+                        const executor::Arrays& whole) {
+  double largest = 0;
+  for (const TensorComparison& tensor : tensors) {
+    if (tensor.role != OutputRole::kGradient) continue;
+    largest = std::max(largest, summary_of(whole.at(tensor.name)).largest);
+  }
+  return largest;
+}
+
+bool differs(const TensorComparison& tensor) {
+  return tensor.role == OutputRole::kGradient && !tensor.agrees() && tensor.not_finite == 0;
+}
+
+}  // namespace
+
+bool may_be_rounding(const std::vector<TensorComparison>& tensors) {
+  return std::ranges::any_of(tensors, differs);
+}
+
+void mark_rounding(std::vector<TensorComparison>& tensors, const executor::Arrays& exact,
+                   const executor::Arrays& whole, const std::vector<executor::Arrays>& ranks) {
+  constexpr double kNextToNothing = 1e-3;  // of what float32 has, which is then all rounding
+  constexpr double kNotMuchLarger = 8;
+  constexpr double kSmall = 1e-5;  // of the largest gradient
+  const double largest = largest_gradient(tensors, whole);
+  for (TensorComparison& tensor : tensors) {
+    if (!differs(tensor)) continue;
+    const double rounding = summary_of(whole.at(tensor.name)).largest;
+    if (!(summary_of(exact.at(tensor.name)).largest <= kNextToNothing * rounding)) continue;
+    tensor.is_rounding = std::ranges::all_of(ranks, [&](const executor::Arrays& rank) {
+      const Summary there = summary_of(rank.at(tensor.name));
+      return there.not_finite == 0 &&
+             there.largest <= std::max(kNotMuchLarger * rounding, kSmall * largest);
+    });
+  }
+}
+
 }  // namespace autosp::cli

@@ -16,6 +16,7 @@
 #include "onnx/manifest.h"
 #include "onnx/model.h"
 #include "ranks.h"
+#include "transforms/widen_floats.h"
 
 namespace autosp::cli {
 
@@ -25,7 +26,8 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kFooter = R"(
 Runs the whole model and the ranks on the same inputs and compares the loss and every gradient on
-every rank. Errors are relative to the largest entry of each tensor. A loss or gradient that is NaN
+every rank. Errors are relative to the largest entry of each tensor. A gradient that differs is run in
+float64 too: where it is zero there, both sides hold rounding, and count as equal. A loss or gradient that is NaN
 or infinite in the whole model is reported as such and never counts as equal.
 
 Examples:
@@ -80,6 +82,7 @@ Json to_json(const TensorComparison& tensor) {
           {"role", name_of(tensor.role)},
           {"equal", tensor.equal()},
           {"not_finite", tensor.not_finite},
+          {"rounding", tensor.is_rounding},
           {"relative_error", tensor.relative_error()},
           {"absolute_error", tensor.largest_error},
           {"tolerance", tensor.tolerance},
@@ -88,6 +91,7 @@ Json to_json(const TensorComparison& tensor) {
 
 const char* verdict(const TensorComparison& tensor) {
   if (!tensor.agrees()) return "DIFFERS";
+  if (tensor.is_rounding) return "equal: zero in float64";
   return tensor.proves_nothing() ? "NOT FINITE" : "equal";
 }
 
@@ -113,7 +117,7 @@ void print_report(const std::vector<TensorComparison>& tensors, const Arguments&
   fmt::print("  {:<48} {:<9} {:>10} {:>10}\n", "output", "role", "error", "tolerance");
   for (const TensorComparison& tensor : tensors) {
     const bool shown = arguments.all || !tensor.equal() || &tensor == &*worst ||
-                       tensor.role == onnx_io::OutputRole::kLoss;
+                       tensor.is_rounding || tensor.role == onnx_io::OutputRole::kLoss;
     if (shown) print_tensor(tensor);
   }
   if (std::ranges::all_of(tensors, &TensorComparison::equal)) {
@@ -132,6 +136,21 @@ void print_report(const std::vector<TensorComparison>& tensors, const Arguments&
       first->actual, first->rank, first->expected);
 }
 
+// Gradients that are zero in exact arithmetic, such as those of keys' biases, are rounding on both
+// sides. A model that has no float64 kernels, or no room, leaves them different.
+void look_for_rounding(std::vector<TensorComparison>& tensors, const ir::Graph& whole_graph,
+                       const executor::Arrays& feeds, const executor::RunOptions& options,
+                       const executor::Arrays& whole, const std::vector<executor::Arrays>& ranks) {
+  if (!may_be_rounding(tensors)) return;
+  try {
+    const auto graph = std::make_shared<const ir::Graph>(transforms::widen_floats(whole_graph));
+    const executor::RunResult exact = executor::run_in_threads({graph}, {feeds}, options);
+    mark_rounding(tensors, exact.ranks.front().outputs, whole, ranks);
+  } catch (const Error& error) {
+    fmt::print(stderr, "note: the model could not be run in float64: {}\n", error.message());
+  }
+}
+
 int run(const Arguments& arguments) {
   executor::restart_with_fast_openblas();
   const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
@@ -143,18 +162,20 @@ int run(const Arguments& arguments) {
   executor::RunOptions options;
   options.timeout = arguments.timeout;
   options.data_folder = arguments.model.parent_path();
+  const executor::RunOptions whole_options = options;
   const executor::Arrays whole =
       executor::run_in_threads({whole_graph}, {feeds}, options).ranks.front().outputs;
   options.data_folder = arguments.folder;
   executor::RunResult sharded = run_ranks(arguments.folder, manifest, feeds, options);
   std::vector<executor::Arrays> ranks;
   for (executor::RankResult& rank : sharded.ranks) ranks.push_back(std::move(rank.outputs));
-  const auto tensors = compare_outputs(manifest, whole, ranks, arguments.tolerance);
+  auto tensors = compare_outputs(manifest, whole, ranks, arguments.tolerance);
   if (tensors.empty()) {
     throw Error("the model and '{}' share no output", arguments.folder.string())
         .note(fmt::format("its manifest lists {} outputs", manifest.outputs.size()))
         .help("shard the model again");
   }
+  look_for_rounding(tensors, *whole_graph, feeds, whole_options, whole, ranks);
   const bool equal = std::ranges::all_of(tensors, &TensorComparison::equal);
   print_notices();
   if (arguments.json) {
