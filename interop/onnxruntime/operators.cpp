@@ -1,0 +1,211 @@
+// The collectives of docs/collectives.md as custom operators of ONNX Runtime.
+//
+// A stock runtime opens this library by SessionOptions.register_custom_ops_library, which calls
+// RegisterCustomOps at the end of this file. Kernels are the bundled executor's: here, tensors and
+// attributes of the runtime only become operands and attributes of ours.
+#include <algorithm>
+#include <memory>
+#include <numeric>
+
+#include "base/context.h"
+#include "executor/kernels/rows.h"
+#include "onnxruntime/session_settings.h"
+#include "onnxruntime/status.h"
+
+namespace autosp::onnxruntime {
+
+namespace {
+
+constexpr const char* kDamaged = "the rank graph is damaged: shard the model again";
+
+using Row = executor::KernelRow;
+
+// One of the collectives, in sessions of these settings.
+struct Operator : OrtCustomOp {
+  Operator(const Row& row, Settings session_settings);
+  const Row* row;
+  std::string op;
+  Settings settings;
+};
+
+const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
+
+// --- Attributes.
+
+std::vector<int64_t> get_ints(const OrtApi& api, const OrtKernelInfo* info, const char* name) {
+  size_t count = 0;
+  check(api, call(api, kGetInts, info, name, nullptr, &count));
+  std::vector<int64_t> values(count);
+  if (count > 0) check(api, call(api, kGetInts, info, name, values.data(), &count));
+  return values;
+}
+
+std::string node_name(const OrtApi& api, const OrtKernelInfo* info) {
+  size_t size = 0;
+  check(api, call(api, kGetNodeName, info, nullptr, &size));
+  std::string name(size, '\0');
+  check(api, call(api, kGetNodeName, info, name.data(), &size));
+  while (!name.empty() && name.back() == '\0') name.pop_back();
+  return name;
+}
+
+ir::Node read_node(const OrtApi& api, const OrtKernelInfo* info, const Operator& op) {
+  ir::Node node{
+      .name = node_name(api, info), .domain = std::string(ir::kAutospDomain), .op = op.op};
+  std::vector<const char*> lists = {"group"};
+  if (op.op == "AllGather" || op.op == "ReduceScatter") {
+    lists.push_back("sizes");
+    int64_t axis = 0;
+    check(api, call(api, kGetInt, info, "axis", &axis));
+    node.attributes.set("axis", axis);
+  } else if (op.op == "AllToAll") {
+    lists.insert(lists.end(), {"shape", "send_begin", "send_extent", "recv_begin", "recv_extent"});
+  }
+  for (const char* list : lists) node.attributes.set(list, get_ints(api, info, list));
+  return node;
+}
+
+// --- Kernels.
+
+// A tensor of the runtime.
+struct Tensor {
+  ir::DataType dtype = ir::DataType::kUndefined;
+  ir::Shape shape;
+  void* data = nullptr;
+};
+
+Tensor read_tensor(const OrtApi& api, const OrtValue* value) {
+  Tensor tensor;
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(api, call(api, kGetTypeAndShape, value, &info));
+  const auto release = [&](auto* owned) { call(api, kReleaseTypeAndShape, owned); };
+  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(release)> owner(info, release);
+  ElementType type = ElementType::kUndefined;
+  check(api, call(api, kGetElementType, info, &type));
+  size_t rank = 0;
+  check(api, call(api, kGetRank, info, &rank));
+  tensor.dtype = static_cast<ir::DataType>(type);
+  tensor.shape.resize(rank);
+  check(api, call(api, kGetShape, info, tensor.shape.data(), rank));
+  check(api, call(api, kGetTensorData, const_cast<OrtValue*>(value), &tensor.data));  // NOLINT
+  return tensor;
+}
+
+class Kernel {
+ public:
+  Kernel(const OrtApi& api, const OrtKernelInfo* info, const Operator& op)
+      : api_(api), row_(*op.row), node_(read_node(api, info, op)), member_(join(op.settings)) {}
+
+  void compute(OrtKernelContext* context) {
+    try {
+      with_context(fmt::format("in {} \"{}\"", node_.op, node_.name), kDamaged,
+                   [&] { exchange(context); });
+    } catch (...) {
+      member_->fail(std::current_exception());
+      throw;
+    }
+  }
+
+  const OrtApi& api() const { return api_; }
+
+ private:
+  void exchange(OrtKernelContext* context) {
+    const OrtValue* input = nullptr;
+    check(api_, call(api_, kGetInput, context, 0, &input));
+    const Tensor x = read_tensor(api_, input);
+    Tensor y{.dtype = x.dtype, .shape = result_shape(x.shape)};
+    OrtValue* output = nullptr;
+    check(api_, call(api_, kGetOutput, context, 0, y.shape.data(), y.shape.size(), &output));
+    check(api_, call(api_, kGetTensorData, output, &y.data));
+    const reference::Operand operand{x.dtype, &x.shape, x.data};
+    const reference::Result result{y.dtype, &y.shape, y.data};
+    row_.function(
+        {.call = {node_, {&operand, 1}, {&result, 1}}, .communicator = &member_->communicator()});
+  }
+
+  // Its extents are checked against the operand's where the collective is.
+  ir::Shape result_shape(const ir::Shape& operand) const {
+    if (node_.op == "AllReduce") return operand;
+    if (node_.op == "AllToAll") return node_.attributes.get_ints("shape");
+    const std::vector<int64_t> sizes = node_.attributes.get_ints("sizes");
+    const size_t axis = ir::normalize_axis(node_.attributes.get_int("axis", 0), operand.size());
+    if (axis >= operand.size()) {
+      throw Error("axis {} of {}", node_.attributes.get_int("axis", 0), ir::to_string(operand));
+    }
+    ir::Shape shape = operand;
+    shape[axis] = node_.op == "AllGather" ? std::accumulate(sizes.begin(), sizes.end(), int64_t{0})
+                                          : sizes.at(position());
+    return shape;
+  }
+
+  // Of this rank in the group.
+  size_t position() const {
+    const std::vector<int64_t> group = node_.attributes.get_ints("group");
+    const auto at = std::ranges::find(group, member_->communicator().rank());
+    if (at == group.end()) {
+      throw Error("rank {} executes a collective of a group that it is not in",
+                  member_->communicator().rank());
+    }
+    return static_cast<size_t>(at - group.begin());
+  }
+
+  const OrtApi& api_;
+  const Row& row_;
+  ir::Node node_;
+  std::shared_ptr<Member> member_;
+};
+
+// --- What the runtime calls.
+
+OrtStatus* make_kernel(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info,
+                       void** kernel) {
+  return guarded(*api, [&] { *kernel = new Kernel(*api, info, self(op)); });
+}
+
+OrtStatus* run_kernel(void* kernel, OrtKernelContext* context) {
+  auto& own = *static_cast<Kernel*>(kernel);
+  return guarded(own.api(), [&] { own.compute(context); });
+}
+
+Operator::Operator(const Row& kernel_row, Settings session_settings)
+    : row(&kernel_row), op(kernel_row.op), settings(std::move(session_settings)) {
+  name = [](const OrtCustomOp* op) { return self(op).op.c_str(); };
+  execution_provider = [](const OrtCustomOp*) -> const char* { return nullptr; };
+  input_type = [](const OrtCustomOp*, size_t) { return ElementType::kUndefined; };
+  input_count = [](const OrtCustomOp*) -> size_t { return 1; };
+  output_type = [](const OrtCustomOp*, size_t) { return ElementType::kUndefined; };
+  output_count = [](const OrtCustomOp*) -> size_t { return 1; };
+  destroy_kernel = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  input_arity = [](const OrtCustomOp*, size_t) { return Arity::kRequired; };
+  output_arity = [](const OrtCustomOp*, size_t) { return Arity::kRequired; };
+  input_memory = [](const OrtCustomOp*, size_t) { return MemoryType::kDefault; };
+  create_kernel_or_fail = make_kernel;
+  compute_or_fail = run_kernel;
+}
+
+// The operators of one session. Sessions do not say when they end, so these stay for good.
+void register_operators(const OrtApi& api, OrtSessionOptions* options) {
+  const Settings settings = read_settings(api, *options);
+  OrtCustomOpDomain* domain = nullptr;
+  check(api, call(api, kCreateDomain, std::string(ir::kAutospDomain).c_str(), &domain));
+  for (const Row& row : executor::collective_rows()) {
+    check(api, call(api, kAddToDomain, domain, new Operator(row, settings)));
+  }
+  check(api, call(api, kAddDomain, options, domain));
+}
+
+}  // namespace
+
+}  // namespace autosp::onnxruntime
+
+// The name is ONNX Runtime's.
+extern "C" __attribute__((visibility("default"))) autosp::onnxruntime::OrtStatus* RegisterCustomOps(
+    autosp::onnxruntime::OrtSessionOptions* options, const autosp::onnxruntime::OrtApiBase* base) {
+  using namespace autosp::onnxruntime;
+  if (const OrtApi* api = base->get_api(kApiVersion)) {
+    return guarded(*api, [&] { register_operators(*api, options); });
+  }
+  const OrtApi* oldest = base->get_api(1);
+  return call(*oldest, kCreateStatus, ErrorCode::kFail,
+              "error: this ONNX Runtime is older than 1.17");
+}
