@@ -1,0 +1,230 @@
+"""Rank graphs in stock ONNX Runtime: under MPI by autosp-onnx-ort, and in threads of this process."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import python_package
+import numpy as np
+import onnxruntime
+import pytest
+
+from training_graph import GRAPHS, TrainingGraph, assert_same_step
+
+LLAMA = TrainingGraph(GRAPHS / "llama.onnx")
+
+# A session per process, by nothing but what docs/other_runtimes.md shows; rank LATE comes too late.
+OWN_SCRIPT = """
+import os, sys, time
+import numpy, onnxruntime
+from autosp_onnx import collectives_library, feed
+
+rank = int(os.environ["OMPI_COMM_WORLD_RANK"])
+options = onnxruntime.SessionOptions()
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+options.add_session_config_entry("autosp.timeout", "2")
+options.register_custom_ops_library(str(collectives_library()))
+session = onnxruntime.InferenceSession(f"{sys.argv[1]}/rank_{rank}.onnx", options)
+if rank == int(sys.argv[3]):
+    time.sleep(60)
+with numpy.load(sys.argv[2]) as archive:
+    own = feed(sys.argv[1], dict(archive))[rank]
+print(f"rank {rank} has loss {session.run(['loss'], own)[0]:.6f}", flush=True)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(request):
+    python_package.use(request)
+
+
+def ort(*arguments, timeout=120):
+    """Calls autosp-onnx-ort."""
+    command = [sys.executable, "-m", "autosp_onnx.onnxruntime_command", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL)
+
+
+def shard(autosp_onnx, graph, folder, *options):
+    bindings = [part for name, size in graph.symbolic_axes.items() for part in ("--dim", f"{name}={size}")]
+    result = autosp_onnx("shard", graph.path, "-o", folder, *bindings, *options)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four_ranks(autosp_onnx, tmp_path_factory):
+    return shard(autosp_onnx, LLAMA, tmp_path_factory.mktemp("llama") / "out", "--sp", 4)
+
+
+def assert_file_holds_step(path, expected):
+    """A file lists its arrays by name, a step in the model's order."""
+    with np.load(path) as archive:
+        assert set(archive.files) == set(expected)
+        assert_same_step({name: archive[name] for name in expected}, expected)
+
+
+# Beyond the whole models: ranks that differ by more than numbers (rank 0 alone keeps a term of a sum), query positions
+# that are split, reduce-scatters and groups of some ranks.
+CASES = {
+    "gpt2": ("gpt2.onnx", "--sp", 4),
+    "llama with grouped queries": ("llama.onnx", "--sp", 4),
+    "bert with padding": ("bert.onnx", "--sp", 4),
+    "nano with tied weights": ("nano.onnx", "--sp", 4),
+    "ranks of different nodes": ("adversarial/shared_constant.onnx", "--sp", 4),
+    "three axes": ("matrix/llama_h6_kv2.onnx", "--sp-mesh", "u=2,r=2"),
+    "two batches": ("matrix/llama_h8_kv2.onnx", "--sp", 2, "--dp", 2),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_under_mpi_equal_the_whole_model(autosp_onnx, tmp_path, case):
+    file, *options = CASES[case]
+    graph = TrainingGraph(GRAPHS / file)
+    out = shard(autosp_onnx, graph, tmp_path / "out", *options)
+    run = ort(out, "--np", 4, "--feed", graph.feed, "--output", tmp_path / "o.npz", "--json")
+    assert run.returncode == 0, run.stderr
+    expected = graph.step(graph.committed_inputs)
+    assert_file_holds_step(tmp_path / "o.npz", expected)
+    report = json.loads(run.stdout)
+    assert [rank["rank"] for rank in report["ranks"]] == [0, 1, 2, 3]
+    assert {rank["loss"] for rank in report["ranks"]} == {report["ranks"][0]["loss"]}
+    assert report["runtime"] == f"ONNX Runtime {onnxruntime.__version__}"
+
+
+def test_cases_use_every_collective(autosp_onnx, tmp_path):
+    kinds = set()
+    for number, (file, *options) in enumerate(CASES.values()):
+        out = shard(autosp_onnx, TrainingGraph(GRAPHS / file), tmp_path / str(number), *options)
+        kinds |= {entry["kind"] for entry in json.loads((out / "manifest.json").read_text())["collectives"]}
+    assert kinds == {"all-reduce", "all-gather", "reduce-scatter", "all-to-all"}
+
+
+def test_ranks_in_threads_equal_the_whole_model(four_ranks):
+    from autosp_onnx.manifest import read_manifest
+    from autosp_onnx.onnxruntime_ranks import run_in_threads
+
+    expected = LLAMA.step(LLAMA.committed_inputs)
+    ranks = run_in_threads(read_manifest(four_ranks), LLAMA.committed_inputs)
+    assert len(ranks) == 4
+    for outputs in ranks:
+        assert_same_step(outputs, expected)
+
+
+# --- How it ends when something is wrong.
+
+
+def assert_refused(result, message):
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr
+    assert [line.split(": ")[0] for line in result.stderr.splitlines()] == ["error", "note", "help"]
+
+
+def test_usage_errors(four_ranks, tmp_path):
+    feed = LLAMA.feed
+    assert_refused(ort(four_ranks, "--np", 3, "--feed", feed), "is sharded over 4 ranks, but 3 are to run")
+    assert_refused(ort(four_ranks, "--feed", GRAPHS / "bert.npz"), "float32[112, 96] is missing")
+    assert_refused(ort(four_ranks, "--feed", GRAPHS / "llama.onnx"), "cannot be read")
+    assert_refused(ort(tmp_path, "--feed", feed), "holds no sharded model")
+    for output, reason in {
+        tmp_path: "it is a folder",
+        tmp_path / "none" / "o.npz": "there is no folder",
+        four_ranks / "rank_0.onnx": "it is a file of the sharded model",
+    }.items():
+        assert_refused(ort(four_ranks, "--feed", feed, "--output", output), reason)
+    assert ort(four_ranks).returncode == 2  # no --feed
+
+
+def test_a_rank_that_fails_ends_all_and_is_named(four_ranks, autosp_onnx, tmp_path):
+    out = shard(autosp_onnx, LLAMA, tmp_path / "out", "--sp", 4)
+    (out / "rank_2.onnx").write_bytes((out / "rank_1.onnx").read_bytes())
+    result = ort(out, "--feed", LLAMA.feed, "--output", tmp_path / "o.npz")
+    assert_refused(result, "rank_2.onnx' is of rank 1, not of rank 2")
+    assert not (tmp_path / "o.npz").exists()
+
+
+def mpirun(ranks, *arguments, script=OWN_SCRIPT):
+    environment = os.environ | {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    command = ["mpirun", "--oversubscribe", "--bind-to", "none", "-np", str(ranks), sys.executable, "-c", script]
+    command += map(str, arguments)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=50, stdin=subprocess.DEVNULL
+    )
+
+
+def test_a_script_of_ones_own(four_ranks):
+    result = mpirun(4, four_ranks, LLAMA.feed, -1)
+    assert result.returncode == 0, result.stderr
+    loss = float(LLAMA.step(LLAMA.committed_inputs)["loss"])
+    assert sorted(result.stdout.splitlines()) == [f"rank {rank} has loss {loss:.6f}" for rank in range(4)]
+
+
+def test_a_rank_that_does_not_come_is_named_in_time(four_ranks):
+    began = time.monotonic()
+    result = mpirun(4, four_ranks, LLAMA.feed, 2)
+    assert result.returncode != 0 and time.monotonic() - began < 40
+    assert "has waited 2 s in AllToAll" in result.stderr and "for rank 2" in result.stderr
+    assert result.stdout == ""
+
+
+def test_too_few_ranks_are_told(four_ranks):
+    result = mpirun(3, four_ranks, LLAMA.feed, -1)
+    assert result.returncode != 0
+    assert "the group has ranks outside the 3 that run" in result.stderr
+
+
+def test_graphs_of_another_plan_are_noticed(autosp_onnx, four_ranks, tmp_path):
+    out = shard(autosp_onnx, LLAMA, tmp_path / "out", "--sp", 4, "--recompute", "full")
+    (out / "rank_2.onnx").write_bytes((four_ranks / "rank_2.onnx").read_bytes())
+    assert_refused(ort(out, "--feed", LLAMA.feed), "rank_2.onnx' is by another plan")
+
+
+def test_ranks_that_call_different_collectives_are_told(autosp_onnx, tmp_path):
+    """Ranks of different nodes, and a session that orders them as it likes: an error, no hang."""
+    out = shard(
+        autosp_onnx, TrainingGraph(GRAPHS / "adversarial" / "shared_constant.onnx"), tmp_path / "out", "--sp", 4
+    )
+    script = OWN_SCRIPT.replace("PRIORITY_BASED", "DEFAULT")
+    result = mpirun(4, out, GRAPHS / "adversarial" / "shared_constant.npz", -1, script=script)
+    assert result.returncode != 0
+    assert re.search("different collectives: rank . calls AllReduce .*, but rank . calls AllReduce ", result.stderr)
+
+
+def test_interrupted_it_leaves_no_process(four_ranks, tmp_path):
+    """The ranks wait for one that was stopped; the command is then asked to end."""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-m", "autosp_onnx.onnxruntime_command", four_ranks, "--feed", LLAMA.feed]
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    workers = wait_for_workers(tmp_path)
+    os.kill(workers[-1], signal.SIGSTOP)
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=60)
+    assert child.returncode == 128 + signal.SIGINT
+    assert not workers_of(tmp_path)
+    assert not list(tmp_path.glob("autosp-onnx-*"))
+
+
+def workers_of(folder):
+    """Processes whose command line names the folder and that are ranks."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[0] == sys.executable.encode() and any(word.startswith(f"{folder}/".encode()) for word in words):
+            found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def wait_for_workers(folder):
+    for _ in range(300):
+        if len(workers := workers_of(folder)) == 4:
+            return workers
+        time.sleep(0.1)
+    raise AssertionError("no four ranks started")
