@@ -6,7 +6,9 @@ find_package(Threads REQUIRED)
 find_package(Protobuf REQUIRED)
 find_package(ONNX ${AUTOSP_ONNX_VERSION} CONFIG QUIET)
 if(NOT ONNX_FOUND)
-  message(FATAL_ERROR "libonnx ${AUTOSP_ONNX_VERSION} was not found: run scripts/setup first")
+  message(FATAL_ERROR "libonnx ${AUTOSP_ONNX_VERSION} was not found in ${CMAKE_SOURCE_DIR}/.deps: "
+                      "run scripts/setup there first (before 'pip install' too), or name the folder it is "
+                      "installed in with CMAKE_PREFIX_PATH")
 endif()
 find_package(fmt 9 REQUIRED)
 find_package(CLI11 2 REQUIRED)
