@@ -4,6 +4,7 @@ They lie in `bin` and `lib` of one folder: of this package when it was installed
 AUTOSP_ONNX_HOME names; or of build/release in a source tree.
 """
 
+import importlib.util
 import os
 import pathlib
 
@@ -38,3 +39,13 @@ def binary() -> pathlib.Path:
 def collectives_library() -> pathlib.Path:
     """What onnxruntime.SessionOptions.register_custom_ops_library takes. Raises AutospError where there is none."""
     return _find(pathlib.Path("lib") / "libautosp_ort_collectives.so")
+
+
+def require_onnxruntime() -> None:
+    """Raises AutospError where ONNX Runtime is not installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise AutospError(
+            "the Python package onnxruntime is not installed",
+            note="ranks were to run in ONNX Runtime",
+            help="pip install onnxruntime",
+        )

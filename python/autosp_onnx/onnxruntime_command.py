@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from autosp_onnx import process
+from autosp_onnx import installation, process
 from autosp_onnx.arrays import read_npz, write_npz
 from autosp_onnx.errors import AutospError
 from autosp_onnx.manifest import Manifest, read_manifest
@@ -29,7 +29,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The console script: returns the exit code (0, 2 for an error that a user can mend, 70 for a bug)."""
     options = _parse(sys.argv[1:] if arguments is None else arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _interrupt)
     try:
         if options.worker is not None:
             _run_rank(options)
@@ -93,6 +94,7 @@ def _prepare(options: argparse.Namespace) -> Manifest:
             note="autosp-onnx-ort starts mpirun by itself",
             help="run it without mpirun",
         )
+    installation.require_onnxruntime()
     manifest = read_manifest(options.folder)
     if options.np not in (None, manifest.ranks):
         raise AutospError(

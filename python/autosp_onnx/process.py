@@ -40,14 +40,22 @@ def run(
 
 
 def _end(child: "subprocess.Popen[str]") -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, number)
-        try:
-            child.communicate(timeout=_SECONDS_TO_END)
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    """Also when this is interrupted in its turn."""
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            _send(child, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.communicate(timeout=_SECONDS_TO_END)
+                return
+    finally:
+        if child.poll() is None:
+            _send(child, signal.SIGKILL)
+            child.wait()
+
+
+def _send(child: "subprocess.Popen[str]", number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, number)
 
 
 def call(*arguments: str | os.PathLike[str], accept: Sequence[int] = (0,)) -> tuple[int, str]:

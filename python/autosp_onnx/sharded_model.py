@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
-from autosp_onnx import process
+from autosp_onnx import installation, process
 from autosp_onnx.arrays import Array, read_npz, write_npz
 from autosp_onnx.errors import AutospError
 from autosp_onnx.manifest import Manifest, feed, read_manifest
@@ -114,6 +114,8 @@ class ShardedModel:
             AutospError: an input is missing or does not fit, or a rank failed.
         """
         whole = self.manifest.select(inputs, "the batch")
+        if runtime == "onnxruntime":
+            installation.require_onnxruntime()
         if runtime == "onnxruntime" and transport == "threads":
             from autosp_onnx.onnxruntime_ranks import run_in_threads
 

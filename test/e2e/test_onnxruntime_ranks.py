@@ -140,6 +140,13 @@ def test_usage_errors(four_ranks, tmp_path):
     assert ort(four_ranks).returncode == 2  # no --feed
 
 
+def test_it_says_when_there_is_no_onnxruntime(four_ranks):
+    script = "import sys; sys.modules['onnxruntime'] = None; from autosp_onnx import onnxruntime_command as command"
+    script += "; sys.exit(command.main(sys.argv[1:]))"
+    words = [sys.executable, "-c", script, four_ranks, "--feed", LLAMA.feed]
+    assert_refused(subprocess.run(words, capture_output=True, text=True, timeout=60), "onnxruntime is not installed")
+
+
 def test_a_rank_that_fails_ends_all_and_is_named(four_ranks, autosp_onnx, tmp_path):
     out = shard(autosp_onnx, LLAMA, tmp_path / "out", "--sp", 4)
     (out / "rank_2.onnx").write_bytes((out / "rank_1.onnx").read_bytes())
@@ -193,6 +200,37 @@ def test_ranks_that_call_different_collectives_are_told(autosp_onnx, tmp_path):
     result = mpirun(4, out, GRAPHS / "adversarial" / "shared_constant.npz", -1, script=script)
     assert result.returncode != 0
     assert re.search("different collectives: rank . calls AllReduce .*, but rank . calls AllReduce ", result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"transport": "smoke"}, "autosp.transport is 'smoke'"),
+        ({"timeout": "soon"}, "autosp.timeout is 'soon'"),
+        ({"transport": "threads", "world": "w", "ranks": 2}, "autosp.rank is missing"),
+        ({"transport": "threads", "world": "w", "ranks": 2, "rank": 2}, "autosp.rank is '2'"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, message):
+    from autosp_onnx import AutospError
+    from autosp_onnx.onnxruntime_ranks import session_options
+
+    with pytest.raises(AutospError, match=re.escape(message)) as refusal:
+        session_options(settings=settings)
+    assert refusal.value.note
+    assert refusal.value.help
+
+
+def test_a_rank_that_does_not_come_is_named_in_threads(four_ranks):
+    from autosp_onnx import AutospError
+    from autosp_onnx.manifest import read_manifest
+    from autosp_onnx.onnxruntime_ranks import RankSession, session_options
+
+    manifest = read_manifest(four_ranks)
+    settings = {"transport": "threads", "world": "alone", "ranks": 4, "rank": 1}
+    session = RankSession(manifest, 1, session_options(timeout=1, settings=settings))
+    with pytest.raises(AutospError, match=r"rank 1 has waited 1 s in AllToAll .* for ranks 0, 2, 3"):
+        session.run(manifest.of_rank(LLAMA.committed_inputs, 1))
 
 
 def test_interrupted_it_leaves_no_process(four_ranks, tmp_path):
