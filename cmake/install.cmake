@@ -1,6 +1,7 @@
 # What `cmake --install` puts where, and the Debian package that `cpack -G DEB` makes of it:
 #
 #   bin/autosp-onnx
+#   lib/libautosp_ort_collectives.so            for ONNX Runtime (docs/other_runtimes.md)
 #   lib/cmake/autosp/                           find_package(autosp): the target autosp::autosp-onnx
 #                                               and the function autosp_shard
 #   share/bash-completion, share/zsh, share/fish
@@ -10,6 +11,10 @@ include(CMakePackageConfigHelpers)
 
 set(AUTOSP_CMAKE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/autosp)
 install(TARGETS autosp-onnx EXPORT autosp-targets RUNTIME)
+install(TARGETS autosp_ort_collectives LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+# What the Python package holds (pyproject.toml), below its folder.
+install(TARGETS autosp-onnx RUNTIME DESTINATION autosp_onnx/bin COMPONENT python EXCLUDE_FROM_ALL)
+install(TARGETS autosp_ort_collectives LIBRARY DESTINATION autosp_onnx/lib COMPONENT python EXCLUDE_FROM_ALL)
 install(EXPORT autosp-targets NAMESPACE autosp:: DESTINATION ${AUTOSP_CMAKE_DIR})
 configure_package_config_file(cmake/autosp-config.cmake.in ${CMAKE_BINARY_DIR}/autosp-config.cmake
                               INSTALL_DESTINATION ${AUTOSP_CMAKE_DIR})
