@@ -1,9 +1,10 @@
-// What the memory of a rank holds at its peak, as users think of it.
+// What the memory of a rank holds, as users think of it: during a step and at its peak.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "executor/program.h"
 
@@ -26,6 +27,10 @@ std::string_view name_of(Bucket bucket);
 // Bytes by bucket. Those of the arena add up to MemoryPlan::arena. Relies on the phases that the
 // nodes of a rank graph carry; without them nothing counts as kept or recomputed.
 using MemoryBuckets = std::array<int64_t, kBuckets>;
+// While each node of the program's graph runs, in their order, and once more after the last one.
+std::vector<MemoryBuckets> memory_by_step(const Program& program,
+                                          const std::vector<bool>& is_parameter_by_input);
+// Of those the first at which most of the arena is live.
 MemoryBuckets memory_at_peak(const Program& program,
                              const std::vector<bool>& is_parameter_by_input);
 
