@@ -295,7 +295,7 @@ int run(const Arguments& arguments) {
   std::vector<batch::Job> jobs = jobs_of(arguments);
   check_output_files({{.option = "--report", .path = arguments.report},
                       {.option = "--depfile", .path = arguments.depfile}},
-                     {.what = "the job file", .path = arguments.sources[0]});
+                     {{.option = "batch", .path = arguments.sources[0]}});
   const fs::path state = arguments.folder / kStateFolder;
   fs::create_directories(state);
   const FolderLock lock(state);

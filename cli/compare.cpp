@@ -80,6 +80,12 @@ void compare(const ir::Tensor& whole, const ir::Tensor& part, int64_t rank,
 
 }  // namespace
 
+const char* verdict(const TensorComparison& tensor) {
+  if (!tensor.agrees()) return "DIFFERS";
+  if (tensor.is_rounding) return "equal: zero in float64";
+  return tensor.proves_nothing() ? "NOT FINITE" : "equal";
+}
+
 std::vector<TensorComparison> compare_outputs(const onnx_io::Manifest& manifest,
                                               const executor::Arrays& whole,
                                               const std::vector<executor::Arrays>& ranks,

@@ -33,6 +33,9 @@ struct TensorComparison {
   bool equal() const { return agrees() && !proves_nothing(); }
 };
 
+// "equal", "equal: zero in float64", "DIFFERS" or "NOT FINITE".
+const char* verdict(const TensorComparison& tensor);
+
 // One entry per output that both sides have, in the manifest's order: the rank that is furthest
 // off.
 //

@@ -71,14 +71,17 @@ void check_writable(const OutputFile& output) {
 
 }  // namespace
 
-void check_output_files(const std::vector<OutputFile>& outputs, const InputFile& input) {
+void check_output_files(const std::vector<OutputFile>& outputs,
+                        const std::vector<InputFile>& inputs) {
   for (size_t k = 0; k < outputs.size(); ++k) {
     const OutputFile& output = outputs[k];
     if (output.path.empty()) continue;
     check_writable(output);
     if (is_special(output.path)) continue;
-    if (!input.path.empty() && same_file(output.path, input.path)) {
-      throw Error("{} '{}' is {}", output.option, output.path.string(), input.what)
+    for (const InputFile& input : inputs) {
+      if (input.path.empty() || !same_file(output.path, input.path)) continue;
+      throw Error("{} '{}' is the file that {} reads", output.option, output.path.string(),
+                  input.option)
           .note("it would be replaced by the results")
           .help("name another file");
     }
@@ -92,9 +95,10 @@ void check_output_files(const std::vector<OutputFile>& outputs, const InputFile&
   }
 }
 
-void check_output_files(const std::vector<OutputFile>& outputs, const InputFile& input,
-                        const fs::path& folder, const onnx_io::Manifest& manifest) {
-  check_output_files(outputs, input);
+void check_output_files(const std::vector<OutputFile>& outputs,
+                        const std::vector<InputFile>& inputs, const fs::path& folder,
+                        const onnx_io::Manifest& manifest) {
+  check_output_files(outputs, inputs);
   for (const OutputFile& output : outputs) {
     if (output.path.empty() || is_special(output.path)) continue;
     if (!is_part_of(output.path, folder, manifest)) continue;

@@ -15,18 +15,19 @@ struct OutputFile {
   std::filesystem::path path;
 };
 
-// A file that the command reads.
 struct InputFile {
-  std::string what;  // for messages: "the file that --feed reads"
+  std::string option;  // likewise
   std::filesystem::path path;
 };
 
 // Throws Error for an output that could not be written after the run, that another option names
-// too, or that the command reads. Empty paths are left out.
-void check_output_files(const std::vector<OutputFile>& outputs, const InputFile& input);
-// The same, beside the graphs and weights that `manifest` names in `folder`.
-void check_output_files(const std::vector<OutputFile>& outputs, const InputFile& input,
-                        const std::filesystem::path& folder, const onnx_io::Manifest& manifest);
+// too, or that the run reads. Empty paths are left out.
+void check_output_files(const std::vector<OutputFile>& outputs,
+                        const std::vector<InputFile>& inputs);
+// Likewise, and for one that is a graph, the manifest or weights of the sharded model in `folder`.
+void check_output_files(const std::vector<OutputFile>& outputs,
+                        const std::vector<InputFile>& inputs, const std::filesystem::path& folder,
+                        const onnx_io::Manifest& manifest);
 
 // Calls `write` with the path to write to. What exists and is no regular file, such as a device or
 // a pipe, is written through instead of replaced.

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "executor/program.h"
+#include "node_cost.h"
 #include "rank_kinds.h"
 #include "sharded_folder.h"
 #include "transforms/spmd/emit_ranks.h"
@@ -142,16 +143,6 @@ cost::Device read_device(const std::string& file) {
           "attention, attention_grad, bandwidth, link, latency");
 }
 
-std::vector<ir::Type> types(const ir::Graph& graph, const std::vector<ValueId>& values) {
-  std::vector<ir::Type> result;
-  for (ValueId id : values) result.push_back(id ? graph.type(id) : ir::Type{});
-  return result;
-}
-
-bool is_wide(const ir::Graph& graph, const ir::Node& node) {
-  return node.input(0) && ir::element_size(graph.type(node.input(0)).dtype) >= 4;
-}
-
 }  // namespace
 
 cost::Device load_device(const std::string& name_or_file) {
@@ -183,9 +174,7 @@ struct Work {
 Work work_of(const ir::Graph& graph, const cost::Device& device) {
   Work work;
   for (const ir::Node& node : graph.nodes()) {
-    const cost::Cost cost =
-        cost::operator_cost(node, types(graph, node.inputs), types(graph, node.outputs),
-                            cost::visible_fraction(graph, node));
+    const cost::Cost cost = node_cost(graph, node);
     work.seconds += cost::seconds(device, cost, is_wide(graph, node));
     double& flops = node.phase == "forward"     ? work.forward_flops
                     : node.phase == "recompute" ? work.recompute_flops

@@ -75,7 +75,7 @@ Prepared prepare(const Arguments& arguments, int64_t started) {
 
 void check_outputs(const Arguments& arguments, const onnx_io::Manifest& manifest) {
   check_output_files({{"--output", arguments.output}, {"--trace", arguments.trace}},
-                     {"the file that --feed reads", arguments.feed}, arguments.folder, manifest);
+                     {{"--feed", arguments.feed}}, arguments.folder, manifest);
 }
 
 void write_results(const Arguments& arguments, const executor::Arrays& results) {

@@ -117,7 +117,7 @@ void write_depfile(const Arguments& arguments) {
 
 int run(const Arguments& arguments) {
   check_output_files({{.option = "--depfile", .path = arguments.depfile}},
-                     {.what = "the model", .path = arguments.model.model});
+                     {{.option = "shard", .path = arguments.model.model}});
   const LoadedModel model = load_model(arguments.model, arguments.passes);
   const shard::Plan plan = plan_model(model, arguments.plan);
   const transforms::SpmdProgram kept = transforms::build_program(plan);

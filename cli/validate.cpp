@@ -14,9 +14,9 @@
 #include "json_text.h"
 #include "model_arguments.h"
 #include "onnx/manifest.h"
-#include "onnx/model.h"
 #include "ranks.h"
 #include "transforms/widen_floats.h"
+#include "whole_model.h"
 
 namespace autosp::cli {
 
@@ -46,28 +46,6 @@ struct Arguments {
   bool json = false;
 };
 
-// The model as it is, at the dimensions it was sharded for.
-ir::Graph load_whole(const Arguments& arguments, const onnx_io::Manifest& manifest) {
-  onnx_io::Manifest given;
-  onnx_io::describe_model(arguments.model, given);
-  if (given.model_fingerprint != manifest.model_fingerprint) {
-    throw Error("'{}' is not the model that '{}' was made from ('{}')", arguments.model.string(),
-                arguments.folder.string(), manifest.model_name)
-        .note("the manifest keeps a fingerprint of the model's bytes, which differs")
-        .help("give the original model, or shard this one again");
-  }
-  onnx_io::ImportOptions options;
-  for (const onnx_io::ManifestDim& dim : manifest.dims) options.dims[dim.name] = dim.value;
-  ir::Graph graph = onnx_io::import_model(arguments.model, options);
-  // ONNX Runtime's own operators have no kernels here: these graphs are compared from where they
-  // consist of standard operators.
-  const bool guests = std::ranges::any_of(graph.nodes(), [](const ir::Node& node) {
-    return node.domain == ir::kMicrosoftDomain || node.op == "SimplifiedLayerNormalization";
-  });
-  if (guests) graph = transforms::run_passes(graph, {.passes = {"lower_microsoft_operators"}});
-  return graph;
-}
-
 double loss_of(const executor::Arrays& outputs, const onnx_io::Manifest& manifest) {
   for (const onnx_io::ManifestOutput& output : manifest.outputs) {
     if (output.role != onnx_io::OutputRole::kLoss) continue;
@@ -87,12 +65,6 @@ Json to_json(const TensorComparison& tensor) {
           {"absolute_error", tensor.largest_error},
           {"tolerance", tensor.tolerance},
           {"rank", tensor.rank}};
-}
-
-const char* verdict(const TensorComparison& tensor) {
-  if (!tensor.agrees()) return "DIFFERS";
-  if (tensor.is_rounding) return "equal: zero in float64";
-  return tensor.proves_nothing() ? "NOT FINITE" : "equal";
 }
 
 void print_tensor(const TensorComparison& tensor) {
@@ -154,7 +126,8 @@ void look_for_rounding(std::vector<TensorComparison>& tensors, const ir::Graph& 
 int run(const Arguments& arguments) {
   executor::restart_with_fast_openblas();
   const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
-  const auto whole_graph = std::make_shared<const ir::Graph>(load_whole(arguments, manifest));
+  const auto whole_graph =
+      std::make_shared<const ir::Graph>(load_whole(arguments.model, arguments.folder, manifest));
   const executor::Arrays feeds = arguments.feed.empty()
                                      ? generate_feeds(*whole_graph, manifest, arguments.seed)
                                      : select_feeds(manifest, executor::read_npz(arguments.feed),

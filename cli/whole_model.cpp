@@ -1,0 +1,33 @@
+#include "whole_model.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "onnx/model.h"
+#include "transforms/pipeline.h"
+
+namespace autosp::cli {
+
+ir::Graph load_whole(const std::filesystem::path& model, const std::filesystem::path& folder,
+                     const onnx_io::Manifest& manifest) {
+  onnx_io::Manifest given;
+  onnx_io::describe_model(model, given);
+  if (given.model_fingerprint != manifest.model_fingerprint) {
+    throw Error("'{}' is not the model that '{}' was made from ('{}')", model.string(),
+                folder.string(), manifest.model_name)
+        .note("the manifest keeps a fingerprint of the model's bytes, which differs")
+        .help("give the original model, or shard this one again");
+  }
+  onnx_io::ImportOptions options;
+  for (const onnx_io::ManifestDim& dim : manifest.dims) options.dims[dim.name] = dim.value;
+  ir::Graph graph = onnx_io::import_model(model, options);
+  // ONNX Runtime's own operators have no kernels here: these graphs are compared from where they
+  // consist of standard operators.
+  const bool guests = std::ranges::any_of(graph.nodes(), [](const ir::Node& node) {
+    return node.domain == ir::kMicrosoftDomain || node.op == "SimplifiedLayerNormalization";
+  });
+  if (guests) graph = transforms::run_passes(graph, {.passes = {"lower_microsoft_operators"}});
+  return graph;
+}
+
+}  // namespace autosp::cli
