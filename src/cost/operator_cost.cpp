@@ -83,6 +83,8 @@ constexpr Row kRows[] = {
     {"", "Gemm", Family::kProduct, gemm},
     {"", "Conv", Family::kProduct, convolution},
     {"", "ConvTranspose", Family::kProduct, convolution_transpose},
+    // The executor's, which reads operands as their transposes (transA, transB).
+    {ir::kAutospDomain, "MatMul", Family::kProduct, gemm},
     {ir::kAutospDomain, "Attention", Family::kAttention, attention},
     {ir::kAutospDomain, "AttentionGrad", Family::kAttentionGrad, attention_grad},
 };

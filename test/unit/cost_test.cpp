@@ -32,6 +32,15 @@ TEST(OperatorCost, ProductsCountTwoPerTerm) {
       2 * 3 * 7 * 5);
 }
 
+// Of the executor, which reads operands as their transposes: the same work.
+TEST(OperatorCost, AbsorbedTransposesLeaveTheProduct) {
+  const std::string domain(ir::kAutospDomain);
+  const Cost cost = cost_of("MatMul", {floats({2, 5, 3}), floats({7, 5})}, {floats({2, 3, 7})},
+                            {{"transA", int64_t{1}}, {"transB", int64_t{1}}}, domain);
+  EXPECT_EQ(cost.family, Family::kProduct);
+  EXPECT_EQ(cost.flops, 2 * 2 * 3 * 7 * 5);
+}
+
 // The same work, fused and not.
 TEST(OperatorCost, AttentionIsItsProducts) {
   const Cost scores =
