@@ -8,8 +8,9 @@
 namespace autosp::cli {
 
 // Exit codes besides 0.
-inline constexpr int kMismatch =
-    1;  // validate: results differ, or are not finite; batch: some failed; check: likewise
+// What was asked about does not hold: results differ or are not finite (validate, report), something
+// failed (batch, check).
+inline constexpr int kMismatch = 1;
 inline constexpr int kUserError = 2;  // a message says what to change
 inline constexpr int kBug = 70;       // of this program
 // A signal ends `shard` and `batch` with 128 and the signal's number (interruption.h).
@@ -35,5 +36,6 @@ void add_plan(CLI::App& app, Action& action);
 void add_batch(CLI::App& app, Action& action);
 void add_check(CLI::App& app, Action& action);
 void add_completion(CLI::App& app, Action& action);
+void add_report(CLI::App& app, Action& action);
 
 }  // namespace autosp::cli

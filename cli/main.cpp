@@ -108,6 +108,7 @@ int main(int argc, char** argv) {
   cli::add_plan(app, action);
   cli::add_batch(app, action);
   cli::add_completion(app, action);
+  cli::add_report(app, action);
   try {
     const int code = parse(app, argc, argv, action);
     check_printed();
