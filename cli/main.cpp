@@ -109,6 +109,7 @@ int main(int argc, char** argv) {
   cli::add_batch(app, action);
   cli::add_completion(app, action);
   cli::add_report(app, action);
+  cli::add_replay(app, action);
   try {
     const int code = parse(app, argc, argv, action);
     check_printed();
