@@ -14,6 +14,7 @@ std::string opening(std::string_view name, const Attributes& attributes) {
   std::string result = "<";
   result += name;
   for (const auto& [attribute, value] : attributes) {
+    if (value.empty()) continue;
     result += ' ';
     result += attribute;
     result += "=\"" + escaped(value) + '"';

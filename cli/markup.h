@@ -17,7 +17,8 @@ std::string shortened(const std::string& text, size_t length);
 
 using Attributes = std::initializer_list<std::pair<std::string_view, std::string>>;
 
-// <name attribute="value">content</name>; `content` is markup, attributes are text.
+// <name attribute="value">content</name>; `content` is markup, attributes are text,
+// and left out where they are empty.
 std::string element(std::string_view name, const Attributes& attributes, std::string_view content);
 // <name attribute="value"/>
 std::string empty_element(std::string_view name, const Attributes& attributes);

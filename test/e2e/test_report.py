@@ -368,6 +368,8 @@ def test_bad_requests(autosp_onnx, four_ranks, reported, tmp_path):
     (tmp_path / "wrong.json").write_text(json.dumps(figures | {"steps": "three"}))
     memory = figures["memory"] | {"at": figures["memory"]["at"][1:]}
     (tmp_path / "uneven.json").write_text(json.dumps(figures | {"memory": memory}))
+    layers = figures["layers"] | {"ranks": []}
+    (tmp_path / "nowhere.json").write_text(json.dumps(figures | {"layers": layers}))
     page = tmp_path / "page.html"
     saved = folder / "report.json"
     refused = {
@@ -377,6 +379,7 @@ def test_bad_requests(autosp_onnx, four_ranks, reported, tmp_path):
         (tmp_path / "newer.json", "-o", page): "of another version",
         (tmp_path / "wrong.json", "-o", page): "'steps' is not a whole number",
         (tmp_path / "uneven.json", "-o", page): "different lengths",
+        (tmp_path / "nowhere.json", "-o", page): "on no rank",
         ("-o", page): "no sharded model is given",
         (four_ranks, "--compare", saved, saved, "-o", page): "is given besides",
         (saved, "--feed", FEED, "-o", page): "nothing is to run",
