@@ -15,14 +15,14 @@ constexpr std::string_view kStyleSheet = R"css(
   color-scheme: light dark;
   --page: #ffffff; --raised: #f5f6f8; --ink: #1b1f27; --faint: #5a6372; --rule: #d9dde4;
   --grid: #e6e9ee; --accent: #0b5c9e; --good: #1b6e3c; --bad: #b3261e;
-  --grey: #8590a2; --pale: #c3cad6; --blue: #0b6bb0; --green: #15936c; --pink: #c8719f;
-  --amber: #e0a112; --red: #c9480a; --sky: #6db9e8; --hollow: #eceff3; --on-fill: #10131a;
+  --grey: #667184; --pale: #8b96a7; --blue: #0b6bb0; --green: #15936c; --pink: #c8719f;
+  --amber: #b58307; --red: #c9480a; --sky: #3399cc; --hollow: #eceff3; --on-fill: #10131a;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #14171c; --raised: #1c2027; --ink: #e8ebf0; --faint: #a3adbb; --rule: #363d48;
     --grid: #282e37; --accent: #7fbdf2; --good: #6fd08f; --bad: #ff8a80;
-    --grey: #78849a; --pale: #4c5565; --blue: #3d97dc; --green: #2fb489; --pink: #dc8fb8;
+    --grey: #78849a; --pale: #5f697a; --blue: #3d97dc; --green: #2fb489; --pink: #dc8fb8;
     --amber: #e9b23f; --red: #ee6f35; --sky: #93cdf3; --hollow: #262c35; --on-fill: #10131a;
   }
 }
@@ -31,8 +31,8 @@ constexpr std::string_view kStyleSheet = R"css(
     color-scheme: light;
     --page: #ffffff; --raised: #ffffff; --ink: #000000; --faint: #444444; --rule: #bbbbbb;
     --grid: #dddddd; --accent: #000000; --good: #000000; --bad: #000000;
-    --grey: #8590a2; --pale: #c3cad6; --blue: #0b6bb0; --green: #15936c; --pink: #c8719f;
-    --amber: #e0a112; --red: #c9480a; --sky: #6db9e8; --hollow: #eceff3; --on-fill: #10131a;
+    --grey: #667184; --pale: #8b96a7; --blue: #0b6bb0; --green: #15936c; --pink: #c8719f;
+    --amber: #b58307; --red: #c9480a; --sky: #3399cc; --hollow: #eceff3; --on-fill: #10131a;
   }
   body { font-size: 9.5pt; }
   main { max-width: none; padding: 0; }
@@ -80,7 +80,7 @@ svg .label.end { text-anchor: end; } svg .label.middle { text-anchor: middle; }
 svg .label.faint, svg .label.note { fill: var(--faint); font-size: 11px; }
 svg .label.strong { font-weight: 600; } svg .row-title { font-size: 13px; }
 svg .label.cell-label { fill: var(--on-fill); font-size: 11px; }
-svg .fill-hollow + .cell-label, svg .fill-pale + .cell-label { fill: var(--ink); }
+svg .fill-hollow + .cell-label { fill: var(--ink); }
 svg .halo { paint-order: stroke; stroke: var(--page); stroke-width: 3px; stroke-linejoin: round; }
 svg .grid { stroke: var(--grid); } svg .axis { stroke: var(--faint); }
 svg .limit { stroke: var(--ink); stroke-dasharray: 5 4; }
@@ -124,8 +124,8 @@ constexpr Style kFamilies[] = {{"product", "blue"},
                                {"collective", "red"},
                                {"memory", "sky"}};
 
-// Those on which both dark and light labels can be read.
-constexpr std::string_view kParts[] = {"sky", "amber", "green", "pink", "grey", "pale"};
+// Those on which a dark label can be read.
+constexpr std::string_view kParts[] = {"sky", "amber", "green", "pink"};
 
 template <size_t N>
 std::string style_of(const Style (&styles)[N], std::string_view name) {
