@@ -27,7 +27,7 @@ Start with these:
   autosp-onnx run out --feed inputs.npz --output results.npz
 
 'autosp-onnx COMMAND --help' explains a command.
-Exit codes: 0 success, 1 results differ or are not finite (validate) or something failed (batch, check), 2 an error you can mend, 70 a bug of this program.)";
+Exit codes: 0 success, 1 results differ or are not finite (validate, report) or something failed (batch, check), 2 an error you can mend, 70 a bug of this program.)";
 
 // CLI11 would only say that a command is required.
 void check_command(const CLI::App& app, int argc, char** argv) {

@@ -15,9 +15,9 @@
 #include "output_file.h"
 #include "prediction.h"
 #include "ranks.h"
-#include "report_collect.h"
-#include "report_html.h"
-#include "report_json.h"
+#include "report/collect.h"
+#include "report/html.h"
+#include "report/json.h"
 
 namespace autosp::cli {
 

@@ -10,7 +10,19 @@ import pytest
 
 from training_graph import GRAPHS
 
-COMMANDS = ["batch", "check", "completion", "explain", "inspect", "plan", "run", "shard", "validate"]
+COMMANDS = [
+    "batch",
+    "check",
+    "completion",
+    "explain",
+    "inspect",
+    "plan",
+    "replay",
+    "report",
+    "run",
+    "shard",
+    "validate",
+]
 
 
 def run(*words, **options):

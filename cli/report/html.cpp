@@ -1,4 +1,4 @@
-#include "report_html.h"
+#include "report/html.h"
 
 #include <algorithm>
 #include <cmath>
@@ -6,10 +6,10 @@
 
 #include "base/error.h"
 #include "figures.h"
-#include "markup.h"
-#include "report_figures.h"
-#include "report_sections.h"
-#include "svg_chart.h"
+#include "report/markup.h"
+#include "report/sections.h"
+#include "report/summary.h"
+#include "report/svg_chart.h"
 
 namespace autosp::cli {
 

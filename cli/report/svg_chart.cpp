@@ -1,11 +1,11 @@
-#include "svg_chart.h"
+#include "report/svg_chart.h"
 
 #include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
 #include "figures.h"
-#include "markup.h"
+#include "report/markup.h"
 
 namespace autosp::cli {
 

@@ -1,4 +1,4 @@
-#include "report_figures.h"
+#include "report/summary.h"
 
 #include <fmt/ranges.h>
 

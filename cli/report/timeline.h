@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "report_data.h"
+#include "report/data.h"
 
 namespace autosp::cli {
 

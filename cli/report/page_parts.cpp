@@ -1,7 +1,7 @@
-#include "page_parts.h"
+#include "report/page_parts.h"
 
-#include "markup.h"
-#include "report_style.h"
+#include "report/markup.h"
+#include "report/style.h"
 
 namespace autosp::cli {
 

@@ -1,4 +1,4 @@
-#include "report_style.h"
+#include "report/style.h"
 
 #include <fmt/format.h>
 

@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "report_data.h"
+#include "report/data.h"
 
 namespace autosp::cli {
 

@@ -1,4 +1,4 @@
-#include "report_layers.h"
+#include "report/layers.h"
 
 #include <algorithm>
 #include <deque>

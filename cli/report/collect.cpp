@@ -1,4 +1,4 @@
-#include "report_collect.h"
+#include "report/collect.h"
 
 #include <algorithm>
 #include <map>
@@ -14,8 +14,8 @@
 #include "node_cost.h"
 #include "prediction.h"
 #include "ranks.h"
-#include "report_layers.h"
-#include "report_timeline.h"
+#include "report/layers.h"
+#include "report/timeline.h"
 #include "whole_model.h"
 
 namespace autosp::cli {

@@ -1,8 +1,8 @@
 // The sections of a report's page.
 #pragma once
 
-#include "page_parts.h"
-#include "report_data.h"
+#include "report/data.h"
+#include "report/page_parts.h"
 
 namespace autosp::cli {
 

@@ -4,7 +4,7 @@
 #include <filesystem>
 #include <string>
 
-#include "report_data.h"
+#include "report/data.h"
 
 namespace autosp::cli {
 

@@ -1,4 +1,4 @@
-#include "report_timeline.h"
+#include "report/timeline.h"
 
 #include <algorithm>
 #include <array>

@@ -5,7 +5,7 @@
 
 #include "cost/device.h"
 #include "onnx/manifest.h"
-#include "report_data.h"
+#include "report/data.h"
 
 namespace autosp::cli {
 

@@ -7,7 +7,7 @@
 
 #include "ir/graph.h"
 #include "onnx/manifest.h"
-#include "report_data.h"
+#include "report/data.h"
 
 namespace autosp::cli {
 

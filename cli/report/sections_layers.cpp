@@ -3,11 +3,11 @@
 
 #include "base/error.h"
 #include "figures.h"
-#include "markup.h"
-#include "report_figures.h"
-#include "report_sections.h"
-#include "report_style.h"
-#include "svg_chart.h"
+#include "report/markup.h"
+#include "report/sections.h"
+#include "report/style.h"
+#include "report/summary.h"
+#include "report/svg_chart.h"
 
 namespace autosp::cli {
 
