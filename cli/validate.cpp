@@ -15,7 +15,6 @@
 #include "model_arguments.h"
 #include "onnx/manifest.h"
 #include "ranks.h"
-#include "transforms/widen_floats.h"
 #include "whole_model.h"
 
 namespace autosp::cli {
@@ -108,21 +107,6 @@ void print_report(const std::vector<TensorComparison>& tensors, const Arguments&
       first->actual, first->rank, first->expected);
 }
 
-// Gradients that are zero in exact arithmetic, such as those of keys' biases, are rounding on both
-// sides. A model that has no float64 kernels, or no room, leaves them different.
-void look_for_rounding(std::vector<TensorComparison>& tensors, const ir::Graph& whole_graph,
-                       const executor::Arrays& feeds, const executor::RunOptions& options,
-                       const executor::Arrays& whole, const std::vector<executor::Arrays>& ranks) {
-  if (!may_be_rounding(tensors)) return;
-  try {
-    const auto graph = std::make_shared<const ir::Graph>(transforms::widen_floats(whole_graph));
-    const executor::RunResult exact = executor::run_in_threads({graph}, {feeds}, options);
-    mark_rounding(tensors, exact.ranks.front().outputs, whole, ranks);
-  } catch (const Error& error) {
-    fmt::print(stderr, "note: the model could not be run in float64: {}\n", error.message());
-  }
-}
-
 int run(const Arguments& arguments) {
   executor::restart_with_fast_openblas();
   const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
@@ -134,21 +118,18 @@ int run(const Arguments& arguments) {
                                                     fmt::format("'{}'", arguments.feed.string()));
   executor::RunOptions options;
   options.timeout = arguments.timeout;
-  options.data_folder = arguments.model.parent_path();
-  const executor::RunOptions whole_options = options;
-  const executor::Arrays whole =
-      executor::run_in_threads({whole_graph}, {feeds}, options).ranks.front().outputs;
   options.data_folder = arguments.folder;
   executor::RunResult sharded = run_ranks(arguments.folder, manifest, feeds, options);
   std::vector<executor::Arrays> ranks;
   for (executor::RankResult& rank : sharded.ranks) ranks.push_back(std::move(rank.outputs));
-  auto tensors = compare_outputs(manifest, whole, ranks, arguments.tolerance);
+  options.data_folder = arguments.model.parent_path();
+  const auto [whole, tensors] =
+      compare_with_whole(whole_graph, feeds, options, manifest, ranks, arguments.tolerance);
   if (tensors.empty()) {
     throw Error("the model and '{}' share no output", arguments.folder.string())
         .note(fmt::format("its manifest lists {} outputs", manifest.outputs.size()))
         .help("shard the model again");
   }
-  look_for_rounding(tensors, *whole_graph, feeds, whole_options, whole, ranks);
   const bool equal = std::ranges::all_of(tensors, &TensorComparison::equal);
   print_notices();
   if (arguments.json) {

@@ -1,10 +1,12 @@
 #include "whole_model.h"
 
 #include <algorithm>
+#include <cstdio>
 
 #include "base/error.h"
 #include "onnx/model.h"
 #include "transforms/pipeline.h"
+#include "transforms/widen_floats.h"
 
 namespace autosp::cli {
 
@@ -28,6 +30,26 @@ ir::Graph load_whole(const std::filesystem::path& model, const std::filesystem::
   });
   if (guests) graph = transforms::run_passes(graph, {.passes = {"lower_microsoft_operators"}});
   return graph;
+}
+
+Comparison compare_with_whole(const std::shared_ptr<const ir::Graph>& whole,
+                              const executor::Arrays& feeds, const executor::RunOptions& options,
+                              const onnx_io::Manifest& manifest,
+                              const std::vector<executor::Arrays>& ranks,
+                              std::optional<double> tolerance) {
+  const auto outputs_of = [&](std::shared_ptr<const ir::Graph> graph) {
+    return executor::run_in_threads({std::move(graph)}, {feeds}, options).ranks.front().outputs;
+  };
+  Comparison result{.whole = outputs_of(whole), .tensors = {}};
+  result.tensors = compare_outputs(manifest, result.whole, ranks, tolerance);
+  if (!may_be_rounding(result.tensors)) return result;
+  try {
+    const auto wide = std::make_shared<const ir::Graph>(transforms::widen_floats(*whole));
+    mark_rounding(result.tensors, outputs_of(wide), result.whole, ranks);
+  } catch (const Error& error) {
+    fmt::print(stderr, "note: the model could not be run in float64: {}\n", error.message());
+  }
+  return result;
 }
 
 }  // namespace autosp::cli

@@ -294,10 +294,8 @@ class Collector {
 
   void compare(const executor::Arrays& feeds) {
     const executor::RunOptions options = run_options(options_.model.parent_path());
-    const executor::Arrays whole =
-        executor::run_in_threads({whole_}, {feeds}, options).ranks.front().outputs;
     std::vector<TensorComparison> tensors =
-        compare_outputs(manifest_, whole, outputs_, std::nullopt);
+        compare_with_whole(whole_, feeds, options, manifest_, outputs_, std::nullopt).tensors;
     std::ranges::stable_sort(tensors, std::greater(), &TensorComparison::relative_error);
     std::ranges::stable_partition(tensors, [](const TensorComparison& tensor) {
       return tensor.role == onnx_io::OutputRole::kLoss;
