@@ -204,32 +204,21 @@ AUTOSP_AI void add_columns(int64_t rows, Strided a, const float* b, int64_t b_ro
   if (i < rows) tile(std::integral_constant<int, 1>{});
 }
 
-// Rows of b that are so many floats apart, or a multiple, share a quarter of the first cache: so few
-// of them are read at a time that they stay there, beside what they are multiplied with.
-inline constexpr int64_t kCrowdedRow = 128;
-inline constexpr int64_t kCrowdedDepth = 48;
-
 // c (rows x columns) += a b; columns are a multiple of the vector. What is read of b for one column
 // of tiles stays in the first cache.
 inline void add_product(int64_t rows, int64_t columns, Strided a, const float* b, int64_t b_row,
                         int64_t depth, float* c, int64_t c_row) {
   constexpr int kVectors = Simd::kSumVectors;
-  const int64_t most = b_row % kCrowdedRow == 0 ? kCrowdedDepth : depth;
-  for (int64_t k = 0; k < depth; k += most) {
-    const int64_t part = depth - k < most ? depth - k : most;
-    const Strided ak{a.data + k * a.column, a.row, a.column};
-    const float* bk = b + k * b_row;
-    int64_t n = 0;
-    for (; n + kVectors * kWidth <= columns; n += kVectors * kWidth) {
-      add_columns<kVectors>(rows, ak, bk + n, b_row, part, c + n, c_row);
-    }
-    if constexpr (kVectors > 2) {
-      for (; n + 2 * kWidth <= columns; n += 2 * kWidth) {
-        add_columns<2>(rows, ak, bk + n, b_row, part, c + n, c_row);
-      }
-    }
-    for (; n < columns; n += kWidth) add_columns<1>(rows, ak, bk + n, b_row, part, c + n, c_row);
+  int64_t n = 0;
+  for (; n + kVectors * kWidth <= columns; n += kVectors * kWidth) {
+    add_columns<kVectors>(rows, a, b + n, b_row, depth, c + n, c_row);
   }
+  if constexpr (kVectors > 2) {
+    for (; n + 2 * kWidth <= columns; n += 2 * kWidth) {
+      add_columns<2>(rows, a, b + n, b_row, depth, c + n, c_row);
+    }
+  }
+  for (; n < columns; n += kWidth) add_columns<1>(rows, a, b + n, b_row, depth, c + n, c_row);
 }
 
 AUTOSP_AI int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
