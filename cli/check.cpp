@@ -35,8 +35,7 @@ struct Arguments {
   PassArguments passes;
   PlanArguments plan;
   RecomputeArguments recompute;
-  std::optional<std::string> memory;
-  std::string device = "h100";
+  DeviceArguments device;
   int64_t ranks_per_machine = 8;
   bool json = false;
 };
@@ -68,10 +67,9 @@ struct Finding {
 class Checks {
  public:
   explicit Checks(const Arguments& arguments)
-      : arguments_(arguments), device_(load_device(arguments.device)) {
-    memory_ = arguments.memory ? parse_bytes(*arguments.memory, "--memory")
-                               : static_cast<int64_t>(device_.memory);
-  }
+      : arguments_(arguments),
+        device_(load_device(arguments.device.device)),
+        memory_(arguments.device.memory_bytes(device_)) {}
 
   std::vector<Finding> run() {
     check_graph();
@@ -312,11 +310,7 @@ void add_check(CLI::App& app, Action& action) {
   add_model_options(*command, arguments->model);
   add_plan_options(*command, arguments->plan);
   add_recompute_options(*command, arguments->recompute);
-  command->add_option("--memory", arguments->memory, "Of one rank; the device's when left out")
-      ->type_name("BYTES");
-  command->add_option("--device", arguments->device, "h100, h200, a100, cpu, or a JSON file")
-      ->type_name("DEVICE")
-      ->capture_default_str();
+  add_device_options(*command, arguments->device);
   command
       ->add_option("--ranks-per-machine", arguments->ranks_per_machine,
                    "How many ranks fast links connect")

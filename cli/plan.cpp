@@ -35,8 +35,7 @@ struct Arguments {
   PassArguments passes;
   PlanArguments plan;
   RecomputeArguments recompute;
-  std::optional<std::string> memory;
-  std::string device = "h100";
+  DeviceArguments device;
   bool sweep = false;
   bool tile_given = false;
   bool json = false;
@@ -278,9 +277,8 @@ int sweep(const Arguments& arguments, const LoadedModel& model, const cost::Devi
 }
 
 int run(const Arguments& arguments) {
-  const cost::Device device = load_device(arguments.device);
-  const int64_t memory = arguments.memory ? parse_bytes(*arguments.memory, "--memory")
-                                          : static_cast<int64_t>(device.memory);
+  const cost::Device device = load_device(arguments.device.device);
+  const int64_t memory = arguments.device.memory_bytes(device);
   const LoadedModel model = load_model(arguments.model, arguments.passes);
   if (arguments.sweep) return sweep(arguments, model, device, memory);
   const Planned planned = plan_once(model, arguments, device, memory);
@@ -316,11 +314,7 @@ void add_plan(CLI::App& app, Action& action) {
   add_model_options(*command, arguments->model);
   add_plan_options(*command, arguments->plan);
   add_recompute_options(*command, arguments->recompute);
-  command->add_option("--memory", arguments->memory, "Of one rank; the device's when left out")
-      ->type_name("BYTES");
-  command->add_option("--device", arguments->device, "h100, h200, a100, cpu, or a JSON file")
-      ->type_name("DEVICE")
-      ->capture_default_str();
+  add_device_options(*command, arguments->device);
   command->add_flag(
       "--sweep", arguments->sweep,
       "A table over sp, recompute policies and tiles; --sp, --recompute and --tile restrict it");

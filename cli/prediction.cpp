@@ -190,6 +190,18 @@ int64_t sum(const executor::MemoryBuckets& memory) {
 
 }  // namespace
 
+int64_t DeviceArguments::memory_bytes(const cost::Device& loaded) const {
+  return memory ? parse_bytes(*memory, "--memory") : static_cast<int64_t>(loaded.memory);
+}
+
+void add_device_options(CLI::App& command, DeviceArguments& arguments) {
+  command.add_option("--memory", arguments.memory, "Of one rank; the device's when left out")
+      ->type_name("BYTES");
+  command.add_option("--device", arguments.device, "h100, h200, a100, cpu, or a JSON file")
+      ->type_name("DEVICE")
+      ->capture_default_str();
+}
+
 Prediction predict(const LoadedModel& model, const transforms::SpmdProgram& program,
                    const cost::Device& device) {
   Prediction prediction;

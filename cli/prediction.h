@@ -16,6 +16,16 @@ namespace autosp::cli {
 // left out are those of `like` (default: h100).
 cost::Device load_device(const std::string& name_or_file);
 
+// What one rank has.
+struct DeviceArguments {
+  std::string device = "h100";
+  std::optional<std::string> memory;  // the device's when left out
+
+  int64_t memory_bytes(const cost::Device& loaded) const;
+};
+
+void add_device_options(CLI::App& command, DeviceArguments& arguments);
+
 // What a rank takes, buffer by buffer; bytes.
 struct RankMemory {
   int64_t outside = 0;  // parameters, inputs and constants
