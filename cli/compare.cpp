@@ -151,11 +151,12 @@ void mark_rounding(std::vector<TensorComparison>& tensors, const executor::Array
                    const executor::Arrays& whole, const std::vector<executor::Arrays>& ranks) {
   constexpr double kNextToNothing = 1e-3;  // of what float32 has, which is then all rounding
   constexpr double kNotMuchLarger = 8;
-  constexpr double kSmall = 1e-5;  // of the largest gradient
+  constexpr double kSmall = 1e-6;  // of the largest gradient
   const double largest = largest_gradient(tensors, whole);
   for (TensorComparison& tensor : tensors) {
     if (!differs(tensor)) continue;
     const double rounding = summary_of(whole.at(tensor.name)).largest;
+    if (rounding == 0) continue;  // no rounding, where a product with zeros was exact
     if (!(summary_of(exact.at(tensor.name)).largest <= kNextToNothing * rounding)) continue;
     tensor.is_rounding = std::ranges::all_of(ranks, [&](const executor::Arrays& rank) {
       const Summary there = summary_of(rank.at(tensor.name));

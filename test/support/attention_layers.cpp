@@ -231,6 +231,16 @@ class Layer {
   ValueId masked_by_inputs(ValueId s) {
     const double hidden = lowest();
     switch (options_.mask) {
+      case LayerMask::kTwoSums: {
+        const ValueId valid = over_keys(data("attention_mask", DataType::kBool));
+        const ValueId of_keys = build_.where(valid, number(0), number(-1e9));
+        return build_.binary("Add", s, added(of_keys, causal(), -1e9));
+      }
+      case LayerMask::kGuardedBias: {
+        const double infinity = std::numeric_limits<double>::infinity();
+        guard_ = added(over_keys(data("key_bias", options_.dtype)), causal(), -infinity);
+        return build_.binary("Add", s, guard_);
+      }
       case LayerMask::kPadding: {
         const ValueId valid = over_keys(data("attention_mask", DataType::kBool));
         seen_ = causal();

@@ -19,6 +19,8 @@ enum class LayerMask {
   kHalfGuarded,   // the same, but only rows that the bool vector hides by itself give zeros
   kDistances,     // causal, and a slope per head times the distance
   kPositions,     // keys up to a run-time position per query
+  kTwoSums,       // causal and a run-time bool vector, each -1e9 added, summed first
+  kGuardedBias,   // as kGuarded, but for run-time floats over keys in place of the bools
   kPadding,       // causal as kCausal, and a run-time bool vector, -FLT_MAX added as a vector
   kProducts,      // where the product of a run-time 0 or 1 per query and per key is not 0
   kTwoSegments,   // equal run-time segment_ids and equal run-time token_type_ids, -FLT_MAX added

@@ -216,6 +216,18 @@ TEST(DistributeScoreFactors, FactorsThatShrinkGoToBothSummands) {
   EXPECT_EQ(count_nodes(apply(scaled_sum("Mul", 0.25), distribute_score_factors), "Mul"), 2U);
 }
 
+// Positions halved are cut: they are no sum of halves.
+TEST(DistributeScoreFactors, IntegersStay) {
+  Example e;
+  ir::Builder& build = e.build;
+  const ValueId i = e.graph.add_input("i", {ir::DataType::kInt64, {3, 4}});
+  const ValueId half =
+      build.binary("Div", build.binary("Add", i, build.scalar(ir::DataType::kInt64, 1)),
+                   build.scalar(ir::DataType::kInt64, 2));
+  e.output(build.softmax("Softmax", build.cast(half, kFloat), 1));
+  EXPECT_EQ(count_nodes(distribute_score_factors(e.graph), "Div"), 1U);
+}
+
 // The lowest number would overflow, or the sum be computed twice.
 TEST(DistributeScoreFactors, OthersStay) {
   EXPECT_EQ(count_nodes(apply(scaled_sum("Mul", 4), distribute_score_factors), "Mul"), 1U);

@@ -195,6 +195,26 @@ TEST(FuseAttention, VectorsThatSwallowScoresAreMasks) {
   expect_refused({.mask = LayerMask::kPadding}, "rows without a key");
 }
 
+// A row may hold one number, the other, or the sum of both.
+TEST(FuseAttention, TwoNumbersInOneSumAreNoMask) {
+  expect_refused({.mask = LayerMask::kTwoSums}, "mix different masking numbers");
+}
+
+// What is added besides may be minus infinity itself: the guard says more than the mask.
+TEST(FuseAttention, GuardsOfBiasesStay) {
+  const Fusion fusion = fuse(attention_layer({.mask = LayerMask::kGuardedBias}));
+  ASSERT_EQ(fusion.regions.size(), 1U);
+  test::Tensors feeds = test::random_feeds(fusion.before);
+  ir::Tensor bias(feeds.at("key_bias").type());
+  for (int64_t k = 0; k < bias.num_elements(); ++k) {
+    const bool hidden = k % 12 < 5;  // so that rows without a key are hidden by the guard alone
+    bias.mutable_values<float>()[static_cast<size_t>(k)] =
+        hidden ? -std::numeric_limits<float>::infinity() : 0.0F;
+  }
+  feeds["key_bias"] = bias;
+  expect_equal(fusion, feeds);
+}
+
 // As in DeBERTa.
 TEST(FuseAttention, ProductsOfBitsAreConjunctions) {
   expect_fused({.mask = LayerMask::kProducts, .squared_loss = true}, "query mask, key mask");

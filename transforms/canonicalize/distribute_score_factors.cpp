@@ -19,19 +19,26 @@ using ir::Rewriter;
 
 namespace {
 
-// Values that reach a softmax through sums, selections, conversions and views alone.
+// The operands of a node that its result consists of, if it neither bends nor cuts them.
+std::vector<ValueId> passed_on(const Node& node) {
+  static const std::unordered_set<std::string_view> kBoth = {"Add", "Sub", "Mul", "Div"};
+  static const std::unordered_set<std::string_view> kFirst = {"Softmax", "Cast", "Reshape",
+                                                              "Transpose", "Identity"};
+  if (!node.domain.empty()) return {};
+  if (kBoth.contains(node.op)) return {node.input(0), node.input(1)};
+  if (kFirst.contains(node.op)) return {node.input(0)};
+  if (node.is("Where")) return {node.input(1), node.input(2)};
+  return {};
+}
+
+// Floats that reach a softmax through sums, selections, conversions and views alone.
 std::vector<bool> summands_of_softmax(const Graph& graph) {
-  static const std::unordered_set<std::string_view> kBetween = {
-      "Add", "Sub", "Where", "Cast", "Mul", "Div", "Reshape", "Transpose", "Identity"};
   std::vector<bool> result(graph.values().size(), false);
   for (size_t n = graph.nodes().size(); n-- > 0;) {
     const Node& node = graph.nodes()[n];
-    if (!node.domain.empty()) continue;
-    const bool leads =
-        node.is("Softmax") || (kBetween.contains(node.op) && result[node.output(0).index()]);
-    if (!leads) continue;
-    for (ValueId input : node.inputs) {
-      if (input) result[input.index()] = true;
+    if (!node.is("Softmax") && !result[node.output(0).index()]) continue;
+    for (ValueId input : passed_on(node)) {
+      if (is_floating(graph.type(input).dtype)) result[input.index()] = true;
     }
   }
   return result;

@@ -92,6 +92,8 @@ class Dissector {
 
   void mask_by(double number);
   void sum(ValueId value, double factor = 1);
+  void summands(const ir::Node& node, double factor);
+  double rounded(double number, ValueId value) const;
   bool hides(ValueId value);
   void masked_sum(const ir::Node& node, double factor);
 

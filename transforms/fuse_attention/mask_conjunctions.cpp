@@ -48,14 +48,14 @@ void Dissector::open(ValueId value, bool wanted) {
   stop("'{}' is computed by {}", graph_.name_of(value), node->op);
 }
 
-// A product of integers is not zero where none of them is.
+// A product of integers is not zero where none of them is; those of 64 bits are taken to fit.
 void Dissector::nonzero(ValueId numbers, bool wanted) {
   const Extent held = extent_of(numbers);
   const ir::DataType dtype = graph_.type(numbers).dtype;
   if (dtype == ir::DataType::kBool) return conjunction(numbers, wanted);
   const Node* node = graph_.producer(numbers);
   if (wanted && held.queries && held.keys && node != nullptr && node->is("Mul") &&
-      is_integer(dtype)) {
+      dtype == ir::DataType::kInt64) {
     for (ValueId factor : node->inputs) nonzero(stripped(factor), true);
     return;
   }

@@ -7,6 +7,7 @@
 namespace autosp::transforms::fusion {
 
 using ir::Node;
+using ir::Tensor;
 
 std::optional<std::pair<double, double>> two_numbers(const GraphFacts& facts, ValueId value) {
   const Node* node = value ? facts.graph().producer(value) : nullptr;
@@ -45,10 +46,7 @@ void Dissector::sum(ValueId value, double factor) {
     parts_.biases.push_back({.product = {value}, .factor = factor});
     return;
   }
-  if (node->is("Add") || node->is("Sum")) {
-    for (ValueId input : node->inputs) sum(input, factor);
-    return;
-  }
+  if (node->is("Add") || node->is("Sum")) return summands(*node, factor);
   const bool floats = is_floating(graph_.type(node->inputs[0]).dtype);
   if (is_view(*node) || node->is("Expand") || (node->is("Cast") && floats)) {
     return sum(node->inputs[0], factor);
@@ -57,10 +55,8 @@ void Dissector::sum(ValueId value, double factor) {
   if (node->is("Mul")) {
     for (const size_t k : {size_t{0}, size_t{1}}) {
       const auto number = uniform(node->inputs[1 - k]);
-      if (number && factor * *number < kMaskingNumber &&
-          masking_bits(node->inputs[k], factor * *number)) {
-        return;
-      }
+      if (!number || !(factor * *number < kMaskingNumber)) continue;
+      if (masking_bits(node->inputs[k], rounded(factor * *number, value))) return;
     }
   }
   const size_t before = parts_.biases.size();
@@ -73,6 +69,28 @@ void Dissector::sum(ValueId value, double factor) {
     }
   }
   stop("'{}' is computed by {}", graph_.name_of(value), node->op);
+}
+
+// Where two summands mask by numbers, a row may hold their sum, either, or none.
+void Dissector::summands(const Node& node, double factor) {
+  const std::optional<double> around = parts_.number;
+  std::optional<double> before;
+  for (ValueId input : node.inputs) {
+    parts_.number.reset();
+    sum(input, factor);
+    if (!parts_.number) continue;
+    if (before && (std::isfinite(*before) || std::isfinite(*parts_.number))) {
+      parts_.several_numbers = true;
+    }
+    before = std::min(*parts_.number, before.value_or(*parts_.number));
+  }
+  parts_.number = around;
+  if (before) mask_by(*before);
+}
+
+// As the graph's type has it.
+double Dissector::rounded(double number, ValueId value) const {
+  return Tensor::scalar(graph_.type(value).dtype, number).value_as_double(0);
 }
 
 // A vector that is 0 or a number which swallows scores is a mask, for beside other masks it says
@@ -97,7 +115,7 @@ bool Dissector::hides(ValueId value) {
 void Dissector::masked_sum(const Node& node, double factor) {
   const auto scaled = [&](ValueId value) {
     auto number = uniform(value);
-    if (number) *number *= factor;
+    if (number) *number = rounded(*number * factor, value);
     return number;
   };
   const auto a = scaled(node.inputs[1]);

@@ -241,6 +241,9 @@ void check_kept_masks(const GraphFacts& facts, const RegionPlan& plan) {
 
 // Dead rows: proven not to exist, or known what they give.
 void settle_dead_rows(RegionPlan& plan) {
+  if (plan.sink_term() && !plan.verified.dead_rows_known) {
+    refuse("rows whose keys are all masked do not see the sink alone");
+  }
   if (!plan.visibility.may_be_dead) {
     plan.verified.dead_rows = DeadRows::kNone;
     plan.verified.dead_row_gradient = false;

@@ -46,7 +46,9 @@ std::optional<size_t> guarded_term(const GraphFacts& facts, const Cutout& cutout
   if (!maximum) return std::nullopt;
   const AtomList rows = factors.atoms(terms[guard].uses[0]);
   for (size_t t = 0; t < terms.size(); ++t) {
-    if (parts[t].several_numbers || parts[t].number != -INFINITY) continue;
+    // Biases may be minus infinity themselves.
+    const bool numbers_alone = parts[t].biases.empty() && parts[t].kept_summand.empty();
+    if (!numbers_alone || parts[t].several_numbers || parts[t].number != -INFINITY) continue;
     for (ValueId value = terms[t].uses[0]; value;) {
       const ValueId original = cutout.original[value.index()];
       if (original && facts.representative(original) == facts.representative(maximum->of)) {

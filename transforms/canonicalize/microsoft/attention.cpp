@@ -3,6 +3,7 @@
 //
 // Without a cache of earlier keys and values: a training step has none.
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "transforms/canonicalize/microsoft/lowering.h"
@@ -50,7 +51,7 @@ class Attention {
 
   // [batch, positions, heads * width] -> [batch, heads, positions, width]; a bias first.
   ValueId split(ValueId x, int64_t heads, ValueId bias = {}) const {
-    const Shape& shape = build_.shape(x);
+    const Shape shape = build_.shape(x);
     if (shape.size() != 3 || shape[2] % heads != 0) {
       refuse(lowering_, fmt::format("has an operand {}", ir::to_string(shape)));
     }
@@ -59,14 +60,18 @@ class Attention {
     return build_.transpose(build_.reshape(x, apart), {0, 2, 1, 3});
   }
 
+  // Keys that padding hides by a number that is added, and others that nothing shows.
+  void pad(ValueId seen, double number) {
+    padded_ = seen;
+    padding_ = number;
+  }
   void mask(ValueId seen) { seen_ = seen_ ? build_.binary("And", seen_, seen) : seen; }
   void add(ValueId bias) { bias_ = bias; }
 
   // Keys up to the query's own position, at most `window` of them where it is positive.
   void mask_later(int64_t queries, int64_t keys, int64_t window = 0) {
-    const ValueId query =
-        build_.binary("Add", build_.unsqueeze(positions(build_, queries), {1}),
-                      build_.scalar(DataType::kInt64, static_cast<double>(keys - queries)));
+    if (queries != keys) refuse(lowering_, "is causal over keys that are not its queries");
+    const ValueId query = build_.unsqueeze(positions(build_, queries), {1});
     const ValueId key = build_.unsqueeze(positions(build_, keys), {0});
     mask(build_.binary("LessOrEqual", key, query));
     if (window <= 0) return;
@@ -75,8 +80,9 @@ class Attention {
     mask(build_.binary("Greater", key, first));
   }
 
-  // Rows without a key are uniform: the masking number swallows scores.
-  ValueId weights(ValueId query, ValueId key, double softcap, double masking_number) const {
+  // Causal masks replace scores by the lowest number, paddings add one of their own: a query whose
+  // keys so far are all padding sees these, and none that follow.
+  ValueId weights(ValueId query, ValueId key, double softcap) const {
     const auto width = static_cast<double>(build_.shape(query)[3]);
     double scale = lowering_.node.attributes.get_float("scale", 0);
     if (scale == 0) scale = 1 / std::sqrt(width);
@@ -87,10 +93,16 @@ class Attention {
       scores = build_.binary("Mul", build_.unary("Tanh", build_.binary("Div", scores, cap)), cap);
     }
     if (bias_) scores = build_.binary("Add", scores, bias_);
+    if (padded_) {
+      const ValueId number = build_.where(padded_, build_.scalar_like(scores, 0),
+                                          build_.scalar_like(scores, padding_));
+      scores = build_.binary("Add", scores, number);
+    }
     if (seen_) {
-      const ValueId hidden = build_.where(seen_, build_.scalar_like(scores, 0),
-                                          build_.scalar_like(scores, masking_number));
-      scores = build_.binary("Add", scores, hidden);
+      const double lowest = build_.dtype(scores) == DataType::kFloat16
+                                ? -65504
+                                : std::numeric_limits<float>::lowest();
+      scores = build_.where(seen_, scores, build_.scalar_like(scores, lowest));
     }
     return build_.softmax("Softmax", scores, 3);
   }
@@ -117,6 +129,8 @@ class Attention {
   int64_t heads_;
   int64_t kv_heads_;
   ValueId seen_;
+  ValueId padded_;
+  double padding_ = 0;
   ValueId bias_;
 };
 
@@ -132,12 +146,12 @@ double masking_number(const Lowering& lowering) {
 // [B, keys], or per query and key [B, queries, keys].
 ValueId seen_keys(const Lowering& lowering, ValueId mask, int64_t batch, int64_t keys) {
   Builder& build = lowering.build();
-  const Shape& shape = build.shape(mask);
+  const Shape shape = build.shape(mask);
   if (shape == Shape{batch}) {
     const ValueId count = build.cast(build.unsqueeze(mask, {1, 2, 3}), DataType::kInt64);
     return build.binary("Less", positions(build, keys), count);
   }
-  const ValueId bits = build.cast(mask, DataType::kBool);
+  const ValueId bits = build.binary("Greater", mask, build.scalar_like(mask, 0));
   if (shape == Shape{batch, keys}) return build.unsqueeze(bits, {1, 2});
   if (shape.size() == 3 && shape[0] == batch && shape[2] == keys) {
     return build.unsqueeze(bits, {1});
@@ -164,10 +178,12 @@ void lower_multi_head_attention(const Lowering& lowering) {
   }
   const Shape query = build.shape(parts[0]);
   const int64_t keys = build.shape(parts[1])[2];
-  if (lowering.has(4)) attention.mask(seen_keys(lowering, lowering.operand(4), query[0], keys));
+  if (lowering.has(4))
+    attention.pad(seen_keys(lowering, lowering.operand(4), query[0], keys),
+                  masking_number(lowering));
   if (lowering.has(5)) attention.add(lowering.operand(5));
   if (heads_of(lowering, "unidirectional") != 0) attention.mask_later(query[2], keys);
-  const ValueId weights = attention.weights(parts[0], parts[1], 0, masking_number(lowering));
+  const ValueId weights = attention.weights(parts[0], parts[1], 0);
   attention.finish(weights, parts[2]);
 }
 
@@ -188,15 +204,16 @@ void lower_attention(const Lowering& lowering) {
     refuse(lowering, fmt::format("divides {} columns into {}", width, ir::to_string(sizes)));
   }
   const std::vector<ValueId> parts = build.split(all, sizes, 2);
-  const Shape& shape = build.shape(all);
+  const Shape shape = build.shape(all);
   const int64_t batch = shape[0];
   const int64_t length = shape[1];
-  if (lowering.has(3)) attention.mask(seen_keys(lowering, lowering.operand(3), batch, length));
+  if (lowering.has(3))
+    attention.pad(seen_keys(lowering, lowering.operand(3), batch, length),
+                  masking_number(lowering));
   if (lowering.has(5)) attention.add(lowering.operand(5));
   if (heads_of(lowering, "unidirectional") != 0) attention.mask_later(length, length);
   const ValueId weights =
-      attention.weights(attention.split(parts[0], heads), attention.split(parts[1], heads), 0,
-                        masking_number(lowering));
+      attention.weights(attention.split(parts[0], heads), attention.split(parts[1], heads), 0);
   attention.finish(weights, attention.split(parts[2], heads));
 }
 
@@ -206,6 +223,7 @@ void lower_group_query_attention(const Lowering& lowering) {
   refuse_operands(lowering, 3, 4, "a cache");
   refuse_operands(lowering, 7, 11, "rotation tables, a bias or a sink");
   if (heads_of(lowering, "do_rotary") != 0) refuse(lowering, "rotates its operands");
+  if (heads_of(lowering, "smooth_softmax") == 1) refuse(lowering, "has one more in its softmax");
   if (!lowering.has(1) || !lowering.has(2)) refuse(lowering, "has packed operands");
   Builder& build = lowering.build();
   const int64_t heads = heads_of(lowering, "num_heads");
@@ -220,8 +238,7 @@ void lower_group_query_attention(const Lowering& lowering) {
       build.cast(build.unsqueeze(lowering.operand(5), {1, 2, 3}), DataType::kInt64);
   attention.mask(build.binary("LessOrEqual", positions(build, length), last));
   const double softcap = lowering.node.attributes.get_float("softcap", 0);
-  const ValueId weights =
-      attention.weights(query, key, softcap, std::numeric_limits<float>::lowest());
+  const ValueId weights = attention.weights(query, key, softcap);
   attention.finish(weights, value);
 }
 
