@@ -4,8 +4,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <deque>
 #include <fstream>
 #include <memory>
@@ -124,7 +126,13 @@ class FolderLock {
  public:
   explicit FolderLock(const fs::path& state) {
     file_ = ::open((state / "lock").c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (file_ >= 0 && ::flock(file_, LOCK_EX | LOCK_NB) == 0) return;
+    if (file_ < 0) {
+      throw Error("'{}' cannot be written: {}", (state / "lock").string(), std::strerror(errno))
+          .note("a batch keeps what it knows of its results there")
+          .help("give a folder that you may write to with -o");
+    }
+    if (::flock(file_, LOCK_EX | LOCK_NB) == 0) return;
+    ::close(file_);
     throw Error("another batch is at work in '{}'", state.parent_path().string())
         .note(fmt::format("it holds '{}'", (state / "lock").string()))
         .help("wait until it has ended, or give another folder with -o");
@@ -158,6 +166,7 @@ class Batch {
     }
     while (!waiting_.empty() || !pool_.is_idle()) {
       while (!waiting_.empty() && pool_.has_room()) {
+        HeldSignals::check();
         start(waiting_.front());
         waiting_.pop_front();
       }
@@ -174,7 +183,7 @@ class Batch {
   }
   std::vector<fs::path> inputs(size_t k) const {
     std::vector<fs::path> paths;
-    for (const batch::InputFile& file : inputs_[k]) paths.push_back(file.path);
+    for (const batch::FileState& file : inputs_[k]) paths.push_back(file.path);
     return paths;
   }
 
@@ -236,7 +245,7 @@ class Batch {
 
   std::vector<batch::Job> jobs_;
   std::vector<Outcome> outcomes_;
-  std::vector<std::vector<batch::InputFile>> inputs_;
+  std::vector<std::vector<batch::FileState>> inputs_;
   std::vector<Clock::time_point> begun_;
   fs::path state_;
   std::string tool_ = batch::tool_fingerprint();

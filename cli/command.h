@@ -8,8 +8,8 @@
 namespace autosp::cli {
 
 // Exit codes besides 0.
-// What was asked about does not hold: results differ or are not finite (validate, report), something
-// failed (batch, check).
+// What was asked about does not hold: results differ or are not finite (validate, report),
+// something failed (batch, check).
 inline constexpr int kMismatch = 1;
 inline constexpr int kUserError = 2;  // a message says what to change
 inline constexpr int kBug = 70;       // of this program

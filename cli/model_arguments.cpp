@@ -308,11 +308,13 @@ int64_t PlanArguments::ranks() const {
   return product;
 }
 
-std::vector<std::filesystem::path> files_read(const std::filesystem::path& model) {
+std::vector<std::filesystem::path> files_read(const std::filesystem::path& model,
+                                              const std::string& device) {
   std::vector<std::filesystem::path> files = {model};
   for (const std::string& location : onnx_io::data_locations(model)) {
     files.push_back((model.parent_path() / location).lexically_normal());
   }
+  if (std::filesystem::is_regular_file(device)) files.push_back(std::filesystem::absolute(device));
   return files;
 }
 

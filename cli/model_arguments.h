@@ -57,8 +57,10 @@ struct LoadedModel {
 // Prints what --print-after asks for to stdout, and what --timing asks for to stderr.
 LoadedModel load_model(const ModelArguments& arguments, const PassArguments& passes);
 
-// The model and the data files that it names. Throws Error for what is not an ONNX file.
-std::vector<std::filesystem::path> files_read(const std::filesystem::path& model);
+// The model, the data files that it names, and `device` where that is a file. Throws Error for what
+// is not an ONNX file.
+std::vector<std::filesystem::path> files_read(const std::filesystem::path& model,
+                                              const std::string& device);
 
 // The graph must stay where it is as long as the plan is used.
 shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments);

@@ -106,18 +106,28 @@ void print_report(const shard::Plan& plan, const onnx_io::Manifest& manifest,
   fmt::print("wrote {}\n", out.string());
 }
 
+using Files = std::vector<std::filesystem::path>;
+
+// What the depfile is to name; it must be none of these itself.
+Files dependencies(const Arguments& arguments) {
+  if (arguments.depfile.empty()) return {};
+  const Files files = files_read(arguments.model.model, arguments.device);
+  std::vector<InputFile> inputs;
+  for (const std::filesystem::path& file : files) inputs.push_back({"shard", file});
+  check_output_files({{.option = "--depfile", .path = arguments.depfile}}, inputs);
+  return files;
+}
+
 // The manifest stands for the folder: it is there when everything is.
-void write_depfile(const Arguments& arguments) {
+void write_depfile(const Arguments& arguments, const Files& files) {
   if (arguments.depfile.empty()) return;
-  const std::string rule =
-      depfile_rule(arguments.out / onnx_io::kManifestFile, files_read(arguments.model.model));
+  const std::string rule = depfile_rule(arguments.out / onnx_io::kManifestFile, files);
   write_output_file(arguments.depfile,
                     [&](const std::filesystem::path& to) { onnx_io::write_file(to, rule); });
 }
 
 int run(const Arguments& arguments) {
-  check_output_files({{.option = "--depfile", .path = arguments.depfile}},
-                     {{.option = "shard", .path = arguments.model.model}});
+  const Files files = dependencies(arguments);
   const LoadedModel model = load_model(arguments.model, arguments.passes);
   const shard::Plan plan = plan_model(model, arguments.plan);
   const transforms::SpmdProgram kept = transforms::build_program(plan);
@@ -127,7 +137,7 @@ int run(const Arguments& arguments) {
   onnx_io::Manifest manifest = make_manifest(model, program);
   manifest.recompute = recomputed.summary;
   write_folder(model, program, manifest, dialects_of(arguments), arguments.out);
-  write_depfile(arguments);
+  write_depfile(arguments, files);
   if (arguments.json) {
     fmt::print("{}", onnx_io::to_json(manifest));
   } else {

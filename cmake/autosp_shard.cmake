@@ -7,6 +7,9 @@
 #
 # The program is the target autosp::autosp-onnx where there is one (find_package(autosp)), otherwise
 # AUTOSP_ONNX_PROGRAM, which is looked for on the path.
+cmake_policy(PUSH)
+cmake_policy(VERSION 3.25)  # how ninja reads depfiles, whatever the caller's version
+
 function(autosp_shard target)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "MODEL;SP;DP;OUTPUT" "OPTIONS")
   if(NOT arg_MODEL OR NOT arg_SP)
@@ -42,3 +45,5 @@ function(autosp_shard target)
   add_custom_target(${target} ALL DEPENDS ${manifest})
   set_target_properties(${target} PROPERTIES AUTOSP_MANIFEST ${manifest})
 endfunction()
+
+cmake_policy(POP)

@@ -3,7 +3,7 @@
 #include <glob.h>
 
 #include <algorithm>
-#include <set>
+#include <cctype>
 
 #include "base/error.h"
 #include "batch/shard_options.h"
@@ -25,14 +25,28 @@ struct Match {
   const JobRequest* request;
 };
 
-std::vector<fs::path> matches_of(const fs::path& pattern, const std::string& origin) {
+std::string escaped(const fs::path& folder) {
+  std::string result;
+  for (const char letter : folder.string()) {
+    if (std::string_view("*?[]{}\\~").find(letter) != std::string_view::npos) result += '\\';
+    result += letter;
+  }
+  return result;
+}
+
+// A file of that name, or those that match; `base` is a folder and no pattern.
+std::vector<fs::path> matches_of(const fs::path& base, const std::string& text,
+                                 const std::string& origin) {
+  if (fs::is_regular_file(base / text)) return {base / text};
+  const bool absolute = fs::path(text).is_absolute() || text.starts_with('~');
+  const std::string pattern = absolute ? text : escaped(base) + "/" + text;
   glob_t found{};
   const int code = ::glob(pattern.c_str(), GLOB_TILDE_CHECK | GLOB_BRACE, nullptr, &found);
   std::vector<fs::path> result;
   for (size_t k = 0; k < found.gl_pathc; ++k) result.emplace_back(found.gl_pathv[k]);
   ::globfree(&found);
   if (code == 0) return result;
-  throw Error("no file matches '{}'", pattern.string())
+  throw Error("no file matches '{}'", absolute ? text : (base / text).string())
       .note(fmt::format("in {}", origin))
       .help("give the path of an .onnx file, or a pattern such as 'models/*.onnx' in quotes");
 }
@@ -41,8 +55,7 @@ std::vector<Match> find_models(const std::vector<JobRequest>& requests, const fs
   std::vector<Match> result;
   for (const JobRequest& request : requests) {
     for (const std::string& pattern : request.patterns) {
-      const fs::path full = pattern.starts_with('~') ? fs::path(pattern) : base / pattern;
-      for (const fs::path& model : matches_of(full, request.origin)) {
+      for (const fs::path& model : matches_of(base, pattern, request.origin)) {
         result.push_back({fs::absolute(model).lexically_normal(), &request});
       }
     }
@@ -109,6 +122,20 @@ std::string suffix(const Settings& one, const Settings& all) {
   return result;
 }
 
+// Of a flag, in the words that YAML has for it.
+bool is_set(const std::string& name, std::string value, const std::string& origin) {
+  std::ranges::transform(value, value.begin(), [](unsigned char c) { return std::tolower(c); });
+  for (const char* word : {"true", "yes", "on"}) {
+    if (value == word) return true;
+  }
+  for (const char* word : {"false", "no", "off"}) {
+    if (value == word) return false;
+  }
+  throw Error("'{}' is set or not, and '{}' says neither", name, value)
+      .note(fmt::format("in {}", origin))
+      .help("write true or false");
+}
+
 std::vector<std::string> words_of(const Settings& settings, const std::string& origin) {
   std::vector<std::string> words;
   for (const auto& [name, values] : settings) {
@@ -123,7 +150,7 @@ std::vector<std::string> words_of(const Settings& settings, const std::string& o
                              : fmt::format("did you mean '{}'?", near));
     }
     if (option->kind == OptionKind::kFlag) {
-      if (values[0] == "true") words.push_back("--" + name);
+      if (is_set(name, values[0], origin)) words.push_back("--" + name);
       continue;
     }
     for (const std::string& value : values) words.push_back(fmt::format("--{}={}", name, value));

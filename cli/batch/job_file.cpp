@@ -60,7 +60,7 @@ Settings settings_of(const YAML::Node& node, const std::string& origin) {
 }
 
 JobRequest request_of(const YAML::Node& node, const Settings& defaults, const Settings& given,
-                      const std::string& origin) {
+                      const std::filesystem::path& folder, const std::string& origin) {
   JobRequest request{.settings = settings_of(node, origin), .origin = origin};
   if (!node.IsMap() || !node["model"]) throw in_file(origin, "a job has no 'model'");
   request.patterns = values_of(node["model"], origin);
@@ -69,6 +69,11 @@ JobRequest request_of(const YAML::Node& node, const Settings& defaults, const Se
     throw in_file(origin, fmt::format("'{}' is no name of a folder", request.name));
   }
   request.settings.insert(defaults.begin(), defaults.end());
+  if (const auto found = request.settings.find("device"); found != request.settings.end()) {
+    for (std::string& device : found->second) {
+      if (std::filesystem::is_regular_file(folder / device)) device = (folder / device).string();
+    }
+  }
   for (const auto& [name, values] : given) request.settings[name] = values;
   return request;
 }
@@ -102,6 +107,7 @@ std::vector<JobRequest> read_job_file(const std::filesystem::path& path, const S
   std::vector<JobRequest> requests;
   for (size_t k = 0; k < jobs.size(); ++k) {
     requests.push_back(request_of(jobs[k], defaults, given,
+                                  std::filesystem::absolute(path).parent_path(),
                                   fmt::format("{}, job {}", path.filename().string(), k + 1)));
   }
   return requests;

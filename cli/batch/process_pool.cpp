@@ -62,15 +62,16 @@ void ProcessPool::start(size_t key, const std::vector<std::string>& arguments,
 Finished ProcessPool::wait() {
   constexpr auto kInterval = std::chrono::milliseconds(10);
   while (true) {
+    HeldSignals::check();  // first: the terminal sends an interrupt to the processes, too
     int status = 0;
     const pid_t child = ::waitpid(-1, &status, WNOHANG);
     const auto found = running_.find(child);
     if (child > 0 && found != running_.end()) {
       const Finished finished{found->second, exit_code(status)};
       running_.erase(found);
+      if (finished.code > 128) HeldSignals::check();
       return finished;
     }
-    HeldSignals::check();
     std::this_thread::sleep_for(kInterval);
   }
 }

@@ -25,21 +25,36 @@ std::string contents(const fs::path& path) {
 }
 
 // Nothing when the system does not tell.
-std::optional<InputFile> status_of(const fs::path& path) {
+std::optional<FileState> status_of(const fs::path& path) {
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0) return std::nullopt;
-  return InputFile{
+  return FileState{
       .path = path,
       .bytes = status.st_size,
       .modified = int64_t{status.st_mtim.tv_sec} * 1'000'000'000 + int64_t{status.st_mtim.tv_nsec},
       .fingerprint = ""};
 }
 
-std::string fingerprint_of(const InputFile& file) {
+std::vector<FileState> files_of(const fs::path& folder) {
+  std::vector<FileState> files;
+  for (const auto& entry : fs::recursive_directory_iterator(folder)) {
+    if (auto file = status_of(entry.path()); file && !entry.is_directory()) {
+      files.push_back(std::move(*file));
+    }
+  }
+  return files;
+}
+
+bool is_as_written(const FileState& before) {
+  const auto now = status_of(before.path);
+  return now && now->bytes == before.bytes && now->modified == before.modified;
+}
+
+std::string fingerprint_of(const FileState& file) {
   return file.bytes > kMostFingerprinted ? "" : onnx_io::fingerprint(contents(file.path));
 }
 
-bool is_unchanged(const InputFile& before) {
+bool is_unchanged(const FileState& before) {
   const auto now = status_of(before.path);
   if (!now || now->bytes != before.bytes) return false;
   if (now->modified == before.modified) return true;
@@ -53,18 +68,16 @@ std::string tool_fingerprint() {
 }
 
 std::vector<fs::path> input_files(const Job& job) {
-  std::vector<fs::path> files = files_read(job.model);
   constexpr std::string_view kDevice = "--device=";
+  std::string device;
   for (const std::string& option : job.options) {
-    if (!option.starts_with(kDevice)) continue;
-    const fs::path file = option.substr(kDevice.size());
-    if (fs::is_regular_file(file)) files.push_back(fs::absolute(file));
+    if (option.starts_with(kDevice)) device = option.substr(kDevice.size());
   }
-  return files;
+  return files_read(job.model, device);
 }
 
-std::vector<InputFile> look_at(const std::vector<fs::path>& files) {
-  std::vector<InputFile> result;
+std::vector<FileState> look_at(const std::vector<fs::path>& files) {
+  std::vector<FileState> result;
   for (const fs::path& path : files) {
     auto file = status_of(path);
     if (!file) continue;  // shard says so
@@ -74,51 +87,62 @@ std::vector<InputFile> look_at(const std::vector<fs::path>& files) {
   return result;
 }
 
-Record make_record(const Job& job, const std::string& tool, std::vector<InputFile> seen) {
+Record make_record(const Job& job, const std::string& tool, std::vector<FileState> seen) {
   return {.tool = tool,
           .command_line = job.command_line(),
           .inputs = std::move(seen),
-          .manifest = onnx_io::fingerprint(contents(job.output / onnx_io::kManifestFile))};
+          .outputs = files_of(job.output)};
 }
 
 bool is_up_to_date(const Job& job, const std::string& tool, const std::optional<Record>& record) {
   return record && record->tool == tool && record->command_line == job.command_line() &&
          !record->inputs.empty() && std::ranges::all_of(record->inputs, is_unchanged) &&
-         fs::exists(job.output / onnx_io::kManifestFile) &&
-         onnx_io::fingerprint(contents(job.output / onnx_io::kManifestFile)) == record->manifest;
+         !record->outputs.empty() && std::ranges::all_of(record->outputs, is_as_written);
 }
+
+namespace {
+
+Json to_json(const std::vector<FileState>& files) {
+  Json result = Json::array();
+  for (const FileState& file : files) {
+    result.push_back({{"path", file.path.string()},
+                      {"bytes", file.bytes},
+                      {"modified", file.modified},
+                      {"fingerprint", file.fingerprint}});
+  }
+  return result;
+}
+
+std::vector<FileState> files_from(const Json& json) {
+  std::vector<FileState> files;
+  for (const Json& file : json) {
+    files.push_back({.path = file.at("path").get<std::string>(),
+                     .bytes = file.at("bytes"),
+                     .modified = file.at("modified"),
+                     .fingerprint = file.at("fingerprint")});
+  }
+  return files;
+}
+
+}  // namespace
 
 std::optional<Record> read_record(const fs::path& path) {
   const Json json = Json::parse(contents(path), nullptr, false);
   try {
-    Record record{.tool = json.at("tool"),
+    return Record{.tool = json.at("tool"),
                   .command_line = json.at("command_line"),
-                  .inputs = {},
-                  .manifest = json.at("manifest")};
-    for (const Json& input : json.at("inputs")) {
-      record.inputs.push_back({.path = input.at("path").get<std::string>(),
-                               .bytes = input.at("bytes"),
-                               .modified = input.at("modified"),
-                               .fingerprint = input.at("fingerprint")});
-    }
-    return record;
+                  .inputs = files_from(json.at("inputs")),
+                  .outputs = files_from(json.at("outputs"))};
   } catch (const Json::exception&) {  // none, or cut off
     return std::nullopt;
   }
 }
 
 void write_record(const fs::path& path, const Record& record) {
-  Json inputs = Json::array();
-  for (const InputFile& input : record.inputs) {
-    inputs.push_back({{"path", input.path.string()},
-                      {"bytes", input.bytes},
-                      {"modified", input.modified},
-                      {"fingerprint", input.fingerprint}});
-  }
   const Json json = {{"tool", record.tool},
                      {"command_line", record.command_line},
-                     {"inputs", std::move(inputs)},
-                     {"manifest", record.manifest}};
+                     {"inputs", to_json(record.inputs)},
+                     {"outputs", to_json(record.outputs)}};
   onnx_io::write_file(path, json_text(json) + "\n");
 }
 

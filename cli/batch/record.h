@@ -10,8 +10,8 @@
 
 namespace autosp::cli::batch {
 
-// A file as it was when it was read.
-struct InputFile {
+// A file as it was when it was read, or written.
+struct FileState {
   std::filesystem::path path;
   int64_t bytes = 0;
   int64_t modified = 0;     // nanoseconds since 1970
@@ -24,8 +24,8 @@ inline constexpr int64_t kMostFingerprinted = int64_t{256} << 20;
 struct Record {
   std::string tool;  // version and fingerprint of this program
   std::vector<std::string> command_line;
-  std::vector<InputFile> inputs;  // the model and its data files
-  std::string manifest;           // fingerprint of the result's
+  std::vector<FileState> inputs;   // the model and its data files
+  std::vector<FileState> outputs;  // the files of the result, without fingerprints
 };
 
 // Of this program.
@@ -36,8 +36,8 @@ std::string tool_fingerprint();
 std::vector<std::filesystem::path> input_files(const Job& job);
 
 // Of a job that was converted just now. `seen` are its inputs as they were before.
-Record make_record(const Job& job, const std::string& tool, std::vector<InputFile> seen);
-std::vector<InputFile> look_at(const std::vector<std::filesystem::path>& files);
+Record make_record(const Job& job, const std::string& tool, std::vector<FileState> seen);
+std::vector<FileState> look_at(const std::vector<std::filesystem::path>& files);
 
 // Whether the result is what the job would give. A file that was touched and says the same is
 // unchanged.
