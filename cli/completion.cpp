@@ -13,8 +13,7 @@ namespace {
 constexpr const char* kFooter = R"(
 Examples:
   source <(autosp-onnx completion bash)
-  autosp-onnx completion fish > ~/.config/fish/completions/autosp-onnx.fish
-  autosp-onnx completion zsh > "${fpath[1]}/_autosp-onnx")";
+  autosp-onnx completion fish > ~/.config/fish/completions/autosp-onnx.fish)";
 
 std::vector<const CLI::App*> commands_of(const CLI::App& app) {
   return app.get_subcommands([](const CLI::App*) { return true; });
@@ -62,10 +61,6 @@ complete -o filenames -F _autosp_onnx autosp-onnx
                      fmt::join(names_of(commands), " "), fmt::join(options_of(app), " "), cases);
 }
 
-std::string zsh_script(const CLI::App& app) {
-  return "#compdef autosp-onnx\nautoload -U +X bashcompinit && bashcompinit\n" + bash_script(app);
-}
-
 // Between single quotes, and on one line.
 std::string quoted(const std::string& text) {
   std::string result = "'";
@@ -99,15 +94,13 @@ void add_completion(CLI::App& app, Action& action) {
   auto shell = std::make_shared<std::string>();
   CLI::App* command = app.add_subcommand("completion", "Prints what a shell completes");
   command->footer(kFooter);
-  command->add_option("shell", *shell, "bash, zsh or fish")
+  command->add_option("shell", *shell, "bash or fish")
       ->required()
       ->type_name("SHELL")
-      ->check(CLI::IsMember({"bash", "zsh", "fish"}));
+      ->check(CLI::IsMember({"bash", "fish"}));
   command->callback([shell, &app, &action] {
     action = [shell, &app] {
-      const auto script = *shell == "bash"  ? bash_script
-                          : *shell == "zsh" ? zsh_script
-                                            : fish_script;
+      const auto script = *shell == "bash" ? bash_script : fish_script;
       fmt::print("{}", script(app));
       return 0;
     };

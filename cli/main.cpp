@@ -116,7 +116,7 @@ int main(int argc, char** argv) {
     return code;
   } catch (...) {
     const cli::Failure failure = cli::current_failure();
-    fmt::print(stderr, "{}\n", failure.text);
+    std::fputs((failure.text + "\n").c_str(), stderr);  // which may lead to a full disk
     return failure.code;
   }
 }

@@ -24,8 +24,8 @@ struct Comparison {
 };
 
 // Runs the whole model and compares the ranks' outputs with its own. Where a gradient differs, the
-// model runs in float64 too (mark_rounding); one that has no kernels for that, or no room, leaves
-// the gradient different.
+// model runs in float64 too (mark_rounding); one that converts floats to fewer bits, or has no
+// kernels or no room for that, leaves the gradient different.
 Comparison compare_with_whole(const std::shared_ptr<const ir::Graph>& whole,
                               const executor::Arrays& feeds, const executor::RunOptions& options,
                               const onnx_io::Manifest& manifest,

@@ -4,7 +4,7 @@
 #   lib/libautosp_ort_collectives.so            for ONNX Runtime (docs/other_runtimes.md)
 #   lib/cmake/autosp/                           find_package(autosp): the target autosp::autosp-onnx
 #                                               and the function autosp_shard
-#   share/bash-completion, share/zsh, share/fish
+#   share/bash-completion, share/fish
 #   share/man/man1/autosp-onnx*.1.gz            where help2man is installed
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
@@ -29,14 +29,12 @@ install(FILES ${CMAKE_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 set(AUTOSP_SHARE ${CMAKE_BINARY_DIR}/share)
 set(AUTOSP_COMMANDS batch check completion explain inspect plan replay report run shard validate)
 set(made ${AUTOSP_SHARE}/bash-completion/completions/autosp-onnx
-         ${AUTOSP_SHARE}/zsh/site-functions/_autosp-onnx
          ${AUTOSP_SHARE}/fish/vendor_completions.d/autosp-onnx.fish)
 add_custom_command(
   OUTPUT ${made}
   COMMAND ${CMAKE_COMMAND} -E make_directory ${AUTOSP_SHARE}/bash-completion/completions
-          ${AUTOSP_SHARE}/zsh/site-functions ${AUTOSP_SHARE}/fish/vendor_completions.d
+          ${AUTOSP_SHARE}/fish/vendor_completions.d
   COMMAND autosp-onnx completion bash > ${AUTOSP_SHARE}/bash-completion/completions/autosp-onnx
-  COMMAND autosp-onnx completion zsh > ${AUTOSP_SHARE}/zsh/site-functions/_autosp-onnx
   COMMAND autosp-onnx completion fish > ${AUTOSP_SHARE}/fish/vendor_completions.d/autosp-onnx.fish
   DEPENDS autosp-onnx
   COMMENT "Writing what shells complete")

@@ -56,7 +56,9 @@ std::vector<Match> find_models(const std::vector<JobRequest>& requests, const fs
   for (const JobRequest& request : requests) {
     for (const std::string& pattern : request.patterns) {
       for (const fs::path& model : matches_of(base, pattern, request.origin)) {
-        result.push_back({fs::absolute(model).lexically_normal(), &request});
+        // "link/.." is not this folder.
+        const fs::path folder = fs::canonical(fs::absolute(model).parent_path());
+        result.push_back({folder / model.filename(), &request});
       }
     }
   }

@@ -209,12 +209,12 @@ def _words(options: Mapping[str, Option | None]) -> Iterator[str]:
             yield name
         elif isinstance(value, Mapping):
             for entry, bound in value.items():
-                yield from (name, f"{entry}={bound}")
-        elif isinstance(value, str | int):
-            yield from (name, str(value))
+                yield f"{name}={entry}={bound}"
+        elif isinstance(value, str | int | float | os.PathLike):
+            yield f"{name}={value}"
         else:
             for entry in value:
-                yield from (name, str(entry))
+                yield f"{name}={entry}"
 
 
 def _file_of(

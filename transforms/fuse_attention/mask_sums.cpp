@@ -10,15 +10,27 @@ using ir::Node;
 using ir::Tensor;
 
 std::optional<std::pair<double, double>> two_numbers(const GraphFacts& facts, ValueId value) {
-  const Node* node = value ? facts.graph().producer(value) : nullptr;
-  while (node != nullptr && (is_view(*node) || node->is("Expand"))) {
-    node = facts.graph().producer(node->input(0));
+  const auto producer = [&](ValueId x) { return x ? facts.graph().producer(x) : nullptr; };
+  double factor = 1;
+  const Node* node = producer(value);
+  while (node != nullptr && !node->is("Where")) {
+    if (node->is("Mul") || node->is("Div")) {
+      const auto number = facts.uniform(node->input(1));
+      if (!number || *number == 0) return std::nullopt;
+      factor = node->is("Mul") ? factor * *number : factor / *number;
+    } else if (!is_view(*node) && !node->is("Expand")) {
+      return std::nullopt;
+    }
+    node = producer(node->input(0));
   }
-  if (node == nullptr || !node->is("Where")) return std::nullopt;
+  if (node == nullptr) return std::nullopt;
   const auto a = facts.uniform(node->input(1));
   const auto b = facts.uniform(node->input(2));
   if (!a || !b) return std::nullopt;
-  return std::pair{*a, *b};
+  const auto rounded = [&](double number) {
+    return Tensor::scalar(facts.graph().type(value).dtype, factor * number).value_as_double(0);
+  };
+  return std::pair{rounded(*a), rounded(*b)};
 }
 
 void Dissector::mask_by(double number) {

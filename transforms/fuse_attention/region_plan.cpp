@@ -8,6 +8,8 @@
 
 namespace autosp::transforms::fusion {
 
+using ir::Node;
+
 ValueId RegionPlan::root(OperandRole role) const {
   for (const auto& [place, r] : roles.operands) {
     if (r == role) return cutout.roots.at(place);
@@ -239,6 +241,48 @@ void check_kept_masks(const GraphFacts& facts, const RegionPlan& plan) {
   }
 }
 
+// The most that a bias may take from a score, as far as the graph says: a number times bits.
+double least_of(const GraphFacts& facts, const Cutout& cutout, const BiasPart& part) {
+  double least = part.factor;
+  for (ValueId value : part.product) {
+    const auto numbers = two_numbers(facts, cutout.original[value.index()]);
+    if (numbers) least *= std::min(numbers->first, numbers->second);
+  }
+  for (ValueId value : part.product) {
+    // (1 - bits) * number, which is one value where it is a vector.
+    const Node* node = facts.graph().producer(cutout.original[value.index()]);
+    while (node != nullptr && (is_view(*node) || node->is("Expand") || node->is("Cast"))) {
+      node = facts.graph().producer(node->input(0));
+    }
+    if (node == nullptr || !node->is("Mul")) continue;
+    for (ValueId input : node->inputs) {
+      if (const auto number = facts.uniform(input)) least *= *number;
+    }
+  }
+  return least;
+}
+
+// A bias that hides keys is exact where masks hide others by far more, and where nothing rounds.
+void check_hiding_biases(const GraphFacts& facts, const RegionPlan& plan) {
+  double mask = 0;  // the mildest number that masks hide by
+  for (const TermParts& parts : plan.parts) {
+    if (parts.number && !parts.literals.empty()) mask = std::min(mask, *parts.number);
+  }
+  for (const BiasPart& part : plan.visibility.biases) {
+    if (part.known) continue;
+    const double least = least_of(facts, plan.cutout, part);
+    if (!(least < kMaskingNumber)) continue;
+    const std::string& name = plan.cutout.graph.name_of(part.product[0]);
+    constexpr double kFarMore = 1e3;
+    if (std::isfinite(mask) && mask < 0 && least < mask / kFarMore) {
+      refuse("rows without a key mix '{}' with a mask of the same size", name);
+    }
+    if (element_size(plan.dtype(facts)) == 2) {
+      refuse("rows without a key depend on how '{}' rounds", name);
+    }
+  }
+}
+
 // Dead rows: proven not to exist, or known what they give.
 void settle_dead_rows(RegionPlan& plan) {
   if (plan.sink_term() && !plan.verified.dead_rows_known) {
@@ -335,6 +379,7 @@ std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& r
   plan.verified = verify_region(box, plan.cutout, plan.meaning, plan.terms, masks);
   collect_visibility(facts, plan, memo);
   check_kept_masks(facts, plan);
+  check_hiding_biases(facts, plan);
   settle_dead_rows(plan);
   fill_report(plan);
   return result;

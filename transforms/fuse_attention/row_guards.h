@@ -1,8 +1,9 @@
 // Guards against rows without a key: Where(all keys of the row are masked, 0, weights).
 //
-// ONNX's Attention and many models say so of a mask that they add besides. Such a guard hides only
-// rows that the mask hides whole, so a fused operator that knows the mask needs no guard; and the
-// guard was computed from a value over queries and keys, which goes with it.
+// ONNX's Attention and many models say so of a mask that they add besides. Where that mask hides by
+// minus infinity and adds nothing else, such a guard hides only rows that the mask hides whole: a
+// fused operator that knows the mask needs no guard, and the value over queries and keys that it
+// was computed from goes with it.
 #pragma once
 
 #include "transforms/fuse_attention/masks.h"

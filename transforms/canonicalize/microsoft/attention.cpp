@@ -2,6 +2,7 @@
 // attention (transforms/fuse_attention) then finds it like any other.
 //
 // Without a cache of earlier keys and values: a training step has none.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
@@ -233,7 +234,14 @@ void lower_group_query_attention(const Lowering& lowering) {
   const ValueId key = attention.split(lowering.operand(1), kv_heads);
   const ValueId value = attention.split(lowering.operand(2), kv_heads);
   const int64_t length = build.shape(key)[2];
-  attention.mask_later(build.shape(query)[2], length, heads_of(lowering, "local_window_size"));
+  const int64_t window = lowering.node.attributes.get_int("local_window_size", -1);
+  const auto last_keys = lowering.rewriter.to().constant_ints(lowering.operand(5));
+  const bool whole = last_keys && std::ranges::all_of(
+                                      *last_keys, [&](int64_t last) { return last == length - 1; });
+  if (window == 0 || (window > 0 && !whole)) {
+    refuse(lowering, "has a window over samples of unknown lengths");
+  }
+  attention.mask_later(build.shape(query)[2], length, window);
   const ValueId last =
       build.cast(build.unsqueeze(lowering.operand(5), {1, 2, 3}), DataType::kInt64);
   attention.mask(build.binary("LessOrEqual", positions(build, length), last));
