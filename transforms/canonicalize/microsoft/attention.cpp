@@ -179,9 +179,10 @@ void lower_multi_head_attention(const Lowering& lowering) {
   }
   const Shape query = build.shape(parts[0]);
   const int64_t keys = build.shape(parts[1])[2];
-  if (lowering.has(4))
+  if (lowering.has(4)) {
     attention.pad(seen_keys(lowering, lowering.operand(4), query[0], keys),
                   masking_number(lowering));
+  }
   if (lowering.has(5)) attention.add(lowering.operand(5));
   if (heads_of(lowering, "unidirectional") != 0) attention.mask_later(query[2], keys);
   const ValueId weights = attention.weights(parts[0], parts[1], 0);
@@ -208,9 +209,10 @@ void lower_attention(const Lowering& lowering) {
   const Shape shape = build.shape(all);
   const int64_t batch = shape[0];
   const int64_t length = shape[1];
-  if (lowering.has(3))
+  if (lowering.has(3)) {
     attention.pad(seen_keys(lowering, lowering.operand(3), batch, length),
                   masking_number(lowering));
+  }
   if (lowering.has(5)) attention.add(lowering.operand(5));
   if (heads_of(lowering, "unidirectional") != 0) attention.mask_later(length, length);
   const ValueId weights =
