@@ -302,7 +302,7 @@ void check_consistent(const ReportData& report, const std::string& where) {
     not_a_report(where, "the lists of 'memory' have different lengths");
   }
   if (report.ranks.empty()) not_a_report(where, "it has no ranks");
-  if (report.layers.count > 0 && report.layers.ranks.empty()) {
+  if (report.layers.count < 0 || (report.layers.count > 0 && report.layers.ranks.empty())) {
     not_a_report(where, "its 'layers' are on no rank");
   }
   const auto ranks = static_cast<int64_t>(report.ranks.size());
