@@ -113,6 +113,22 @@ void add_pass_options(CLI::App& command, PassArguments& arguments) {
       ->group("Looking inside");
 }
 
+void add_feed_options(CLI::App& command, FeedArguments& arguments) {
+  command.add_option("--feed", arguments.feed, "The graph inputs, whole; generated when left out")
+      ->type_name("NPZ");
+  command.add_option("--seed", arguments.seed, "Of generated inputs")
+      ->check(at_most(std::numeric_limits<int64_t>::max()))
+      ->capture_default_str();
+}
+
+void add_timeout_option(CLI::App& command, double& seconds) {
+  command
+      .add_option("--timeout", seconds,
+                  "Seconds that a collective waits for other ranks before the run ends")
+      ->check(cli::seconds())
+      ->capture_default_str();
+}
+
 void add_plan_options(CLI::App& command, PlanArguments& arguments) {
   command
       .add_option(

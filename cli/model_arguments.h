@@ -41,9 +41,18 @@ struct PlanArguments {
   int64_t ranks() const;
 };
 
+// What a command runs a sharded model with.
+struct FeedArguments {
+  std::filesystem::path feed;  // empty: inputs are generated
+  uint64_t seed = 1;           // of generated inputs
+};
+
 void add_model_options(CLI::App& command, ModelArguments& arguments);
 void add_pass_options(CLI::App& command, PassArguments& arguments);
 void add_plan_options(CLI::App& command, PlanArguments& arguments);
+void add_feed_options(CLI::App& command, FeedArguments& arguments);
+// `seconds` that a collective waits.
+void add_timeout_option(CLI::App& command, double& seconds);
 
 struct LoadedModel {
   std::filesystem::path path;

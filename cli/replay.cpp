@@ -40,8 +40,7 @@ struct Arguments {
   std::filesystem::path folder;
   std::string node;
   int64_t rank = 0;
-  std::filesystem::path feed;
-  uint64_t seed = 1;
+  FeedArguments inputs;
   std::string device = "cpu";
   double timeout = 60;
   int threads_per_rank = 0;
@@ -218,9 +217,10 @@ class Replay {
 
   void capture() {
     const executor::Arrays feeds =
-        arguments_.feed.empty() ? generate_feeds(chosen().graph(), manifest_, arguments_.seed)
-                                : select_feeds(manifest_, executor::read_npz(arguments_.feed),
-                                               fmt::format("'{}'", arguments_.feed.string()));
+        arguments_.inputs.feed.empty()
+            ? generate_feeds(chosen().graph(), manifest_, arguments_.inputs.seed)
+            : select_feeds(manifest_, executor::read_npz(arguments_.inputs.feed),
+                           fmt::format("'{}'", arguments_.inputs.feed.string()));
     std::vector<std::shared_ptr<const ir::Graph>> graphs;
     std::vector<executor::Arrays> slices;
     for (size_t k = 0; k < ranks_.size(); ++k) {
@@ -295,11 +295,7 @@ void add_replay(CLI::App& app, Action& action) {
       ->check(at_most(std::numeric_limits<int32_t>::max()))
       ->type_name("N")
       ->capture_default_str();
-  command->add_option("--feed", arguments->feed, "The graph inputs, whole; generated when left out")
-      ->type_name("NPZ");
-  command->add_option("--seed", arguments->seed, "Of generated inputs")
-      ->check(at_most(std::numeric_limits<int64_t>::max()))
-      ->capture_default_str();
+  add_feed_options(*command, arguments->inputs);
   command
       ->add_option("--device", arguments->device,
                    "Whose rates the node is held against: h100, h200, a100, cpu, or a JSON file")
@@ -315,9 +311,7 @@ void add_replay(CLI::App& app, Action& action) {
       ->check(at_least_one())
       ->type_name("N")
       ->capture_default_str();
-  command->add_option("--timeout", arguments->timeout, "Seconds that a collective waits")
-      ->check(seconds())
-      ->capture_default_str();
+  add_timeout_option(*command, arguments->timeout);
   command->add_flag("--json", arguments->json, "Prints the report as JSON");
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
 }

@@ -42,10 +42,9 @@ struct Arguments {
   std::vector<std::filesystem::path> compare;
   std::filesystem::path output = "report.html";
   std::filesystem::path json;
-  std::filesystem::path feed;
+  FeedArguments inputs;
   std::filesystem::path model;
   std::string device = "cpu";
-  uint64_t seed = 1;
   double timeout = 60;
   int threads_per_rank = 0;
   int repeat = 3;
@@ -86,8 +85,9 @@ std::vector<Source> open_sources(const Arguments& arguments) {
 
 void check_outputs(const Arguments& arguments, const std::vector<Source>& sources) {
   const std::vector<OutputFile> outputs = {{"-o", arguments.output}, {"--json", arguments.json}};
-  std::vector<InputFile> inputs = {
-      {"--feed", arguments.feed}, {"--model", arguments.model}, {"--device", arguments.device}};
+  std::vector<InputFile> inputs = {{"--feed", arguments.inputs.feed},
+                                   {"--model", arguments.model},
+                                   {"--device", arguments.device}};
   for (const Source& source : sources) {
     if (!source.manifest) inputs.push_back({"this command", source.path});
   }
@@ -98,8 +98,9 @@ void check_outputs(const Arguments& arguments, const std::vector<Source>& source
     runs = true;
     check_output_files(outputs, inputs, source.path, *source.manifest);
   }
-  if (runs || (arguments.feed.empty() && arguments.model.empty())) return;
-  throw Error("{} is given, but nothing is to run", arguments.feed.empty() ? "--model" : "--feed")
+  if (runs || (arguments.inputs.feed.empty() && arguments.model.empty())) return;
+  throw Error("{} is given, but nothing is to run",
+              arguments.inputs.feed.empty() ? "--model" : "--feed")
       .note("reports that are read from files hold the figures of an earlier run")
       .help("leave it out, or give the folder that 'shard' wrote");
 }
@@ -124,8 +125,8 @@ int run(const Arguments& arguments) {
   executor::restart_with_fast_openblas();
   std::vector<Source> sources = open_sources(arguments);
   check_outputs(arguments, sources);
-  const ReportOptions options{.feed = arguments.feed,
-                              .seed = arguments.seed,
+  const ReportOptions options{.feed = arguments.inputs.feed,
+                              .seed = arguments.inputs.seed,
                               .model = arguments.model,
                               .device = load_device(arguments.device),
                               .timeout = arguments.timeout,
@@ -153,11 +154,7 @@ int run(const Arguments& arguments) {
 }
 
 void add_run_options(CLI::App& command, Arguments& arguments) {
-  command.add_option("--feed", arguments.feed, "The graph inputs, whole; generated when left out")
-      ->type_name("NPZ");
-  command.add_option("--seed", arguments.seed, "Of generated inputs")
-      ->check(at_most(std::numeric_limits<int64_t>::max()))
-      ->capture_default_str();
+  add_feed_options(command, arguments.inputs);
   command
       .add_option("--model", arguments.model,
                   "The model that was sharded: results are compared with it, memory is predicted "
@@ -182,9 +179,7 @@ void add_run_options(CLI::App& command, Arguments& arguments) {
       ->check(at_least_one())
       ->type_name("N")
       ->capture_default_str();
-  command.add_option("--timeout", arguments.timeout, "Seconds that a collective waits")
-      ->check(seconds())
-      ->capture_default_str();
+  add_timeout_option(command, arguments.timeout);
 }
 
 }  // namespace

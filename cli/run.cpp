@@ -335,11 +335,7 @@ void add_run(CLI::App& app, Action& action) {
       ->add_option("--trace", arguments->trace,
                    "Where to write a time line of every rank's last step")
       ->type_name("JSON");
-  command
-      ->add_option("--timeout", arguments->timeout,
-                   "Seconds that a collective waits for other ranks before the run ends")
-      ->check(seconds())
-      ->capture_default_str();
+  add_timeout_option(*command, arguments->timeout);
   command
       ->add_option("--threads-per-rank", arguments->threads_per_rank,
                    "Threads of a rank's matrix products, attention and fused elementwise "

@@ -37,8 +37,7 @@ Exit code 1 means that something differs or is not finite; the first such tensor
 struct Arguments {
   std::filesystem::path model;
   std::filesystem::path folder;
-  std::filesystem::path feed;
-  uint64_t seed = 1;
+  FeedArguments inputs;
   std::optional<double> tolerance;
   double timeout = 60;
   bool all = false;
@@ -112,10 +111,11 @@ int run(const Arguments& arguments) {
   const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
   const auto whole_graph =
       std::make_shared<const ir::Graph>(load_whole(arguments.model, arguments.folder, manifest));
-  const executor::Arrays feeds = arguments.feed.empty()
-                                     ? generate_feeds(*whole_graph, manifest, arguments.seed)
-                                     : select_feeds(manifest, executor::read_npz(arguments.feed),
-                                                    fmt::format("'{}'", arguments.feed.string()));
+  const executor::Arrays feeds =
+      arguments.inputs.feed.empty()
+          ? generate_feeds(*whole_graph, manifest, arguments.inputs.seed)
+          : select_feeds(manifest, executor::read_npz(arguments.inputs.feed),
+                         fmt::format("'{}'", arguments.inputs.feed.string()));
   executor::RunOptions options;
   options.timeout = arguments.timeout;
   options.data_folder = arguments.folder;
@@ -164,11 +164,7 @@ void add_validate(CLI::App& app, Action& action) {
   command->add_option("folder", arguments->folder, "What 'shard' wrote for it")
       ->required()
       ->type_name("OUT");
-  command->add_option("--feed", arguments->feed, "The graph inputs, whole; generated when left out")
-      ->type_name("NPZ");
-  command->add_option("--seed", arguments->seed, "Of generated inputs")
-      ->check(at_most(std::numeric_limits<int64_t>::max()))
-      ->capture_default_str();
+  add_feed_options(*command, arguments->inputs);
   command
       ->add_option(
           "--tolerance", arguments->tolerance,
@@ -176,9 +172,7 @@ void add_validate(CLI::App& app, Action& action) {
           "1e-2 for float16, 5e-2 for bfloat16, 1e-10 for float64")
       ->check(tolerance())
       ->type_name("ERROR");
-  command->add_option("--timeout", arguments->timeout, "Seconds that a collective waits")
-      ->check(seconds())
-      ->capture_default_str();
+  add_timeout_option(*command, arguments->timeout);
   command->add_flag("--all", arguments->all, "Lists every tensor, not only the worst");
   command->add_flag("--json", arguments->json, "Prints the report as JSON");
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });

@@ -9,7 +9,6 @@
 
 #include "ir/rewriter.h"
 #include "transforms/canonicalize/canonicalize.h"
-#include "transforms/canonicalize/constants.h"
 
 namespace autosp::transforms {
 

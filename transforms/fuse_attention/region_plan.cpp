@@ -264,7 +264,7 @@ double least_of(const GraphFacts& facts, const Cutout& cutout, const BiasPart& p
 
 // A bias that hides keys is exact where masks hide others by far more, and where nothing rounds.
 void check_hiding_biases(const GraphFacts& facts, const RegionPlan& plan) {
-  double mask = 0;  // the mildest number that masks hide by
+  double mask = 0;  // the most that masks hide by
   for (const TermParts& parts : plan.parts) {
     if (parts.number && !parts.literals.empty()) mask = std::min(mask, *parts.number);
   }
