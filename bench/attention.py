@@ -4,7 +4,7 @@
 
 Needs PyTorch (pip install torch). Results are compared before anything is timed. GFLOP/s are of what a causal mask
 leaves, 2 S^2 H d forward and 2.5 times that backward; the fraction is of fused multiply-adds in registers, measured
-in the same run. Rates on shared machines drift: judge the ratios. --clock processor counts the processor time of all
+in the same run, of float32 also where --type is of 16 bits. Rates on shared machines drift: judge the ratios. --clock processor counts the processor time of all
 threads, divided by their number: on a busy machine it says what the wall clock cannot.
 """
 
@@ -20,6 +20,8 @@ from collections.abc import Callable
 import torch
 
 BATCH = 1
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}  # of the largest
 
 
 class Ours:
@@ -35,7 +37,7 @@ class Ours:
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    return ((got - want).abs().max() / want.abs().max()).item()
+    return ((got.float() - want.float()).abs().max() / want.abs().max()).item()
 
 
 def median_times(functions: dict, repeats: int) -> dict:
@@ -75,19 +77,20 @@ def measure(
     threads: int,
     repeats: int,
     kind: str,
+    dtype: torch.dtype,
 ) -> None:
     torch.set_num_threads(threads)
     clock = Clock(kind, threads)
     draw = torch.Generator().manual_seed(length + width)
     shapes = [heads, kv_heads, kv_heads, heads]
-    q, k, v, do = (torch.randn(BATCH, h, length, width, generator=draw) for h in shapes)
+    q, k, v, do = (torch.randn(BATCH, h, length, width, generator=draw).to(dtype) for h in shapes)
     for x in (q, k, v):
         x.requires_grad_()
     with open(folder / "in", "wb") as file:
         for x in (q, k, v, do):
-            file.write(x.detach().numpy().tobytes())
+            file.write(x.detach().view(torch.uint8).numpy().tobytes())
     name, *workspaces = ours.ask(
-        f"setup {BATCH} {heads} {kv_heads} {length} {width} 1 {threads} {folder / 'in'}"
+        f"setup {BATCH} {heads} {kv_heads} {length} {width} 1 {threads} {folder / 'in'} {NAMES[dtype]}"
     ).rsplit(" ", 2)
 
     def forward() -> torch.Tensor:
@@ -100,11 +103,11 @@ def measure(
 
     gradients = backward()
     ours.ask("forward"), ours.ask("backward"), ours.ask(f"save {folder / 'out'}")
-    flat = torch.frombuffer(bytearray((folder / "out").read_bytes()), dtype=torch.float32)
+    flat = torch.frombuffer(bytearray((folder / "out").read_bytes()), dtype=dtype)
     for part, want in zip(("o", "dq", "dk", "dv"), (output, *gradients)):
         got, flat = flat[: want.numel()].reshape(want.shape), flat[want.numel() :]
         error = relative_error(got, want.detach())
-        if not error < 2e-5:
+        if not error < TOLERANCES[dtype]:
             sys.exit(f"{part} of S={length} d={width} differs by {error:.2e}")
 
     peak = float(ours.ask("peak").split()[kind == "processor"])
@@ -145,6 +148,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--type", choices=NAMES.values(), default="float32")
     parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
     arguments = parser.parse_args()
     ours = Ours(arguments.server)
@@ -162,6 +166,7 @@ def main() -> None:
                         threads,
                         arguments.repeats,
                         arguments.clock,
+                        next(dtype for dtype, name in NAMES.items() if name == arguments.type),
                     )
 
 

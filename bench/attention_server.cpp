@@ -1,7 +1,8 @@
 // Runs our attention kernels on request, for bench/attention.py, which measures them beside another
 // implementation's: each request is one line on stdin, each answer one line on stdout.
 //
-//   setup B H HK S D CAUSAL THREADS FILE   float32 q, k, v, output gradient, one after the other
+//   setup B H HK S D CAUSAL THREADS FILE TYPE   q, k, v, output gradient, one after the other, in
+//                                          float32, bfloat16 or float16
 //   forward | backward                     seconds, and seconds of processor time of all threads
 //   peak                                   GFLOP/s of fused multiply-adds in registers
 //   save FILE                              output and gradients, one after the other
@@ -94,6 +95,14 @@ struct Setup {
   std::unique_ptr<Operator> backward;
 };
 
+ir::DataType type_named(const std::string& name) {
+  for (const ir::DataType type :
+       {ir::DataType::kFloat32, ir::DataType::kBFloat16, ir::DataType::kFloat16}) {
+    if (ir::name_of(type) == name) return type;
+  }
+  throw std::invalid_argument(name);
+}
+
 std::unique_ptr<Setup> set_up(std::istream& request) {
   int64_t batch = 0;
   int64_t heads = 0;
@@ -103,16 +112,17 @@ std::unique_ptr<Setup> set_up(std::istream& request) {
   int causal = 0;
   int threads = 1;
   std::string file;
-  request >> batch >> heads >> kv_heads >> length >> width >> causal >> threads >> file;
+  std::string type_name;
+  request >> batch >> heads >> kv_heads >> length >> width >> causal >> threads >> file >>
+      type_name;
+  const ir::DataType dtype = type_named(type_name);
   auto setup = std::make_unique<Setup>();
   setup->workers = std::make_unique<executor::Workers>(threads);
   ir::Builder build(setup->graph);
-  const auto type = [](ir::Shape shape) {
-    return ir::Type{ir::DataType::kFloat32, std::move(shape)};
-  };
+  const auto type = [&](ir::Shape shape) { return ir::Type{dtype, std::move(shape)}; };
   const ir::Type query = type({batch, heads, length, width});
   const ir::Type key = type({batch, kv_heads, length, width});
-  const ir::Type rows = type({batch, heads, length});
+  const ir::Type rows{ir::DataType::kFloat32, {batch, heads, length}};
   std::ifstream stream(file, std::ios::binary);
   std::vector<ir::Tensor> data;
   std::vector<ValueId> ids;
@@ -238,7 +248,8 @@ int main() {
     request >> word;
     if (word == "setup") {
       setup = set_up(request);
-      fmt::print("{} {} {}\n", executor::attention::best_functions().name,
+      fmt::print("{} {} {}\n",
+                 executor::attention::best_functions(setup->forward->results()[0].dtype()).name,
                  setup->forward->workspace_bytes(), setup->backward->workspace_bytes());
     } else if (setup == nullptr) {
       fmt::print("setup comes first\n");

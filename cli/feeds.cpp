@@ -6,6 +6,23 @@
 
 namespace autosp::cli {
 
+namespace {
+
+// NumPy has no bfloat16: what was saved as float32 is rounded.
+bool may_be_rounded(const ir::Type& given, const ir::Type& wanted) {
+  return given.dtype == ir::DataType::kFloat32 && wanted.dtype == ir::DataType::kBFloat16 &&
+         given.shape == wanted.shape;
+}
+
+ir::Tensor rounded_to_bfloat16(const ir::Tensor& tensor) {
+  ir::Tensor result({ir::DataType::kBFloat16, tensor.shape()});
+  auto* bits = reinterpret_cast<uint16_t*>(result.mutable_bytes());
+  std::ranges::transform(tensor.values<float>(), bits, ir::float_to_bfloat16);
+  return result;
+}
+
+}  // namespace
+
 executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& given,
                               const std::string& where) {
   executor::Arrays feeds;
@@ -18,6 +35,8 @@ executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor:
       const std::string near = nearest_name(input.name, names);
       problems.push_back(fmt::format("'{}' {} is missing{}", input.name, ir::to_string(input.type),
                                      near.empty() ? "" : fmt::format(" (it has '{}')", near)));
+    } else if (may_be_rounded(found->second.type(), input.type)) {
+      feeds[input.name] = rounded_to_bfloat16(found->second);
     } else if (found->second.type() != input.type) {
       problems.push_back(fmt::format("'{}' is {}, not {}", input.name,
                                      ir::to_string(found->second.type()),

@@ -9,8 +9,8 @@
 
 namespace autosp::cli {
 
-// The arrays among `given` that the model takes. Throws Error listing every input that is missing
-// or has another type or shape; `where` names the feed.
+// The arrays among `given` that the model takes; float32 is rounded where it takes bfloat16. Throws
+// Error listing every input that is missing or has another type or shape; `where` names the feed.
 executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& given,
                               const std::string& where);
 

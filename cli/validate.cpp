@@ -59,6 +59,7 @@ Json to_json(const TensorComparison& tensor) {
           {"equal", tensor.equal()},
           {"not_finite", tensor.not_finite},
           {"rounding", tensor.is_rounding},
+          {"as_exact", tensor.is_as_exact},
           {"relative_error", tensor.relative_error()},
           {"absolute_error", tensor.largest_error},
           {"tolerance", tensor.tolerance},
@@ -169,7 +170,8 @@ void add_validate(CLI::App& app, Action& action) {
       ->add_option(
           "--tolerance", arguments->tolerance,
           "Relative error allowed; a tenth of it for the loss. By default 1e-4 for float32, "
-          "1e-2 for float16, 5e-2 for bfloat16, 1e-10 for float64")
+          "1e-2 for float16, 5e-2 for bfloat16, 1e-10 for float64, by the coarsest type that an "
+          "output is computed with")
       ->check(tolerance())
       ->type_name("ERROR");
   add_timeout_option(*command, arguments->timeout);

@@ -56,11 +56,13 @@ Comparison compare_with_whole(const std::shared_ptr<const ir::Graph>& whole,
     return executor::run_in_threads({std::move(graph)}, {feeds}, options).ranks.front().outputs;
   };
   Comparison result{.whole = outputs_of(whole), .tensors = {}};
-  result.tensors = compare_outputs(manifest, result.whole, ranks, tolerance);
-  if (!may_be_rounding(result.tensors) || rounds_on_purpose(*whole)) return result;
+  result.tensors = compare_outputs(manifest, result.whole, ranks, precisions(*whole), tolerance);
+  if (!may_be_rounding(result.tensors)) return result;
   try {
     const auto wide = std::make_shared<const ir::Graph>(transforms::widen_floats(*whole));
-    mark_rounding(result.tensors, outputs_of(wide), result.whole, ranks);
+    const executor::Arrays exact = outputs_of(wide);
+    mark_as_exact(result.tensors, exact, result.whole, ranks);
+    if (!rounds_on_purpose(*whole)) mark_rounding(result.tensors, exact, result.whole, ranks);
   } catch (const Error& error) {
     fmt::print(stderr, "note: the model could not be run in float64: {}\n", error.message());
   }

@@ -23,9 +23,9 @@ struct Comparison {
   std::vector<TensorComparison> tensors;  // compare_outputs
 };
 
-// Runs the whole model and compares the ranks' outputs with its own. Where a gradient differs, the
-// model runs in float64 too (mark_rounding); one that converts floats to fewer bits, or has no
-// kernels or no room for that, leaves the gradient different.
+// Runs the whole model and compares the ranks' outputs with its own. Where a loss or gradient
+// differs, the model runs in float64 too (mark_as_exact; mark_rounding, unless it converts floats
+// to fewer bits); without kernels or room for that it stays different.
 Comparison compare_with_whole(const std::shared_ptr<const ir::Graph>& whole,
                               const executor::Arrays& feeds, const executor::RunOptions& options,
                               const onnx_io::Manifest& manifest,

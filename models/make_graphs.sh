@@ -39,6 +39,11 @@ make_onnx_ad() {
   done
 }
 
+# The inputs of the torch group serve, rounded.
+make_bfloat16() {
+  exporter --hf llama --dtype bf16 --no-inputs -o "$GRAPHS/bfloat16/llama.onnx"
+}
+
 # With the weights and data of the torch group, so that all routes can be compared.
 make_ort_training() {
   local model
@@ -53,7 +58,7 @@ make_adversarial() {
   "$EXPORT_PYTHON" models/make_adversarial_graphs.py "$GRAPHS/adversarial"
 }
 
-ALL=(torch onnx_ad ort_training matrix adversarial)
+ALL=(torch onnx_ad ort_training matrix bfloat16 adversarial)
 for group in "${@:-${ALL[@]}}"; do
   "make_$group"
 done

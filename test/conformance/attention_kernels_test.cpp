@@ -1,5 +1,5 @@
 // The tiled attention kernels of every instruction set against the reference kernels: odd sizes,
-// grouped heads, every mask, bias and kind of dead row, by one worker and by several.
+// grouped heads, every mask, bias and kind of dead row, every type, by one worker and by several.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -24,21 +24,25 @@ using ir::Tensor;
 template <const Functions* (*functions)()>
 const KernelTable& table() {
   static const KernelTable kTable(
-      "test", {{ir::kAutospDomain, "Attention", attention::accepts,
-                [](const KernelCall& call) { attention::forward(call, *functions()); },
-                [](const ir::Graph& graph, const ir::Node& node, int workers) {
-                  return attention::forward_workspace(graph, node, workers, *functions());
-                }},
-               {ir::kAutospDomain, "AttentionGrad", attention::accepts,
-                [](const KernelCall& call) { attention::backward(call, *functions()); },
-                [](const ir::Graph& graph, const ir::Node& node, int workers) {
-                  return attention::backward_workspace(graph, node, workers, *functions());
-                }}});
+      functions()->name,
+      {{ir::kAutospDomain, "Attention", attention::accepts,
+        [](const KernelCall& call) { attention::forward(call, *functions()); },
+        [](const ir::Graph& graph, const ir::Node& node, int workers) {
+          return attention::forward_workspace(graph, node, workers, *functions());
+        }},
+       {ir::kAutospDomain, "AttentionGrad", attention::accepts,
+        [](const KernelCall& call) { attention::backward(call, *functions()); },
+        [](const ir::Graph& graph, const ir::Node& node, int workers) {
+          return attention::backward_workspace(graph, node, workers, *functions());
+        }}});
   return kTable;
 }
 
-std::vector<const KernelTable*> available_tables() {
+std::vector<const KernelTable*> available_tables(DataType type) {
   std::vector<const KernelTable*> tables = {&table<attention::portable_functions>()};
+  if (type == DataType::kBFloat16 && attention::amx_functions() != nullptr) {
+    tables.push_back(&table<attention::amx_functions>());
+  }
   if (attention::avx2_functions() != nullptr) {
     tables.push_back(&table<attention::avx2_functions>());
   }
@@ -61,6 +65,7 @@ struct AttentionCase {
   std::map<std::string, Tensor> optional{};  // by operand name
   bool bias_gradient = true;
   double tolerance = 2e-5;
+  DataType type = DataType::kFloat32;
 };
 void PrintTo(const AttentionCase& c, std::ostream* out) { *out << c.name; }
 
@@ -99,9 +104,9 @@ void add_segments(AttentionCase& c) {
   const Sizes& s = c.sizes;
   const auto segment = [&](int64_t extent) {
     return [extent](int64_t k) {
-      const int64_t segment = (k % extent) * 5 / extent;
+      const int64_t number = (k % extent) * 5 / extent;
       const int64_t repetition = k / extent;
-      return static_cast<double>(-7 + 1000000007 * segment + repetition);
+      return static_cast<double>(-7 + 1000000007 * number + repetition);
     };
   };
   c.optional["query_segment"] = numbers({s.batch, s.queries}, segment(s.queries), DataType::kInt64);
@@ -194,8 +199,29 @@ std::vector<AttentionCase> all_cases() {
   AttentionCase& large = add("largeScores", {1, 2, 1, 200, 200, 64, 64});
   large.attributes.set("scale", 4.0F);
   // Of one key the weight is 1: what comes out as gradient of query and key is rounding.
+  const auto is_rounding = [](const AttentionCase& c) {
+    return c.sizes.keys == 1 || c.name == "window1";
+  };
   for (AttentionCase& c : cases) {
-    if (c.sizes.keys == 1 || c.name == "window1") c.tolerance = 1e-4;
+    if (is_rounding(c)) c.tolerance = 1e-4;
+  }
+  const size_t count = cases.size();
+  for (size_t k = 0; k < count; ++k) {
+    if (is_rounding(cases[k]) || cases[k].name.starts_with("additive")) continue;
+    for (const auto& [type, tolerance] :
+         {std::pair{DataType::kBFloat16, 2e-2}, {DataType::kFloat16, 3e-3}}) {
+      AttentionCase narrow = cases[k];
+      narrow.name += type == DataType::kBFloat16 ? "_bfloat16" : "_float16";
+      narrow.type = type;
+      narrow.tolerance = tolerance;
+      for (auto& [name, tensor] : narrow.optional) {
+        if (is_floating(tensor.dtype())) {
+          tensor = numbers(
+              tensor.shape(), [&](int64_t n) { return tensor.value_as_double(n); }, type);
+        }
+      }
+      cases.push_back(std::move(narrow));
+    }
   }
   return cases;
 }
@@ -207,7 +233,7 @@ std::shared_ptr<const ir::Graph> graph_of(const AttentionCase& c) {
   const Sizes& s = c.sizes;
   const int64_t heads = s.kv_heads * s.group;
   const auto input = [&](const std::string& name, const Shape& shape) {
-    return graph->add_input(name, {DataType::kFloat32, shape});
+    return graph->add_input(name, {c.type, shape});
   };
   const Shape output = {s.batch, heads, s.queries, s.value_width};
   const Shape rows = {s.batch, heads, s.queries};
@@ -220,7 +246,7 @@ std::shared_ptr<const ir::Graph> graph_of(const AttentionCase& c) {
     const auto found = c.optional.find(name);
     optional.push_back(found == c.optional.end() ? ValueId() : build.constant(found->second, name));
   }
-  const auto type = [](const Shape& shape) { return ir::Type{DataType::kFloat32, shape}; };
+  const ir::Type statistics{DataType::kFloat32, rows};
   const auto run = [&](const std::string& op, std::vector<ValueId> operands,
                        const std::vector<ir::Type>& types) {
     operands.insert(operands.end(), optional.begin(), optional.end());
@@ -231,7 +257,7 @@ std::shared_ptr<const ir::Graph> graph_of(const AttentionCase& c) {
     }
     return results;
   };
-  const auto forward = run("Attention", qkv, {type(output), type(rows), type(rows)});
+  const auto forward = run("Attention", qkv, {{c.type, output}, statistics, statistics});
   std::vector<ValueId> operands = {input("do", output)};
   operands.insert(operands.end(), qkv.begin(), qkv.end());
   operands.insert(operands.end(), forward.begin(), forward.end());
@@ -252,12 +278,12 @@ TEST_P(AttentionKernels, AgreeWithTheReference) {
   const test::Tensors want = test::run_graph(*graph, feeds);
   const bool gives_nan = GetParam().attributes.get_string("dead_rows", "none") == "nan";
   const auto expect = gives_nan ? test::expect_close_or_nan : test::expect_close;
-  for (const KernelTable* kernels : available_tables()) {
+  for (const KernelTable* kernels : available_tables(GetParam().type)) {
     for (const ir::Node& node : graph->nodes()) {  // else the reference is compared with itself
       ASSERT_NE(kernels->find(*graph, node).function, nullptr) << graph->describe(node);
     }
     for (const int workers : {1, 2, 3}) {
-      SCOPED_TRACE(fmt::format("{} {} workers", kernels == available_tables().back(), workers));
+      SCOPED_TRACE(fmt::format("{}, {} workers", kernels->device(), workers));
       RunOptions options{.threads_per_rank = workers};
       options.compile.kernels = kernels;
       const RunResult result = run_in_threads({graph}, {feeds}, options);

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from training_graph import GRAPHS
 
 
@@ -22,3 +23,27 @@ def test_gradients_that_are_zero_but_for_rounding_are_equal(autosp_onnx, tmp_pat
     others = [output for output in gradients if output not in key_biases]
     assert not any(output["rounding"] for output in others)
     assert not all(output["equal"] for output in others)
+
+
+@pytest.fixture(scope="module", params=[2, 3, 4])
+def sharded_bfloat16(request, autosp_onnx, tmp_path_factory):
+    model, out = GRAPHS / "bfloat16" / "llama.onnx", tmp_path_factory.mktemp("bfloat16") / "out"
+    result = autosp_onnx("shard", model, "--dim", "seq=40", "--sp", request.param, "-o", out)
+    assert result.returncode == 0, result.stderr
+    return model, out
+
+
+def test_tolerances_follow_what_an_output_is_computed_with(autosp_onnx, sharded_bfloat16):
+    """The loss is float32, of bfloat16 activations; the inputs are float32 arrays, which are rounded."""
+    result = autosp_onnx("validate", *sharded_bfloat16, "--feed", GRAPHS / "llama.npz", "--json")
+    assert result.returncode == 0, result.stderr
+    outputs = json.loads(result.stdout)["outputs"]
+    assert {output["tolerance"] for output in outputs if output["role"] == "loss"} == {5e-3}
+    assert {output["tolerance"] for output in outputs if output["role"] == "gradient"} == {5e-2}
+
+
+def test_the_whole_models_rounding_excuses_a_few_tolerances_only(autosp_onnx, sharded_bfloat16):
+    result = autosp_onnx("validate", *sharded_bfloat16, "--feed", GRAPHS / "llama.npz", "--tolerance", 1e-4, "--json")
+    assert result.returncode == 1
+    outputs = [output for output in json.loads(result.stdout)["outputs"] if output["role"] == "gradient"]
+    assert not any(output["equal"] for output in outputs)

@@ -10,6 +10,7 @@
 
 namespace autosp::executor::attention {
 
+using ir::DataType;
 using reference::AttentionProblem;
 
 namespace {
@@ -22,20 +23,18 @@ struct HeadMemory {
   float* max;
   float* inverse_sum;
   float* delta;
+  // Where results are not plain.
+  float* query_gradient;
+  float* key_gradient;
+  float* value_gradient;
 };
 
 struct BackwardMemory {
   RowsMemory rows;
-  float* query;  // padded copies
-  float* key;
-  float* value;
-  float* output;
-  float* output_gradient;
-  float* query_gradient;  // with padded rows
-  float* key_gradient;
-  float* value_gradient;
-  double* sink_terms;  // [batch][query heads]
-  float* scratch;      // [workers][scratch_size]
+  float* sinks;
+  double* sink_terms;    // [batch][query heads]
+  float* bias_gradient;  // where the result is not float32
+  float* scratch;        // [workers][scratch_size]
   int64_t scratch_size;
   float* heads;  // [workers][head_size]
   int64_t head_size;
@@ -43,29 +42,30 @@ struct BackwardMemory {
 
 int64_t padded_queries(const AttentionProblem& s) { return round_up(s.queries, kQueryBlock); }
 
-BackwardMemory carve(Carver& carver, const AttentionProblem& s, bool has_segments, int workers,
-                     const Functions& functions) {
+// Elements of the bias's gradient that are summed as floats first.
+int64_t bias_sums(const Problem& p, const ir::Shape* gradient) {
+  return gradient == nullptr || p.type == DataType::kFloat32 ? 0 : ir::num_elements(*gradient);
+}
+
+// Floats of the gradients of one KV head and one of its query heads, where results are not plain.
+int64_t gradient_size(const Problem& p) {
+  const bool plain = p.type == DataType::kFloat32 && p.width == p.sizes.width &&
+                     p.value_width == p.sizes.value_width;
+  return plain ? 0 : p.sizes.queries * p.width + p.sizes.keys * (p.width + p.value_width);
+}
+
+BackwardMemory carve(Carver& carver, const Problem& p, const ir::Shape* bias_gradient,
+                     bool has_segments, int workers, const Functions& functions) {
+  const AttentionProblem& s = p.sizes;
   BackwardMemory memory{};
   memory.rows = carve_rows(carver, s, has_segments, functions.panel);
-  const auto of_queries = [&](int64_t width) {
-    return carver.take<float>(padded_size(s.batch, s.query_heads, s.queries, width));
-  };
-  const auto of_keys = [&](int64_t width) {
-    return carver.take<float>(padded_size(s.batch, s.kv_heads, s.keys, width));
-  };
-  memory.query = of_queries(s.width);
-  memory.query_gradient = of_queries(s.width);
-  memory.output = of_queries(s.value_width);
-  memory.output_gradient = of_queries(s.value_width);
-  memory.key = of_keys(s.width);
-  memory.key_gradient = of_keys(s.width);
-  memory.value = of_keys(s.value_width);
-  memory.value_gradient = of_keys(s.value_width);
+  memory.sinks = carver.take<float>(s.query_heads);
   memory.sink_terms = carver.take<double>(s.batch * s.query_heads);
-  const Problem p = problem_of(s);
+  memory.bias_gradient = carver.take<float>(bias_sums(p, bias_gradient));
   memory.scratch_size = round_up(functions.backward_scratch(p), 16);
   memory.scratch = carver.take<float>(memory.scratch_size * workers);
-  memory.head_size = padded_queries(s) * (p.width + p.value_width + 3);
+  memory.head_size =
+      round_up(padded_queries(s) * (p.width + p.value_width + 3) + gradient_size(p), 16);
   memory.heads = carver.take<float>(memory.head_size * workers);
   return memory;
 }
@@ -76,10 +76,12 @@ class Backward {
       : call_(call),
         functions_(functions),
         workers_(*call.workers),
-        p_(problem_of(reference::attention_problem(call.call, reference::kAttentionGrad))),
+        p_(problem_of(reference::attention_problem(call.call, reference::kAttentionGrad),
+                      call.call.operands[1].dtype)),
         s_(p_.sizes) {
     Carver carver(call.workspace);
-    memory_ = carve(carver, s_, s_.mask.key_segment != nullptr, workers_.count(), functions);
+    memory_ = carve(carver, p_, has_result(3) ? result(3).shape : nullptr,
+                    s_.mask.key_segment != nullptr, workers_.count(), functions);
     p_.rows = fill_rows(s_, memory_.rows, functions.panel);
     bind_operands();
     bind_results();
@@ -94,7 +96,7 @@ class Backward {
     for (int64_t head = alone; head < heads; ++head) {
       can_share_keys() ? visit_together(head) : visit_alone(0, head);
     }
-    store_padded();
+    store_bias_gradient();
     store_sink_gradient();
   }
 
@@ -104,19 +106,12 @@ class Backward {
   bool has_result(size_t k) const { return k < call_.call.results.size() && call_.call.results[k]; }
 
   void bind_operands() {
-    const auto of_queries = [&](size_t k, int64_t width, float* copy) {
-      return padded(dense(operand(k).data, s_.query_heads, s_.queries, width), s_.batch,
-                    s_.query_heads, s_.queries, width, copy);
-    };
-    const auto of_keys = [&](size_t k, int64_t width, float* copy) {
-      return padded(dense(operand(k).data, s_.kv_heads, s_.keys, width), s_.batch, s_.kv_heads,
-                    s_.keys, width, copy);
-    };
-    p_.output_gradient = of_queries(0, s_.value_width, memory_.output_gradient);
-    p_.query = of_queries(1, s_.width, memory_.query);
-    p_.key = of_keys(2, s_.width, memory_.key);
-    p_.value = of_keys(3, s_.value_width, memory_.value);
-    p_.output = of_queries(4, s_.value_width, memory_.output);
+    p_.output_gradient = array_of(operand(0));
+    p_.query = array_of(operand(1));
+    p_.key = array_of(operand(2));
+    p_.value = array_of(operand(3));
+    p_.output = array_of(operand(4));
+    p_.sink = sinks_of(p_, memory_.sinks);
     const auto floats = [&](size_t k) {
       const auto* data = static_cast<const float*>(operand(k).data);
       return const_cast<float*>(data);  // NOLINT: only read here, written by the forward pass
@@ -126,16 +121,12 @@ class Backward {
   }
 
   void bind_results() {
-    const auto bind = [&](size_t k, int64_t heads, int64_t rows, int64_t width, float* wide) {
-      const int64_t padded_width = round_up(width, kLanes);
-      return padded_width == width ? dense(result(k).data, heads, rows, width)
-                                   : dense(wide, heads, rows, padded_width);
-    };
-    query_gradient_ = bind(0, s_.query_heads, s_.queries, s_.width, memory_.query_gradient);
-    p_.key_gradient = bind(1, s_.kv_heads, s_.keys, s_.width, memory_.key_gradient);
-    p_.value_gradient = bind(2, s_.kv_heads, s_.keys, s_.value_width, memory_.value_gradient);
+    query_gradient_ = array_of(result(0));
+    key_gradient_ = array_of(result(1));
+    value_gradient_ = array_of(result(2));
     if (!has_result(3)) return;
-    p_.bias_gradient = static_cast<float*>(result(3).data);
+    p_.bias_gradient =
+        p_.type == DataType::kFloat32 ? static_cast<float*>(result(3).data) : memory_.bias_gradient;
     std::fill_n(p_.bias_gradient, ir::num_elements(*result(3).shape), 0.0F);
   }
 
@@ -157,6 +148,9 @@ class Backward {
     m.max = m.output_gradient + queries * p_.value_width;
     m.inverse_sum = m.max + queries;
     m.delta = m.inverse_sum + queries;
+    m.query_gradient = m.delta + queries;
+    m.key_gradient = m.query_gradient + s_.queries * p_.width;
+    m.value_gradient = m.key_gradient + s_.keys * p_.width;
     return m;
   }
 
@@ -164,16 +158,33 @@ class Backward {
   Head head_of(int64_t index, int64_t group, const HeadMemory& m) const {
     Head head;
     head.batch = index / s_.kv_heads;
-    head.head = index % s_.kv_heads * s_.group + group;
+    const int64_t kv_head = index % s_.kv_heads;
+    head.head = kv_head * s_.group + group;
     head.query = m.query;
     head.output_gradient = m.output_gradient;
     head.max = m.max;
     head.inverse_sum = m.inverse_sum;
     head.delta = m.delta;
-    head.query_gradient = query_gradient_.at(head.batch, head.head, 0);
-    head.query_gradient_row = query_gradient_.row;
+    const auto sums = [&](const Array& result, int64_t of, float* memory) {
+      return result.is_plain() ? reinterpret_cast<float*>(result.at(head.batch, of, 0)) : memory;
+    };
+    head.query_gradient = sums(query_gradient_, head.head, m.query_gradient);
+    head.key_gradient = sums(key_gradient_, kv_head, m.key_gradient);
+    head.value_gradient = sums(value_gradient_, kv_head, m.value_gradient);
     head.first = group == 0;
     return head;
+  }
+
+  // Rounds what was summed elsewhere. Key and value gradients are whole after the group's last.
+  void store(const Head& head) const {
+    const int64_t kv_head = head.head / s_.group;
+    const auto rounded = [&](const Array& result, int64_t of, const float* sums) {
+      if (!result.is_plain()) functions_.store(result, head.batch, of, sums);
+    };
+    rounded(query_gradient_, head.head, head.query_gradient);
+    if (head.head % s_.group + 1 < s_.group) return;
+    rounded(key_gradient_, kv_head, head.key_gradient);
+    rounded(value_gradient_, kv_head, head.value_gradient);
   }
 
   float* scratch(int64_t worker) const { return memory_.scratch + worker * memory_.scratch_size; }
@@ -184,12 +195,13 @@ class Backward {
     const HeadMemory memory = head_memory(worker);
     for (int64_t group = 0; group < s_.group; ++group) {
       const Head head = head_of(index, group, memory);
-      std::fill_n(head.query_gradient, s_.queries * head.query_gradient_row, 0.0F);
-      for (int64_t k = 0; k < query_blocks(); ++k) functions_.prepare(p_, head, k);
+      std::fill_n(head.query_gradient, s_.queries * p_.width, 0.0F);
+      for (int64_t k = 0; k < query_blocks(); ++k) functions_.prepare(p_, head, k, scratch(worker));
       find_sink_term(head);
       for (int64_t k = 0; k < key_blocks(); ++k) {
         functions_.backward(p_, head, k, scratch(worker));
       }
+      store(head);
     }
   }
 
@@ -201,11 +213,11 @@ class Backward {
       const auto gradient = [&](int64_t worker) {
         return worker == 0 ? head.query_gradient : head_memory(worker).query;
       };
-      const int64_t row = head.query_gradient_row;
+      const int64_t row = p_.width;
       workers_.run([&](int worker) {
         std::fill_n(gradient(worker), s_.queries * row, 0.0F);
         for (int64_t k = worker; k < query_blocks(); k += workers) {
-          functions_.prepare(p_, head, k);
+          functions_.prepare(p_, head, k, scratch(worker));
         }
       });
       find_sink_term(head);
@@ -227,12 +239,13 @@ class Backward {
           for (int64_t i = begin; i < end; ++i) head.query_gradient[i] += from[i];
         }
       });
+      store(head);
     }
   }
 
   void find_sink_term(const Head& head) {
     if (!has_result(4)) return;
-    const double sink = static_cast<const float*>(s_.sink)[head.head];
+    const double sink = p_.sink[head.head];
     double sum = 0;
     for (int64_t i = 0; i < s_.queries; ++i) {
       const double weight = std::exp(sink - static_cast<double>(head.max[i])) *
@@ -247,22 +260,28 @@ class Backward {
     for (int64_t h = 0; h < s_.query_heads; ++h) {
       double sum = 0;
       for (int64_t b = 0; b < s_.batch; ++b) sum += memory_.sink_terms[b * s_.query_heads + h];
-      static_cast<float*>(result(4).data)[h] = static_cast<float>(-sum);
+      store_float(result(4), h, static_cast<float>(-sum));
     }
   }
 
-  // Gradients that were summed in padded rows.
-  void store_padded() {
-    const auto store = [&](const Matrix& from, size_t k, int64_t rows, int64_t width) {
-      if (from.row == width) return;
-      auto* to = static_cast<float*>(result(k).data);
-      for (int64_t r = 0; r < rows; ++r)
-        std::copy_n(from.data + r * from.row, width, to + r * width);
-    };
-    const int64_t key_rows = s_.batch * s_.kv_heads * s_.keys;
-    store(query_gradient_, 0, s_.batch * s_.query_heads * s_.queries, s_.width);
-    store(p_.key_gradient, 1, key_rows, s_.width);
-    store(p_.value_gradient, 2, key_rows, s_.value_width);
+  void store_bias_gradient() {
+    if (!has_result(3) || p_.type == DataType::kFloat32) return;
+    for (int64_t k = 0; k < ir::num_elements(*result(3).shape); ++k) {
+      store_float(result(3), k, p_.bias_gradient[k]);
+    }
+  }
+
+  static void store_float(const reference::Result& result, int64_t at, float value) {
+    switch (result.dtype) {
+      case DataType::kBFloat16:
+        static_cast<uint16_t*>(result.data)[at] = ir::float_to_bfloat16(value);
+        return;
+      case DataType::kFloat16:
+        static_cast<uint16_t*>(result.data)[at] = ir::float_to_float16(value);
+        return;
+      default:
+        static_cast<float*>(result.data)[at] = value;
+    }
   }
 
   const KernelCall& call_;
@@ -271,7 +290,9 @@ class Backward {
   Problem p_;
   const AttentionProblem& s_;
   BackwardMemory memory_{};
-  Matrix query_gradient_;
+  Array query_gradient_;
+  Array key_gradient_;
+  Array value_gradient_;
 };
 
 }  // namespace
@@ -279,8 +300,11 @@ class Backward {
 int64_t backward_workspace(const ir::Graph& graph, const ir::Node& node, int workers,
                            const Functions& functions) {
   Carver carver(nullptr);
-  carve(carver, sizes_of(graph, node, kBackwardPositions), node.input(12).valid(), workers,
-        functions);
+  const Problem p =
+      problem_of(sizes_of(graph, node, kBackwardPositions), graph.type(node.input(1)).dtype);
+  const ValueId bias_gradient = node.outputs.size() > 3 ? node.outputs[3] : ValueId();
+  carve(carver, p, bias_gradient ? &graph.shape(bias_gradient) : nullptr, node.input(12).valid(),
+        workers, functions);
   return carver.bytes();
 }
 

@@ -16,11 +16,19 @@ struct BackwardScratch {
   float* slopes;          // likewise: of the softcap
   float* key_gradient;    // [kKeyBlock][width]
   float* value_gradient;  // [kKeyBlock][value width]
+  // Widened: [kKeyBlock] and [kQueryBlock] of their widths.
+  float* keys;
+  float* values;
+  float* queries;
+  float* output_gradients;
 };
+
+static_assert(kKeyBlock == kQueryBlock);
 
 inline int64_t backward_scratch(const Problem& p) {
   const int64_t tiles = p.sizes.softcap != 0 ? 3 : 2;
-  return kKeyBlock * (tiles * kQueryBlock + p.width + p.value_width);
+  const int64_t rows = widens(p) ? 3 : 1;
+  return kKeyBlock * (tiles * kQueryBlock + rows * (p.width + p.value_width));
 }
 
 AUTOSP_AI BackwardScratch carve_backward(const Problem& p, float* memory) {
@@ -30,17 +38,26 @@ AUTOSP_AI BackwardScratch carve_backward(const Problem& p, float* memory) {
   s.slopes = s.score_gradient + kKeyBlock * kQueryBlock;
   s.key_gradient = p.sizes.softcap != 0 ? s.slopes + kKeyBlock * kQueryBlock : s.slopes;
   s.value_gradient = s.key_gradient + kKeyBlock * p.width;
+  s.keys = s.value_gradient + kKeyBlock * p.value_width;
+  s.values = s.keys + kKeyBlock * p.width;
+  s.queries = s.values + kKeyBlock * p.value_width;
+  s.output_gradients = s.queries + kQueryBlock * p.width;
   return s;
 }
 
-inline void prepare(const Problem& p, const Head& head, int64_t query_block) {
+inline void prepare(const Problem& p, const Head& head, int64_t query_block, float* memory) {
   const FlushDenormals flush;
+  const BackwardScratch s = carve_backward(p, memory);
   const int64_t query = query_block * kQueryBlock;
   const int64_t count = query_count(p, query);
-  const float* gradient = p.output_gradient.at(head.batch, head.head, query);
-  transpose(p.query.at(head.batch, head.head, query), p.query.row, count, p.width, p.sizes.scale,
-            head.query + query * p.width);
-  transpose(gradient, p.output_gradient.row, count, p.value_width, 1,
+  const auto floats = [&](const Array& array, float* copy) {
+    return floats_of(array, head.batch, head.head, query, count, copy);
+  };
+  const FloatRows queries = floats(p.query, s.queries);
+  const FloatRows gradients = floats(p.output_gradient, s.output_gradients);
+  const FloatRows outputs = floats(p.output, s.values);
+  transpose(queries.data, queries.row, count, p.width, p.sizes.scale, head.query + query * p.width);
+  transpose(gradients.data, gradients.row, count, p.value_width, 1,
             head.output_gradient + query * p.value_width);
   const int64_t row = (head.batch * p.sizes.query_heads + head.head) * p.sizes.queries + query;
   for (int64_t i = 0; i < kQueryBlock; ++i) {
@@ -56,8 +73,8 @@ inline void prepare(const Problem& p, const Head& head, int64_t query_block) {
         max = 0;
         inverse_sum = 1 / static_cast<float>(p.sizes.keys);
       }
-      const float* a = gradient + i * p.output_gradient.row;
-      const float* b = p.output.at(head.batch, head.head, query + i);
+      const float* a = gradients.data + i * gradients.row;
+      const float* b = outputs.data + i * outputs.row;
       V sum = Simd::zero();
       for (int64_t e = 0; e < p.value_width; e += kWidth) {
         sum = Simd::fma(Simd::load(a + e), Simd::load(b + e), sum);
@@ -139,14 +156,21 @@ inline void adjust_gradient(const Problem& p, const Patch& patch, const Panel& p
   }
 }
 
-// Weights and score gradients of keys [key, key + count) and one panel of queries.
+// Keys [begin, begin + count).
+struct KeyBlock {
+  int64_t begin;
+  int64_t count;
+  FloatRows keys;
+  FloatRows values;
+};
+
+// Weights and score gradients of a block of keys and one panel of queries.
 inline void visit_panel(const Problem& p, const Head& head, int64_t query, int64_t lane,
-                        int64_t key, int64_t count, const BackwardScratch& s) {
+                        const KeyBlock& block, const BackwardScratch& s) {
+  const int64_t key = block.begin;
+  const int64_t count = block.count;
   const Panel& panel = *panels_of(p, head.batch, query + lane);
   const Span seen = seen_keys(panel, key, count);
-  const int64_t kv_head = head.head / p.sizes.group;
-  const float* keys = p.key.at(head.batch, kv_head, key);
-  const float* values = p.value.at(head.batch, kv_head, key);
   const float* queries = head.query + query * p.width + lane;
   const float* gradients = head.output_gradient + query * p.value_width + lane;
   const int64_t at = query + lane;
@@ -164,15 +188,16 @@ inline void visit_panel(const Problem& p, const Head& head, int64_t query, int64
         }
         const Patch patch{head.batch, head.head, at, key + j, rows, weights};
         if (is_plain(p, panel, key + j, rows)) {
-          weight_tile<rows>(keys + j * p.key.row, p.key.row, queries, p.width, head.max + at,
-                            head.inverse_sum + at, weights);
+          weight_tile<rows>(block.keys.data + j * block.keys.row, block.keys.row, queries, p.width,
+                            head.max + at, head.inverse_sum + at, weights);
         } else {
-          score_tile<rows>(keys + j * p.key.row, p.key.row, queries, p.width, weights);
+          score_tile<rows>(block.keys.data + j * block.keys.row, block.keys.row, queries, p.width,
+                           weights);
           adjust(p, patch, panel, slopes);
           weigh_again(patch, head.max + at, head.inverse_sum + at);
         }
-        gradient_tile<rows>(values + j * p.value.row, p.value.row, gradients, p.value_width,
-                            head.delta + at, p.sizes.scale, weights, gradient);
+        gradient_tile<rows>(block.values.data + j * block.values.row, block.values.row, gradients,
+                            p.value_width, head.delta + at, p.sizes.scale, weights, gradient);
         if (touched) adjust_gradient(p, patch, panel, gradient, slopes);
       });
 }
@@ -195,9 +220,15 @@ inline Span seeing_queries(const Problem& p, int64_t batch, int64_t query, int64
 
 // The three products that end in gradients, for one block of queries and one of keys.
 inline void add_gradients(const Problem& p, const Head& head, int64_t query, int64_t queries,
-                          int64_t key, int64_t keys, bool full, const BackwardScratch& s) {
+                          const KeyBlock& block, bool full, const BackwardScratch& s) {
   const int64_t batch = head.batch;
-  const Matrix& dout = p.output_gradient;
+  const int64_t key = block.begin;
+  const int64_t keys = block.count;
+  const auto floats = [&](const Array& array, float* copy) {
+    return floats_of(array, batch, head.head, query, queries, copy);
+  };
+  const FloatRows query_rows = floats(p.query, s.queries);
+  const FloatRows gradient_rows = floats(p.output_gradient, s.output_gradients);
   const int64_t key_step = full ? keys : Simd::kSumRows;
   for (int64_t j = 0; j < keys; j += key_step) {
     const int64_t rows = smaller(key_step, keys - j);
@@ -207,32 +238,25 @@ inline void add_gradients(const Problem& p, const Head& head, int64_t query, int
     const int64_t depth = seeing.end - seeing.begin;
     const int64_t corner = j * kQueryBlock + seeing.begin;
     add_product(rows, p.value_width, {s.weights + corner, kQueryBlock, 1},
-                dout.at(batch, head.head, query + seeing.begin), dout.row, depth,
+                gradient_rows.data + seeing.begin * gradient_rows.row, gradient_rows.row, depth,
                 s.value_gradient + j * p.value_width, p.value_width);
     add_product(rows, p.width, {s.score_gradient + corner, kQueryBlock, 1},
-                p.query.at(batch, head.head, query + seeing.begin), p.query.row, depth,
+                query_rows.data + seeing.begin * query_rows.row, query_rows.row, depth,
                 s.key_gradient + j * p.width, p.width);
   }
-  const float* key_rows = p.key.at(batch, head.head / p.sizes.group, key);
   const int64_t query_step = full ? queries : Simd::kSumRows;
   for (int64_t i = 0; i < queries; i += query_step) {
     const int64_t rows = smaller(query_step, queries - i);
     const Span seen = full ? Span{0, keys} : seen_keys(p, batch, query + i, rows, key, keys);
     if (seen.begin >= seen.end) continue;
     add_product(rows, p.width, {s.score_gradient + seen.begin * kQueryBlock + i, 1, kQueryBlock},
-                key_rows + seen.begin * p.key.row, p.key.row, seen.end - seen.begin,
-                head.query_gradient + (query + i) * head.query_gradient_row,
-                head.query_gradient_row);
+                block.keys.data + seen.begin * block.keys.row, block.keys.row,
+                seen.end - seen.begin, head.query_gradient + (query + i) * p.width, p.width);
   }
 }
 
-AUTOSP_AI void copy(const float* from, int64_t from_row, int64_t rows, int64_t width, float* to,
-                    int64_t to_row) {
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t d = 0; d < width; d += kWidth) {
-      Simd::store(to + i * to_row + d, Simd::load(from + i * from_row + d));
-    }
-  }
+AUTOSP_AI void copy(const float* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += kWidth) Simd::store(to + i, Simd::load(from + i));
 }
 
 inline void backward(const Problem& p, const Head& head, int64_t key_block, float* memory) {
@@ -241,15 +265,16 @@ inline void backward(const Problem& p, const Head& head, int64_t key_block, floa
   const int64_t key = key_block * kKeyBlock;
   const int64_t count = smaller(kKeyBlock, p.sizes.keys - key);
   const int64_t kv_head = head.head / p.sizes.group;
-  float* key_gradient = p.key_gradient.at(head.batch, kv_head, key);
-  float* value_gradient = p.value_gradient.at(head.batch, kv_head, key);
+  const KeyBlock block{key, count, floats_of(p.key, head.batch, kv_head, key, count, s.keys),
+                       floats_of(p.value, head.batch, kv_head, key, count, s.values)};
+  float* key_gradient = head.key_gradient + key * p.width;
+  float* value_gradient = head.value_gradient + key * p.value_width;
   if (head.first) {
     fill(s.key_gradient, count * p.width, 0);
     fill(s.value_gradient, count * p.value_width, 0);
   } else {
-    copy(key_gradient, p.key_gradient.row, count, p.width, s.key_gradient, p.width);
-    copy(value_gradient, p.value_gradient.row, count, p.value_width, s.value_gradient,
-         p.value_width);
+    copy(key_gradient, count * p.width, s.key_gradient);
+    copy(value_gradient, count * p.value_width, s.value_gradient);
   }
   for (int64_t query = 0; query < p.sizes.queries; query += kQueryBlock) {
     const int64_t queries = query_count(p, query);
@@ -263,16 +288,22 @@ inline void backward(const Problem& p, const Head& head, int64_t key_block, floa
     }
     if (!seen) continue;
     for (int64_t lane = 0; lane < queries; lane += kPanel) {
-      visit_panel(p, head, query, lane, key, count, s);
+      visit_panel(p, head, query, lane, block, s);
     }
-    add_gradients(p, head, query, queries, key, count, full, s);
+    add_gradients(p, head, query, queries, block, full, s);
   }
-  copy(s.key_gradient, p.width, count, p.width, key_gradient, p.key_gradient.row);
-  copy(s.value_gradient, p.value_width, count, p.value_width, value_gradient, p.value_gradient.row);
+  copy(s.key_gradient, count * p.width, key_gradient);
+  copy(s.value_gradient, count * p.value_width, value_gradient);
 }
 
-inline constexpr Functions kFunctions = {
-    AUTOSP_SIMD_NAME, kPanel, forward_scratch, backward_scratch, forward, prepare, backward};
+inline void store_rows(const Array& array, int64_t batch, int64_t head, const float* rows) {
+  const int64_t wide = round_up(array.width, kLanes);
+  for (int64_t r = 0; r < array.rows; ++r) store_row(array, batch, head, r, rows + r * wide, 1);
+}
+
+inline constexpr Functions kFunctions = {AUTOSP_SIMD_NAME, kPanel,    forward_scratch,
+                                         backward_scratch, forward,   prepare,
+                                         backward,         store_rows};
 
 }  // namespace
 }  // namespace autosp::executor::attention

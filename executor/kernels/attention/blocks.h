@@ -8,15 +8,17 @@
 // the instruction set; keys in blocks of kKeyBlock.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
+#include "ir/type.h"
 #include "reference/attention_problem.h"
 
 namespace autosp::executor::attention {
 
 inline constexpr int64_t kQueryBlock = 96;  // a multiple of every panel
 inline constexpr int64_t kKeyBlock = 96;
-inline constexpr int64_t kLanes = 16;  // widths are padded to a multiple
+inline constexpr int64_t kLanes = 16;  // floats of a row are padded to a multiple
 
 inline constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
@@ -50,30 +52,40 @@ struct Rows {
   int64_t num_panels = 0;                // per batch
 };
 
-// A [batch, heads, rows, width] array: rows of padded width.
-struct Matrix {
-  float* data = nullptr;
-  int64_t batch = 0;  // strides, in elements
-  int64_t head = 0;
-  int64_t row = 0;
-  float* at(int64_t b, int64_t h, int64_t r) const { return data + b * batch + h * head + r * row; }
+// A dense [batch, heads, rows, width] array of one of the types below, as the graph holds it.
+struct Array {
+  std::byte* data = nullptr;
+  ir::DataType type = ir::DataType::kFloat32;
+  int64_t heads = 0;
+  int64_t rows = 0;
+  int64_t width = 0;
+
+  std::byte* at(int64_t b, int64_t h, int64_t r) const {
+    const auto size = static_cast<int64_t>(ir::element_size(type));
+    return data + ((b * heads + h) * rows + r) * width * size;
+  }
+  // Whether rows are what the blocks compute with: floats, whole vectors of them. Others are
+  // widened, block by block.
+  bool is_plain() const { return type == ir::DataType::kFloat32 && width % kLanes == 0; }
 };
 
 struct Problem {
   reference::AttentionProblem sizes;
+  // Of queries, keys, values, bias, sink and their gradients: float32, bfloat16 or float16.
+  ir::DataType type = ir::DataType::kFloat32;
   Rows rows;
   int64_t width = 0;        // padded
   int64_t value_width = 0;  // padded
-  Matrix query;
-  Matrix key;
-  Matrix value;
-  Matrix output;  // forward: written, of value_width; else read
+  Array query;
+  Array key;
+  Array value;
+  Array output;                 // forward: written; else read
+  const float* sink = nullptr;  // [query heads]
   float* row_max = nullptr;
   float* row_sum = nullptr;
+  const uint16_t* packed_values = nullptr;  // see Functions::pack
   // Backward.
-  Matrix output_gradient;
-  Matrix key_gradient;
-  Matrix value_gradient;
+  Array output_gradient;
   float* bias_gradient = nullptr;
 };
 
@@ -86,8 +98,9 @@ struct Head {
   float* max = nullptr;              // [padded queries]
   float* inverse_sum = nullptr;      // likewise
   float* delta = nullptr;            // likewise
-  float* query_gradient = nullptr;   // [queries][query_gradient_row], added to
-  int64_t query_gradient_row = 0;
+  float* query_gradient = nullptr;   // [queries][width], added to
+  float* key_gradient = nullptr;     // of its KV head: [keys][width], added to
+  float* value_gradient = nullptr;   // [keys][value width], added to
   bool first = false;  // of its KV head's group: key and value gradients start at zero
 };
 
@@ -99,19 +112,27 @@ struct Functions {
   int64_t (*backward_scratch)(const Problem&);
   // Output and statistics of one query block of one head.
   void (*forward)(const Problem&, int64_t batch, int64_t head, int64_t query_block, float* scratch);
-  // Fills in one query block of the head: all but query_gradient.
-  void (*prepare)(const Problem&, const Head&, int64_t query_block);
+  // Fills in one query block of the head: all but the gradients.
+  void (*prepare)(const Problem&, const Head&, int64_t query_block, float* scratch);
   // What the keys of one block have to do with one head: adds to its query gradient, and to the
   // key and value gradients of its KV head.
   void (*backward)(const Problem&, const Head&, int64_t key_block, float* scratch);
+  // Rows of padded width to one head of an array, rounded to its type.
+  void (*store)(const Array&, int64_t batch, int64_t head, const float* rows);
+  // What `forward` needs of the values in another order: the elements of one block of keys, and
+  // what writes them to Problem::packed_values, block by block and head by head. Null if nothing.
+  int64_t (*packed_block)(const Problem&) = nullptr;
+  void (*pack)(const Problem&, int64_t batch, int64_t kv_head, int64_t key_block,
+               uint16_t* packed) = nullptr;
 };
 
 // Null where the processor (or this build) lacks the instructions.
+const Functions* amx_functions();  // of bfloat16 only
 const Functions* avx512_functions();
 const Functions* avx2_functions();
 const Functions* portable_functions();
 
-// The fastest.
-const Functions& best_functions();
+// The fastest for a type.
+const Functions& best_functions(ir::DataType type);
 
 }  // namespace autosp::executor::attention

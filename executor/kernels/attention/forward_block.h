@@ -8,16 +8,19 @@ namespace autosp::executor::attention {
 namespace {
 
 struct ForwardScratch {
-  float* query;   // [width][kQueryBlock]
+  float* query;   // [width][kQueryBlock], transposed
   float* scores;  // [kKeyBlock][kQueryBlock]
   float* output;  // [kQueryBlock][value width]
   float* max;     // [kQueryBlock]
   float* sum;
   float* change;  // what the output so far is multiplied by
+  float* keys;    // [kKeyBlock][width], widened; queries first
+  float* values;  // [kKeyBlock][value width], likewise
 };
 
 inline int64_t forward_scratch(const Problem& p) {
-  return kQueryBlock * (p.width + p.value_width + kKeyBlock + 3);
+  const int64_t widened = widens(p) ? kKeyBlock * (p.width + p.value_width) : 0;
+  return kQueryBlock * (p.width + p.value_width + kKeyBlock + 3) + widened;
 }
 
 AUTOSP_AI ForwardScratch carve(const Problem& p, float* memory) {
@@ -28,6 +31,8 @@ AUTOSP_AI ForwardScratch carve(const Problem& p, float* memory) {
   s.max = s.output + kQueryBlock * p.value_width;
   s.sum = s.max + kQueryBlock;
   s.change = s.sum + kQueryBlock;
+  s.keys = s.change + kQueryBlock;
+  s.values = s.keys + kKeyBlock * p.width;
   return s;
 }
 
@@ -98,8 +103,8 @@ inline void clear_rows(float* scores, Span rows) {
 // output += weights . value, each group of rows over the keys that it sees.
 inline void add_values(const Problem& p, const Place& at, int64_t key, int64_t count, bool full,
                        const ForwardScratch& s) {
-  const Matrix& value = p.value;
-  const float* values = value.at(at.batch, at.head / p.sizes.group, key);
+  const FloatRows values =
+      floats_of(p.value, at.batch, at.head / p.sizes.group, key, count, s.values);
   const int64_t step = full ? at.count : Simd::kSumRows;
   for (int64_t i = 0; i < at.count; i += step) {
     const int64_t rows = smaller(step, at.count - i);
@@ -107,7 +112,7 @@ inline void add_values(const Problem& p, const Place& at, int64_t key, int64_t c
         full ? Span{0, count} : seen_keys(p, at.batch, at.query + i, rows, key, count);
     if (seen.begin >= seen.end) continue;
     add_product(rows, p.value_width, {s.scores + seen.begin * kQueryBlock + i, 1, kQueryBlock},
-                values + seen.begin * value.row, value.row, seen.end - seen.begin,
+                values.data + seen.begin * values.row, values.row, seen.end - seen.begin,
                 s.output + i * p.value_width, p.value_width);
   }
 }
@@ -115,7 +120,7 @@ inline void add_values(const Problem& p, const Place& at, int64_t key, int64_t c
 // Keys [key, key + count).
 inline void visit_keys(const Problem& p, const Place& at, int64_t key, int64_t count,
                        const ForwardScratch& s) {
-  const float* keys = p.key.at(at.batch, at.head / p.sizes.group, key);
+  const FloatRows keys = floats_of(p.key, at.batch, at.head / p.sizes.group, key, count, s.keys);
   const Panel* panels = panels_of(p, at.batch, at.query);
   const int64_t num_panels = (at.count + kPanel - 1) / kPanel;
   // Whole tiles of keys, so that those of one panel follow each other in memory.
@@ -132,7 +137,7 @@ inline void visit_keys(const Problem& p, const Place& at, int64_t key, int64_t c
       count, [&](auto rows, int64_t j) __attribute__((always_inline)) {
         for (int64_t c = 0; c < num_panels; ++c) {
           if (j < spans[c].begin || j >= spans[c].end) continue;
-          score_tile<rows>(keys + j * p.key.row, p.key.row, s.query + c * kPanel, p.width,
+          score_tile<rows>(keys.data + j * keys.row, keys.row, s.query + c * kPanel, p.width,
                            s.scores + j * kQueryBlock + c * kPanel);
         }
       });
@@ -159,33 +164,20 @@ inline void visit_keys(const Problem& p, const Place& at, int64_t key, int64_t c
   add_values(p, at, key, count, full, s);
 }
 
-// The output's rows have their own width, padded or not.
-AUTOSP_AI void store_row(const Problem& p, const float* row, float factor, float* to) {
-  const int64_t width = p.sizes.value_width;
-  if (width == p.value_width) {
-    for (int64_t e = 0; e < width; e += kWidth) {
-      Simd::store(to + e, Simd::load(row + e) * Simd::set(factor));
-    }
-  } else {
-    for (int64_t e = 0; e < width; ++e) to[e] = row[e] * factor;
-  }
-}
-
 inline void finish(const Problem& p, const Place& at, const ForwardScratch& s) {
   for (int64_t i = 0; i < at.count; ++i) {
     const RowKind kind = p.rows.kind[at.batch * p.rows.queries + at.query + i];
-    float* to = p.output.at(at.batch, at.head, at.query + i);
-    if (kind == RowKind::kEmpty) {
-      fill(to, p.sizes.value_width, 0);
-    } else if (kind == RowKind::kNan) {
-      fill(to, p.sizes.value_width, std::numeric_limits<float>::quiet_NaN());
-    } else {
-      store_row(p, s.output + i * p.value_width, 1.0F / s.sum[i], to);
+    float* row = s.output + i * p.value_width;
+    float factor = 1.0F / s.sum[i];
+    if (kind == RowKind::kEmpty || kind == RowKind::kNan) {
+      fill(row, p.value_width, 0);
+      factor = kind == RowKind::kNan ? std::numeric_limits<float>::quiet_NaN() : 0.0F;
     }
+    store_row(p.output, at.batch, at.head, at.query + i, row, factor);
     const bool has_statistics = kind == RowKind::kNormal || kind == RowKind::kUnmasked;
-    const int64_t row = (at.batch * p.sizes.query_heads + at.head) * p.sizes.queries + at.query + i;
-    if (p.row_max != nullptr) p.row_max[row] = has_statistics ? s.max[i] : kLowest;
-    if (p.row_sum != nullptr) p.row_sum[row] = has_statistics ? s.sum[i] : 0;
+    const int64_t n = (at.batch * p.sizes.query_heads + at.head) * p.sizes.queries + at.query + i;
+    if (p.row_max != nullptr) p.row_max[n] = has_statistics ? s.max[i] : kLowest;
+    if (p.row_sum != nullptr) p.row_sum[n] = has_statistics ? s.sum[i] : 0;
   }
 }
 
@@ -195,11 +187,11 @@ inline void forward(const Problem& p, int64_t batch, int64_t head, int64_t query
   const int64_t query = query_block * kQueryBlock;
   const Place at{batch, head, query, query_count(p, query)};
   const ForwardScratch s = carve(p, memory);
-  transpose(p.query.at(batch, head, query), p.query.row, at.count, p.width, p.sizes.scale, s.query);
+  const FloatRows queries = floats_of(p.query, batch, head, query, at.count, s.keys);
+  transpose(queries.data, queries.row, at.count, p.width, p.sizes.scale, s.query);
   fill(s.output, kQueryBlock * p.value_width, 0);
-  const float* sinks = static_cast<const float*>(p.sizes.sink);
-  fill(s.max, kQueryBlock, sinks == nullptr ? kLowest : sinks[head]);
-  fill(s.sum, kQueryBlock, sinks == nullptr ? 0.0F : 1.0F);
+  fill(s.max, kQueryBlock, p.sink == nullptr ? kLowest : p.sink[head]);
+  fill(s.sum, kQueryBlock, p.sink == nullptr ? 0.0F : 1.0F);
   const Span seen = seen_keys(p, batch, query, at.count, 0, p.sizes.keys);
   for (int64_t key = seen.begin; key < seen.end; key += kKeyBlock) {
     visit_keys(p, at, key, smaller(kKeyBlock, seen.end - key), s);

@@ -6,7 +6,8 @@ namespace autosp::executor::attention {
 
 const Functions* portable_functions() { return &kFunctions; }
 
-const Functions& best_functions() {
+const Functions& best_functions(ir::DataType type) {
+  if (type == ir::DataType::kBFloat16 && amx_functions() != nullptr) return *amx_functions();
   for (const Functions* functions : {avx512_functions(), avx2_functions()}) {
     if (functions != nullptr) return *functions;
   }

@@ -7,18 +7,18 @@ namespace autosp::executor {
 
 namespace {
 
-using attention::best_functions;
+using attention::functions_for;
 
 constexpr KernelRow kRows[] = {
     {ir::kAutospDomain, "Attention", attention::accepts,
-     [](const KernelCall& call) { attention::forward(call, best_functions()); },
+     [](const KernelCall& call) { attention::forward(call, functions_for(call)); },
      [](const ir::Graph& graph, const ir::Node& node, int workers) {
-       return attention::forward_workspace(graph, node, workers, best_functions());
+       return attention::forward_workspace(graph, node, workers, functions_for(graph, node));
      }},
     {ir::kAutospDomain, "AttentionGrad", attention::accepts,
-     [](const KernelCall& call) { attention::backward(call, best_functions()); },
+     [](const KernelCall& call) { attention::backward(call, functions_for(call)); },
      [](const ir::Graph& graph, const ir::Node& node, int workers) {
-       return attention::backward_workspace(graph, node, workers, best_functions());
+       return attention::backward_workspace(graph, node, workers, functions_for(graph, node));
      }},
 };
 

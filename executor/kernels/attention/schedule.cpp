@@ -7,6 +7,7 @@
 
 namespace autosp::executor::attention {
 
+using ir::DataType;
 using reference::AttentionProblem;
 using reference::DeadRows;
 
@@ -140,9 +141,10 @@ AttentionProblem sizes_of(const ir::Graph& graph, const ir::Node& node,
   return sizes;
 }
 
-Problem problem_of(const AttentionProblem& sizes) {
+Problem problem_of(const AttentionProblem& sizes, DataType type) {
   Problem p;
   p.sizes = sizes;
+  p.type = type;
   p.width = round_up(sizes.width, kLanes);
   p.value_width = round_up(sizes.value_width, kLanes);
   return p;
@@ -150,16 +152,26 @@ Problem problem_of(const AttentionProblem& sizes) {
 
 bool accepts(const ir::Graph& graph, const ir::Node& node) {
   constexpr int64_t kExactInFloat = int64_t{1} << 24;
-  const auto is_float = [&](ValueId id) {
-    const ir::DataType type = graph.type(id).dtype;
-    return type == ir::DataType::kFloat32 || !ir::is_floating(type);
-  };
-  for (const auto* values : {&node.inputs, &node.outputs}) {
-    for (ValueId id : *values) {
-      if (id && (!is_float(id) || graph.type(id).num_elements() == 0)) return false;
-    }
-  }
   const Positions& positions = node.op == "Attention" ? kForwardPositions : kBackwardPositions;
+  const DataType own = graph.type(node.inputs[positions.query]).dtype;
+  if (element_size(own) > sizeof(float)) return false;
+  const auto fit = [&](const std::vector<ValueId>& values, size_t statistics) {
+    for (size_t k = 0; k < values.size(); ++k) {
+      if (!values[k]) continue;
+      const ir::Type& type = graph.type(values[k]);
+      const bool is_statistic = k == statistics || k == statistics + 1;
+      if (type.num_elements() == 0) return false;
+      if (ir::is_floating(type.dtype) && type.dtype != (is_statistic ? DataType::kFloat32 : own)) {
+        return false;
+      }
+    }
+    return true;
+  };
+  constexpr size_t kNone = std::numeric_limits<size_t>::max() / 2;
+  const bool forward = node.op == "Attention";
+  if (!fit(node.inputs, forward ? kNone : 5) || !fit(node.outputs, forward ? 1 : kNone)) {
+    return false;
+  }
   const AttentionProblem sizes = sizes_of(graph, node, positions);
   return std::max(sizes.keys, sizes.queries) < kExactInFloat;
 }
@@ -211,26 +223,35 @@ Rows fill_rows(const AttentionProblem& sizes, const RowsMemory& memory, int pane
   return rows;
 }
 
-Matrix dense(const void* data, int64_t heads, int64_t rows, int64_t width) {
+Array array_of(const reference::Operand& operand) {
+  const ir::Shape& shape = *operand.shape;
   // Whoever passes operands only reads.
-  auto* floats = const_cast<float*>(static_cast<const float*>(data));  // NOLINT
-  return {floats, heads * rows * width, rows * width, width};
+  auto* data = const_cast<std::byte*>(static_cast<const std::byte*>(operand.data));  // NOLINT
+  return {data, operand.dtype, shape[1], shape[2], shape[3]};
 }
 
-Matrix padded(const Matrix& from, int64_t batch, int64_t heads, int64_t rows, int64_t width,
-              float* memory) {
-  const int64_t wide = round_up(width, kLanes);
-  if (wide == width) return from;
-  const Matrix to = dense(memory, heads, rows, wide);
-  for (int64_t b = 0; b < batch; ++b) {
-    for (int64_t h = 0; h < heads; ++h) {
-      for (int64_t r = 0; r < rows; ++r) {
-        float* end = std::copy_n(from.at(b, h, r), width, to.at(b, h, r));
-        std::fill_n(end, wide - width, 0.0F);
-      }
-    }
-  }
-  return to;
+Array array_of(const reference::Result& result) {
+  const ir::Shape& shape = *result.shape;
+  return {static_cast<std::byte*>(result.data), result.dtype, shape[1], shape[2], shape[3]};
+}
+
+const float* sinks_of(const Problem& problem, float* memory) {
+  const void* sink = problem.sizes.sink;
+  if (sink == nullptr || problem.type == DataType::kFloat32) return static_cast<const float*>(sink);
+  const auto* bits = static_cast<const uint16_t*>(sink);
+  const auto widen =
+      problem.type == DataType::kBFloat16 ? ir::bfloat16_to_float : ir::float16_to_float;
+  std::transform(bits, bits + problem.sizes.query_heads, memory, widen);
+  return memory;
+}
+
+const Functions& functions_for(const ir::Graph& graph, const ir::Node& node) {
+  const Positions& positions = node.op == "Attention" ? kForwardPositions : kBackwardPositions;
+  return best_functions(graph.type(node.inputs[positions.query]).dtype);
+}
+
+const Functions& functions_for(const KernelCall& call) {
+  return best_functions(call.call.operands[0].dtype);
 }
 
 }  // namespace autosp::executor::attention

@@ -40,10 +40,11 @@ inline constexpr Positions kBackwardPositions{1, 7};
 reference::AttentionProblem sizes_of(const ir::Graph& graph, const ir::Node& node,
                                      const Positions& positions);
 
-// Sizes and padded widths; all else is empty.
-Problem problem_of(const reference::AttentionProblem& sizes);
+// Sizes and padded widths; all else is empty. `type` is that of the queries.
+Problem problem_of(const reference::AttentionProblem& sizes, ir::DataType type);
 
-// All operands and results are float32 and no size is too large for the blocks' arithmetic.
+// Operands and results are float32, or of one 16-bit type with statistics in float32, and no size
+// is too large for the blocks' arithmetic.
 bool accepts(const ir::Graph& graph, const ir::Node& node);
 
 // Memory for Rows. Const in the end, but somebody has to fill it in.
@@ -61,16 +62,12 @@ RowsMemory carve_rows(Carver& carver, const reference::AttentionProblem& sizes, 
 // keys outside (of other documents) are skipped.
 Rows fill_rows(const reference::AttentionProblem& sizes, const RowsMemory& memory, int panel);
 
-// A dense [batch, heads, rows, width] array.
-Matrix dense(const void* data, int64_t heads, int64_t rows, int64_t width);
+// A [batch, heads, rows, width] operand or result.
+Array array_of(const reference::Operand& operand);
+Array array_of(const reference::Result& result);
 
-// The array with rows padded to whole vectors: itself, or a copy in `memory`.
-Matrix padded(const Matrix& from, int64_t batch, int64_t heads, int64_t rows, int64_t width,
-              float* memory);
-inline int64_t padded_size(int64_t batch, int64_t heads, int64_t rows, int64_t width) {
-  const int64_t wide = round_up(width, kLanes);
-  return wide == width ? 0 : batch * heads * rows * wide;
-}
+// The sinks as floats, in `memory` unless they are; null without.
+const float* sinks_of(const Problem& problem, float* memory);
 
 void forward(const KernelCall& call, const Functions& functions);
 int64_t forward_workspace(const ir::Graph& graph, const ir::Node& node, int workers,
@@ -78,5 +75,9 @@ int64_t forward_workspace(const ir::Graph& graph, const ir::Node& node, int work
 void backward(const KernelCall& call, const Functions& functions);
 int64_t backward_workspace(const ir::Graph& graph, const ir::Node& node, int workers,
                            const Functions& functions);
+
+// The fastest functions for a node's type, or for a call's.
+const Functions& functions_for(const ir::Graph& graph, const ir::Node& node);
+const Functions& functions_for(const KernelCall& call);
 
 }  // namespace autosp::executor::attention

@@ -2,8 +2,7 @@
 // compiled.
 #pragma once
 
-#include "executor/kernels/attention/blocks.h"
-#include "executor/kernels/attention/simd.h"
+#include "executor/kernels/attention/elements.h"
 
 namespace autosp::executor::attention {
 namespace {
@@ -161,15 +160,15 @@ inline void cap_scores(const Patch& patch, float cap, float* slopes) {
   }
 }
 
-inline void add_bias(const Problem& p, const Patch& patch) {
+template <typename T>
+AUTOSP_AI void add_bias(const Problem& p, const Patch& patch, const T* data) {
   const auto& bias = p.sizes.bias;
-  const float* first = static_cast<const float*>(bias.data) +
-                       bias.at(patch.batch, patch.head, patch.query, patch.key);
+  const T* first = data + bias.at(patch.batch, patch.head, patch.query, patch.key);
   const int64_t by_query = bias.strides[2];
   const int64_t by_key = bias.strides[3];
   if (by_query == 0) {
     for (int64_t j = 0; j < patch.rows; ++j) {
-      const V value = Simd::set(first[j * by_key]);
+      const V value = Simd::set(as_float(first[j * by_key]));
       for (int64_t lane = 0; lane < kPanel; lane += kWidth) {
         float* s = patch.scores + j * kQueryBlock + lane;
         Simd::store(s, Simd::load(s) + value);
@@ -179,11 +178,18 @@ inline void add_bias(const Problem& p, const Patch& patch) {
   }
   const int64_t lanes = smaller(kPanel, p.sizes.queries - patch.query);
   for (int64_t lane = 0; lane < lanes; ++lane) {
-    const float* row = first + lane * by_query;
+    const T* row = first + lane * by_query;
     for (int64_t j = 0; j < patch.rows; ++j) {
-      patch.scores[j * kQueryBlock + lane] += row[j * by_key];
+      patch.scores[j * kQueryBlock + lane] += as_float(row[j * by_key]);
     }
   }
+}
+
+inline void add_bias(const Problem& p, const Patch& patch) {
+  with_elements(
+      p.type, p.sizes.bias.data, [&](const auto* data) __attribute__((always_inline)) {
+        add_bias(p, patch, data);
+      });
 }
 
 // -infinity where a query does not see a key.
