@@ -36,6 +36,10 @@ constexpr Pass kCanonicalPasses[] = {
     // After the last pass that makes slices and pads.
     {"split_to_slices", "Split and Concat of unequal parts become slices and pads",
      split_to_slices},
+    // Pads and slices have plain bounds now.
+    {"drop_positions_early", "what the loss does not look at is dropped before the head's product",
+     drop_positions_early},
+    {"simplify_views", "", simplify_views},
     {"select_to_masked_sum", "one position of many becomes a masked sum", select_to_masked_sum},
     {"eliminate_common_subexpressions", "", eliminate_common_subexpressions},
     {"privatize_constant_subgraphs", "every reader of a computed constant gets its own",

@@ -61,7 +61,9 @@ TEST(FoldConstants, RepeatedPositionsAreFoldedWithoutTheRepeats) {
   EXPECT_EQ(count_nodes(folded, "CumSum"), 0U);
   EXPECT_EQ(count_nodes(folded, "Equal"), 1U);
   for (const ir::Value& value : folded.values()) {
-    if (value.kind == ir::ValueKind::kConstant) EXPECT_LE(value.type.num_elements(), 6);
+    if (value.kind == ir::ValueKind::kConstant) {
+      EXPECT_LE(value.type.num_elements(), 6);
+    }
   }
   const Graph simple = apply(folded, simplify_views);
   EXPECT_EQ(count_nodes(simple, "Equal"), 0U);
