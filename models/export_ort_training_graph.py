@@ -38,6 +38,7 @@ from onnxruntime.training import artifacts, onnxblock
 import families
 import graph_files
 from gradient_check import GradientMismatch, OnnxRuntimeGraph, compare_outputs, require_match
+from random_draws import dropouts_as_inputs, fixed_draws
 from training_case import CannotConvert, TrainingCase
 
 ROUTE = "onnxruntime-training"
@@ -168,14 +169,19 @@ def without_accumulators(training_model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def check(plain: onnx.ModelProto, case: TrainingCase, inputs: dict[str, torch.Tensor]) -> object:
-    """Loss and gradients against autograd; raises GradientMismatch."""
+    """Loss and gradients against autograd, with the same draws where there is dropout; raises GradientMismatch."""
     parameters = {name: value.requires_grad_() for name, value in case.parameters().items()}
-    loss = case.loss(parameters, list(inputs.values()))
+    graph, draws = dropouts_as_inputs(plain)
+    with fixed_draws(seed=7) as drawn:
+        loss = case.loss(parameters, list(inputs.values()))
+    if len(drawn) != len(draws):
+        raise CannotConvert(f"{case.name}: PyTorch draws {len(drawn)} random tensors, the graph {len(draws)}")
     gradients = torch.autograd.grad(loss, list(parameters.values()))
     expected = {"loss": loss.detach().numpy()}
     expected |= {f"{name}_grad": value.numpy() for name, value in zip(parameters, gradients)}
-    feeds = {name: value.detach().numpy() for name, value in {**parameters, **inputs}.items()}
-    got = OnnxRuntimeGraph(plain)(feeds)
+    fed = {**parameters, **inputs, **dict(zip(draws, drawn))}
+    feeds = {name: value.detach().numpy() for name, value in fed.items()}
+    got = OnnxRuntimeGraph(graph)(feeds)
     return require_match(compare_outputs(f"{case.name} default sizes", got, expected))
 
 

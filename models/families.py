@@ -311,13 +311,18 @@ def case_from_config(
     config.use_cache = False
     torch.manual_seed(0)
     try:
-        # Experts by gathered weights: the other implementations loop over the experts that the data choose.
-        model = MODEL_CLASSES[task].from_config(
-            config, attn_implementation="eager", experts_implementation="batched_mm"
-        )
+        model = MODEL_CLASSES[task].from_config(config, attn_implementation="eager", **_expert_options())
     except ValueError as error:
         raise CannotConvert(f"{config.model_type}: no {task} model: {error}") from error
     return _case(config.model_type, model, task, config, dimensions, dtype)
+
+
+def _expert_options() -> dict[str, str]:
+    """Experts by gathered weights: the other implementations loop over the experts that the data choose.
+
+    Releases before 5, which the route of ONNX Runtime's training artifacts needs, have no such option.
+    """
+    return {"experts_implementation": "batched_mm"} if int(transformers.__version__.split(".")[0]) >= 5 else {}
 
 
 def _task_of(config: PretrainedConfig) -> str:

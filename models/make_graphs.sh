@@ -53,12 +53,20 @@ make_ort_training() {
   done
 }
 
+# Dropout in training, by both routes; small, with the same weights.
+make_dropout() {
+  local sizes=(--dropout 0.1 --layers 2 --hidden 24 --inner 20 --vocab 50 --heads 6 --batch 2 --seq 61)
+  exporter --hf gpt2 --symbolic-batch "${sizes[@]}" -o "$GRAPHS/dropout/gpt2.onnx"
+  "$ORT_TRAINING_PYTHON" models/export_ort_training_graph.py --hf gpt2 "${sizes[@]}" \
+    --weights "$GRAPHS/dropout/gpt2.npz" -o "$GRAPHS/dropout/gpt2_ort_training.onnx"
+}
+
 # One idea each that is easy to shard wrongly; all lengths collide.
 make_adversarial() {
   "$EXPORT_PYTHON" models/make_adversarial_graphs.py "$GRAPHS/adversarial"
 }
 
-ALL=(torch onnx_ad ort_training matrix bfloat16 adversarial)
+ALL=(torch onnx_ad ort_training matrix bfloat16 dropout adversarial)
 for group in "${@:-${ALL[@]}}"; do
   "make_$group"
 done

@@ -1,8 +1,8 @@
 """Makes dropout comparable: the same uniform draws for PyTorch and for the exported graph.
 
-PyTorch keeps an element where a draw is below the keep probability; an exported graph draws with RandomUniformLike.
-Both happen in the order of the forward pass, so PyTorch's draws are recorded and fed to a copy of the graph whose
-random nodes have become inputs.
+PyTorch keeps an element where a draw is below the keep probability; an exported graph draws with RandomUniformLike, or
+drops with Dropout. Both happen in the order of the forward pass, so PyTorch's draws are recorded and fed to a copy of
+the graph whose random nodes have become inputs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,34 @@ def draws_as_inputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]
     kept = [node for node in copy.graph.node if node.op_type not in RANDOM_OPERATORS]
     del copy.graph.node[:]
     copy.graph.node.extend(kept)
+    copy.graph.input.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    return copy, names
+
+
+def dropouts_as_inputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """A copy whose Dropout nodes compare draws that are inputs, and the names of those inputs in order."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    nodes: list[onnx.NodeProto] = []
+    names: list[str] = []
+    for node in model.graph.node:
+        if node.op_type != "Dropout":
+            nodes.append(node)
+            continue
+        output = node.output[0]
+        mask = node.output[1] if len(node.output) > 1 and node.output[1] else f"{output}/mask"
+        names.append(f"{output}/draw")
+        kept, kept_share, one = f"{output}/kept", f"{output}/kept_share", f"{output}/one"
+        nodes += [
+            helper.make_node("Constant", [], [one], value_float=1.0),
+            helper.make_node("Sub", [one, node.input[1]], [kept_share]),
+            helper.make_node("Less", [names[-1], kept_share], [mask]),
+            helper.make_node("Cast", [mask], [kept], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", [node.input[0], kept], [f"{output}/unscaled"]),
+            helper.make_node("Div", [f"{output}/unscaled", kept_share], [output]),
+        ]
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
     copy.graph.input.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     return copy, names
 
