@@ -21,6 +21,10 @@ ir::Tensor rounded_to_bfloat16(const ir::Tensor& tensor) {
   return result;
 }
 
+bool is_step(const onnx_io::Manifest& manifest, const onnx_io::ManifestInput& input) {
+  return manifest.random && manifest.random->step_input == input.name;
+}
+
 }  // namespace
 
 executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& given,
@@ -31,7 +35,9 @@ executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor:
   for (const auto& [name, tensor] : given) names.push_back(name);
   for (const onnx_io::ManifestInput& input : manifest.inputs) {
     const auto found = given.find(input.name);
-    if (found == given.end()) {
+    if (found == given.end() && is_step(manifest, input)) {
+      set_step(manifest, 0, feeds);
+    } else if (found == given.end()) {
       const std::string near = nearest_name(input.name, names);
       problems.push_back(fmt::format("'{}' {} is missing{}", input.name, ir::to_string(input.type),
                                      near.empty() ? "" : fmt::format(" (it has '{}')", near)));
@@ -54,6 +60,16 @@ executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor:
   if (problems.size() == 1) error.note("the manifest lists what the model takes");
   throw error.help(
       "give every graph input, whole (ranks take their slices), with its shape and type");
+}
+
+void set_step(const onnx_io::Manifest& manifest, int64_t step, executor::Arrays& feeds) {
+  if (!manifest.random || manifest.random->step_input.empty()) {
+    throw Error("--step {}: the model draws nothing at random", step)
+        .note("the number of the step decides random numbers and nothing else")
+        .help("leave --step out");
+  }
+  feeds[manifest.random->step_input] =
+      ir::Tensor::from_values<int64_t>({}, std::vector<int64_t>{step});
 }
 
 executor::Arrays rank_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& global,

@@ -9,10 +9,15 @@
 
 namespace autosp::cli {
 
-// The arrays among `given` that the model takes; float32 is rounded where it takes bfloat16. Throws
-// Error listing every input that is missing or has another type or shape; `where` names the feed.
+// The arrays among `given` that the model takes; float32 is rounded where it takes bfloat16, and
+// the number of the step is 0 where it is missing. Throws Error listing every input that is missing
+// or has another type or shape; `where` names the feed.
 executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& given,
                               const std::string& where);
+
+// Sets the number of the step, which decides random numbers. Throws Error where the model draws
+// nothing at random.
+void set_step(const onnx_io::Manifest& manifest, int64_t step, executor::Arrays& feeds);
 
 // The part of global inputs that a rank takes.
 executor::Arrays rank_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& global,

@@ -188,6 +188,7 @@ executor::Arrays generate_feeds(const Graph& graph, const onnx_io::Manifest& man
   for (const onnx_io::ManifestInput& input : manifest.inputs) {
     feeds[input.name] = generator.make(input);
   }
+  if (manifest.random && !manifest.random->step_input.empty()) set_step(manifest, 0, feeds);
   return feeds;
 }
 

@@ -60,6 +60,15 @@ CLI::Validator positive_number(const std::string& what, double most) {
 
 CLI::Validator seconds() { return positive_number("seconds", 1e6); }
 
+void add_step_option(CLI::App& command, std::optional<int64_t>& step) {
+  command
+      .add_option("--step", step,
+                  "The number of the training step, from which dropout and other random operators "
+                  "draw; 0, or what the feed says, when left out")
+      ->check(at_most(std::numeric_limits<int64_t>::max()))
+      ->type_name("N");
+}
+
 CLI::Validator tolerance() { return positive_number("a relative error", 1); }
 
 void add_model_options(CLI::App& command, ModelArguments& arguments) {
@@ -271,6 +280,7 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
                     .bindings = {.dims = parse_counts(arguments.dims, "--dim"),
                                  .input_shapes = {},
                                  .parameters = {}},
+                    .seed = arguments.seed,
                     .graph = {},
                     .roles = {},
                     .attention = {},
@@ -292,7 +302,10 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
   };
   transforms::PipelineOptions options{
       .passes = passes.passes,
-      .context = {.roles = role_choices, .attention = &model.attention},
+      .context = {.roles = role_choices,
+                  .draws = {.seed = static_cast<uint64_t>(arguments.seed),
+                            .step_input = kStepInput},
+                  .attention = &model.attention},
       .after = print_after,
       .timings = &model.timings};
   const auto find_roles = [&] {

@@ -22,6 +22,7 @@ struct ModelArguments {
   std::vector<std::string> batch;      // INPUT:AXIS
   std::string loss;                    // output name
   std::vector<std::string> gradients;  // PARAMETER=OUTPUT
+  int64_t seed = 0;                    // of random operators without one
 };
 
 struct PassArguments {
@@ -30,6 +31,10 @@ struct PassArguments {
   std::vector<std::string> print_after;
   bool timing = false;
 };
+
+// What the input is called that draws read the number of the step from, unless the model has one of
+// that name.
+inline constexpr const char* kStepInput = "autosp_step";
 
 struct PlanArguments {
   std::optional<int64_t> sp;
@@ -57,7 +62,8 @@ void add_timeout_option(CLI::App& command, double& seconds);
 struct LoadedModel {
   std::filesystem::path path;
   onnx_io::ImportOptions bindings;
-  ir::Graph graph;  // canonical
+  int64_t seed = 0;  // of random operators without one
+  ir::Graph graph;   // canonical
   shard::Roles roles;
   std::vector<transforms::AttentionRegion> attention;  // empty when it is to stay unfused
   std::vector<transforms::PassTiming> timings;         // reading the file first
@@ -79,6 +85,9 @@ CLI::Validator at_least_one();
 CLI::Validator at_most(int64_t most);
 // More than 0, at most a million.
 CLI::Validator seconds();
+
+// --step, the number of a training step.
+void add_step_option(CLI::App& command, std::optional<int64_t>& step);
 
 // A relative error: more than 0, at most 1.
 CLI::Validator tolerance();

@@ -47,6 +47,7 @@ struct Arguments {
   std::filesystem::path feed;
   std::filesystem::path output;
   std::filesystem::path trace;
+  std::optional<int64_t> step;
   double timeout = 60;
   int threads_per_rank = 0;
   int repeat = 1;
@@ -70,6 +71,7 @@ Prepared prepare(const Arguments& arguments, int64_t started) {
   }
   prepared.feeds = select_feeds(prepared.manifest, executor::read_npz(arguments.feed),
                                 fmt::format("'{}'", arguments.feed.string()));
+  if (arguments.step) set_step(prepared.manifest, *arguments.step, prepared.feeds);
   return prepared;
 }
 
@@ -285,6 +287,7 @@ int run_mpi(const Arguments& arguments) {
   };
   pass_on("--output", arguments.output);
   pass_on("--trace", arguments.trace);
+  if (arguments.step) words.insert(words.end(), {"--step", std::to_string(*arguments.step)});
   if (arguments.json) words.emplace_back("--json");
   if (arguments.fuse) words.emplace_back("--fuse");
   // Containers run as root, which Open MPI asks to confirm.
@@ -329,6 +332,7 @@ void add_run(CLI::App& app, Action& action) {
   command->add_option("--feed", arguments->feed, "The graph inputs, whole")
       ->required()
       ->type_name("NPZ");
+  add_step_option(*command, arguments->step);
   command->add_option("--output", arguments->output, "Where to write the graph outputs")
       ->type_name("NPZ");
   command

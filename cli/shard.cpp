@@ -28,6 +28,8 @@ Examples:
   autosp-onnx shard model.onnx --sp 4 -o out --dialect standard         OUT/emulated.onnx, which any
                                                                         ONNX runtime can run)";
 
+constexpr int64_t kLargestSeed = int64_t{1} << 53;  // what the manifest holds exactly
+
 struct Arguments {
   ModelArguments model;
   PassArguments passes;
@@ -178,6 +180,11 @@ void add_shard(CLI::App& app, Action& action) {
                    "Writes which files the result depends on, as make and ninja read it")
       ->type_name("FILE");
   command->add_flag("--json", arguments->json, "Prints the manifest instead of the report");
+  command
+      ->add_option("--seed", arguments->model.seed,
+                   "Of dropout and other random operators that have none of their own")
+      ->check(at_most(kLargestSeed))
+      ->capture_default_str();
   add_pass_options(*command, arguments->passes);
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
 }

@@ -13,9 +13,11 @@
 
 #include "base/error.h"
 #include "interruption.h"
+#include "ir/operator_traits.h"
 #include "onnx/model.h"
 #include "signature.h"
 #include "transforms/decompose_attention.h"
+#include "transforms/decompose_draws.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/emulate.h"
 #include "transforms/spmd/geometry.h"
@@ -45,9 +47,11 @@ std::vector<onnx_io::ManifestSlice> slices_of(const SpmdProgram& program, size_t
   return slices;
 }
 
-std::string plan_hash(const SpmdProgram& program) {
+std::string plan_hash(const SpmdProgram& program,
+                      const std::optional<onnx_io::ManifestRandom>& random) {
   const shard::Mesh& mesh = program.plan->mesh;
   std::string text = mesh.to_string();
+  if (random) text += fmt::format("\nseed {}", random->seed);
   for (const transforms::Placed& placed : program.placed) {
     text += fmt::format("\n{} {}", program.graph().name_of(placed.value),
                         shard::to_string(placed.layout, mesh));
@@ -117,6 +121,14 @@ void add_collectives(const SpmdProgram& program, Manifest& manifest) {
                                     .phase = in_manifest(record.phase),
                                     .purpose = in_manifest(record.purpose)});
   }
+}
+
+// Absent where the model draws nothing at random.
+std::optional<onnx_io::ManifestRandom> draws_of(const LoadedModel& model) {
+  if (std::ranges::none_of(model.graph.nodes(), ir::is_draw)) return std::nullopt;
+  const auto step = transforms::find_step_input(model.graph);
+  return onnx_io::ManifestRandom{.seed = model.seed,
+                                 .step_input = step ? model.graph.name_of(*step) : ""};
 }
 
 constexpr const char* kEmulatedFile = "emulated.onnx";
@@ -347,6 +359,11 @@ void place_external_data(const ir::Graph& graph, const fs::path& from, const fs:
   }
 }
 
+std::optional<ir::Graph> own_operator_body(const ir::Graph& graph, const ir::Node& node) {
+  if (auto body = transforms::attention_body(graph, node)) return body;
+  return transforms::draw_body(graph, node);
+}
+
 // What was copied for each reader, to be planned for it alone, is computed once again where the
 // copies turned out alike.
 ir::Graph finished(const ir::Graph& graph) {
@@ -390,7 +407,8 @@ Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
         "node '{}' is gathered over {} ({} per rank): {}", graph.describe(graph.node(entry.node)),
         entry.axis, format_bytes(static_cast<double>(entry.bytes)), entry.reason));
   }
-  manifest.plan_hash = plan_hash(program);
+  manifest.random = draws_of(model);
+  manifest.plan_hash = plan_hash(program, manifest.random);
   return manifest;
 }
 
@@ -410,7 +428,7 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
   place_external_data(model.graph, model.path.parent_path(), pending.path());
   const onnx_io::DataFile data = own_parameters(model);
   if (!data.empty()) data.write(pending.path());
-  const onnx_io::ExportOptions options{.data = &data, .function_body = transforms::attention_body};
+  const onnx_io::ExportOptions options{.data = &data, .function_body = own_operator_body};
   if (dialects.contains(Dialect::kAutosp)) {
     for (const onnx_io::ManifestRank& rank : manifest.ranks) {
       HeldSignals::check();

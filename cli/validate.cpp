@@ -38,6 +38,7 @@ struct Arguments {
   std::filesystem::path model;
   std::filesystem::path folder;
   FeedArguments inputs;
+  std::optional<int64_t> step;
   std::optional<double> tolerance;
   double timeout = 60;
   bool all = false;
@@ -112,11 +113,11 @@ int run(const Arguments& arguments) {
   const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
   const auto whole_graph =
       std::make_shared<const ir::Graph>(load_whole(arguments.model, arguments.folder, manifest));
-  const executor::Arrays feeds =
-      arguments.inputs.feed.empty()
-          ? generate_feeds(*whole_graph, manifest, arguments.inputs.seed)
-          : select_feeds(manifest, executor::read_npz(arguments.inputs.feed),
-                         fmt::format("'{}'", arguments.inputs.feed.string()));
+  executor::Arrays feeds = arguments.inputs.feed.empty()
+                               ? generate_feeds(*whole_graph, manifest, arguments.inputs.seed)
+                               : select_feeds(manifest, executor::read_npz(arguments.inputs.feed),
+                                              fmt::format("'{}'", arguments.inputs.feed.string()));
+  if (arguments.step) set_step(manifest, *arguments.step, feeds);
   executor::RunOptions options;
   options.timeout = arguments.timeout;
   options.data_folder = arguments.folder;
@@ -166,6 +167,7 @@ void add_validate(CLI::App& app, Action& action) {
       ->required()
       ->type_name("OUT");
   add_feed_options(*command, arguments->inputs);
+  add_step_option(*command, arguments->step);
   command
       ->add_option(
           "--tolerance", arguments->tolerance,

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "base/error.h"
+#include "model_arguments.h"
 #include "onnx/model.h"
 #include "transforms/pipeline.h"
 #include "transforms/widen_floats.h"
@@ -28,8 +29,17 @@ ir::Graph load_whole(const std::filesystem::path& model, const std::filesystem::
   const bool guests = std::ranges::any_of(graph.nodes(), [](const ir::Node& node) {
     return node.domain == ir::kMicrosoftDomain || node.op == "SimplifiedLayerNormalization";
   });
-  if (guests) graph = transforms::run_passes(graph, {.passes = {"lower_microsoft_operators"}});
-  return graph;
+  std::vector<std::string> passes;
+  if (guests) passes.emplace_back("lower_microsoft_operators");
+  // Random numbers are the ranks' where both draw them by place.
+  if (manifest.random) passes.emplace_back("decompose_random");
+  if (passes.empty()) return graph;
+  transforms::PipelineOptions pipeline{.passes = std::move(passes)};
+  if (manifest.random) {
+    pipeline.context.draws = {.seed = static_cast<uint64_t>(manifest.random->seed),
+                              .step_input = kStepInput};
+  }
+  return transforms::run_passes(graph, pipeline);
 }
 
 namespace {

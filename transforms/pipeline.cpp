@@ -20,8 +20,10 @@ constexpr Pass kCanonicalPasses[] = {
     {"simplify_views", "drop what changes nothing, merge chains of views", simplify_views},
     {"decompose_losses", "losses become sums of numerators over counts", decompose_losses},
     {"decompose_means", "means and norms become sums and elementwise operators", decompose_means},
-    {"decompose_dropout", "dropout becomes a draw, a comparison and a selection",
-     decompose_dropout},
+    {.name = "decompose_random",
+     .summary = "random operators and dropout become draws by place, and selections",
+     .run_in = [](const Graph& graph,
+                  const PassContext& context) { return decompose_random(graph, context.draws); }},
     {"eliminate_common_subexpressions", "compute equal things once",
      eliminate_common_subexpressions},
     // Equal operands are the same value now.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ir/graph.h"
+#include "transforms/canonicalize/canonicalize.h"
 #include "transforms/fuse_attention/fuse_attention.h"
 
 namespace autosp::transforms {
@@ -15,6 +16,7 @@ namespace autosp::transforms {
 // What some passes need besides the graph, and what they find out.
 struct PassContext {
   shard::RoleOptions roles;
+  DrawOptions draws;
   std::vector<AttentionRegion>* attention = nullptr;  // one entry appended per region
 };
 

@@ -70,8 +70,18 @@ class Manifest:
         """The file of a rank's graph."""
         return self.folder / str(self.fields["ranks"][rank]["file"])
 
+    @property
+    def step_input(self) -> str | None:
+        """The input that takes the number of the step, which decides random numbers; None: nothing is random."""
+        return (self.fields.get("random") or {}).get("step_input") or None
+
     def select(self, arrays: Mapping[str, Array], where: str) -> dict[str, Array]:
-        """The whole inputs among `arrays`. Raises AutospError when one is missing or has another type or shape."""
+        """The whole inputs among `arrays`; step 0 where none is given.
+
+        Raises AutospError when one is missing or has another type or shape.
+        """
+        if self.step_input is not None:
+            arrays = {self.step_input: np.int64(0).reshape(()), **arrays}
         problems = []
         for expected in self.inputs:
             wanted = f"{expected.dtype}{list(expected.shape)}"

@@ -13,4 +13,10 @@ inline bool is_collective(const Node& node) {
   return node.domain == kAutospDomain && node.attributes.has("group");
 }
 
+// autosp::RandomUniform: random numbers that depend on their place alone (docs/random.md), so that
+// any rank may draw any of them at any time, and again.
+inline bool is_draw(const Node& node) {
+  return node.domain == kAutospDomain && node.op == "RandomUniform";
+}
+
 }  // namespace autosp::ir

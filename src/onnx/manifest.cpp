@@ -116,6 +116,10 @@ proto::Manifest to_message(const Manifest& manifest) {
   recompute->set_policy(manifest.recompute.policy);
   recompute->set_operators(narrow(manifest.recompute.operators));
   recompute->set_kept_bytes(static_cast<double>(manifest.recompute.kept_bytes));
+  if (manifest.random) {
+    message.mutable_random()->set_seed(static_cast<double>(manifest.random->seed));
+    message.mutable_random()->set_step_input(manifest.random->step_input);
+  }
   message.set_plan_hash(manifest.plan_hash);
   return message;
 }
@@ -149,6 +153,10 @@ class Reader {
     manifest.recompute = {.policy = message_.recompute().policy(),
                           .operators = message_.recompute().operators(),
                           .kept_bytes = static_cast<int64_t>(message_.recompute().kept_bytes())};
+    if (message_.has_random()) {
+      manifest.random = {.seed = static_cast<int64_t>(message_.random().seed()),
+                         .step_input = message_.random().step_input()};
+    }
     manifest.plan_hash = message_.plan_hash();
     return manifest;
   }

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -79,6 +80,11 @@ struct ManifestRecompute {
   int64_t kept_bytes = 0;
 };
 
+struct ManifestRandom {
+  int64_t seed = 0;
+  std::string step_input;
+};
+
 struct Manifest {
   std::string tool_version;
   std::string model_name;
@@ -93,6 +99,7 @@ struct Manifest {
   std::vector<ManifestCollective> collectives;
   std::vector<std::string> warnings;
   ManifestRecompute recompute;
+  std::optional<ManifestRandom> random;
   std::string plan_hash;
 
   // Sums over `collectives`.

@@ -1,5 +1,5 @@
-// The `autosp` domain's operators (docs/collectives.md, docs/attention.md) as libonnx schemas, so
-// that its checker and its shape inference accept rank graphs in this process.
+// The `autosp` domain's operators (docs/collectives.md, attention.md, random.md) as libonnx
+// schemas, so that its checker and its shape inference accept rank graphs in this process.
 #include <onnx/defs/schema.h>
 #include <onnx/defs/shape_inference.h>
 
@@ -108,6 +108,30 @@ void infer_all_to_all(InferenceContext& context) {
   }
 }
 
+// `shape` is the result's; `whole`, `begin` and `extent` come together or not at all.
+void infer_random_uniform(InferenceContext& context) {
+  const int64_t dtype = onnx::getAttribute(context, "dtype", onnx::TensorProto::FLOAT);
+  require(dtype == onnx::TensorProto::FLOAT || dtype == onnx::TensorProto::DOUBLE,
+          "'dtype' is neither float nor double");
+  context.getOutputType(0)->mutable_tensor_type()->set_elem_type(static_cast<int32_t>(dtype));
+  const auto shape = ints(context, "shape");
+  auto* result = result_shape(context);
+  result->clear_dim();
+  for (int64_t extent : shape) result->add_dim()->set_dim_value(extent);
+  if (context.getAttribute("whole") == nullptr) return;
+  const auto whole = ints(context, "whole");
+  const auto begin = ints(context, "begin");
+  const auto extent = ints(context, "extent");
+  require(begin.size() == whole.size() && extent.size() == whole.size(),
+          "'whole', 'begin' and 'extent' differ in length");
+  for (size_t k = 0; k < whole.size(); ++k) {
+    require(begin[k] >= 0 && extent[k] >= 0 && begin[k] <= whole[k] - extent[k],
+            "the box of 'begin' and 'extent' is not in 'whole'");
+  }
+  require(ir::num_elements(extent) == ir::num_elements(shape),
+          "'extent' and 'shape' have different numbers of elements");
+}
+
 OpSchema collective(const char* name, const char* doc) {
   std::vector<std::string> types = OpSchema::all_tensor_types_ir4();
   OpSchema schema(name, __FILE__, __LINE__);
@@ -125,6 +149,26 @@ OpSchema along_an_axis(const char* name, const char* doc) {
   return collective(name, doc)
       .Attr("axis", "the axis that is joined or cut", onnx::AttributeProto::INT, true)
       .Attr("sizes", "each member's extent along it", onnx::AttributeProto::INTS, true);
+}
+
+OpSchema random_uniform() {
+  OpSchema schema("RandomUniform", __FILE__, __LINE__);
+  schema.SetDomain(std::string(ir::kAutospDomain))
+      .SinceVersion(1)
+      .SetDoc("A part of a tensor of numbers drawn by their place: see docs/random.md.")
+      .Attr("seed", "of the run", onnx::AttributeProto::INT, true)
+      .Attr("stream", "of the operator", onnx::AttributeProto::INT, true)
+      .Attr("shape", "of the result", onnx::AttributeProto::INTS, true)
+      .Attr("whole", "extents of the whole tensor", onnx::AttributeProto::INTS, false)
+      .Attr("begin", "of this part in it", onnx::AttributeProto::INTS, false)
+      .Attr("extent", "of this part in it", onnx::AttributeProto::INTS, false)
+      .Attr("dtype", "of the result", onnx::AttributeProto::INT, int64_t{onnx::TensorProto::FLOAT})
+      .Input(0, "step", "number of the training step; 0 when left out", "I", OpSchema::Optional)
+      .Output(0, "Y", "numbers in [0, 1)", "T")
+      .TypeConstraint("I", {"tensor(int64)"}, "a scalar")
+      .TypeConstraint("T", {"tensor(float)", "tensor(double)"}, "floats")
+      .TypeAndShapeInferenceFunction(infer_random_uniform);
+  return schema;
 }
 
 // ONNX Runtime's exporter puts this operator of its own into the standard domain; without a schema
@@ -165,6 +209,7 @@ void register_all() {
     exchange.Attr(name, "of the box for each member", onnx::AttributeProto::INTS, true);
   }
   onnx::RegisterSchema(std::move(exchange.TypeAndShapeInferenceFunction(infer_all_to_all)));
+  onnx::RegisterSchema(random_uniform());
   register_attention_schemas();
 }
 

@@ -83,6 +83,18 @@ Result fixed(DataType dtype, const Shape& shape) {
   return [=](const Context&) { return MaybeType(Type{dtype, shape}); };
 }
 
+Result bools_like(size_t operand) {
+  return [=](const Context& c) { return MaybeType(Type{DataType::kBool, c.shape(operand)}); };
+}
+
+// One bit per element, in words of 32.
+Result packed_bits(size_t operand) {
+  return [=](const Context& c) {
+    const int64_t elements = c.type(operand).num_elements();
+    return MaybeType(Type{DataType::kUInt32, {(elements + 31) / 32}});
+  };
+}
+
 // The saved statistics of a normalization over the axes from `axis` on: those extents become 1.
 Result statistics() {
   return [](const Context& c) {
@@ -434,6 +446,12 @@ const Rows& rows() {
       {"SigmoidGrad", {{like(0)}, {same_type(0, 1)}}},
       {"TanhGrad", {{like(0)}, {same_type(0, 1)}}},
       {"DropoutGrad", {{like(0)}, {floating(0), same_shape(0, 1)}}},
+      {"BiasDropout",
+       {{like(0), bools_like(0)}, {floating(0), broadcast_onto(1, 0), broadcast_onto(2, 0)}}},
+      {"BitmaskDropout", {{like(0), packed_bits(0)}, {floating(0)}}},
+      {"BitmaskBiasDropout",
+       {{like(0), packed_bits(0)}, {floating(0), broadcast_onto(1, 0), broadcast_onto(2, 0)}}},
+      {"BitmaskDropoutGrad", {{like(0)}, {floating(0)}}},
       {"Scale", {{like(0)}, {}}},
       {"InPlaceAccumulator", {{like(0)}, {same_type(0, 1)}}},
       {"InPlaceAccumulatorV2", {{fixed(DataType::kBool, {1}), like(0)}, {same_type(0, 1)}}},

@@ -77,5 +77,6 @@ std::span<const KernelRow> normalization_kernels();
 std::span<const KernelRow> generator_kernels();
 std::span<const KernelRow> loss_kernels();
 std::span<const KernelRow> attention_kernels();  // of this project's domain
+std::span<const KernelRow> draw_kernels();       // likewise
 
 }  // namespace autosp::reference

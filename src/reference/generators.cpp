@@ -1,11 +1,14 @@
 // Operators whose values come from attributes, shapes or a random stream.
+//
+// ONNX's random operators are drawn here as of step 0 and seed 0. Passes turn them into draws of
+// autosp::RandomUniform, which gives the same numbers there (transforms/canonicalize).
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <numbers>
 
 #include "reference/call.h"
+#include "reference/draws.h"
 
 namespace autosp::reference {
 
@@ -75,41 +78,6 @@ void eye_like(const Call& call) {
   });
 }
 
-// A counter-based stream: draw i depends on the seed and i alone, so a run repeats itself.
-class RandomStream {
- public:
-  // Seeded by the attribute, or else by the node's name.
-  explicit RandomStream(const ir::Node& node) {
-    if (!node.attributes.has("seed")) {
-      key_ = 0xcbf29ce484222325U;  // FNV-1a
-      for (char c : node.name) key_ = (key_ ^ static_cast<uint8_t>(c)) * 0x100000001b3U;
-    } else if (node.op == "Dropout") {  // the one operator whose seed is an integer
-      key_ = std::bit_cast<uint32_t>(static_cast<float>(node.attributes.get_int("seed", 0)));
-    } else {
-      key_ = std::bit_cast<uint32_t>(node.attributes.get_float("seed", 0));
-    }
-    key_ = mix(key_);
-  }
-  // In [0, 1).
-  double uniform(int64_t i) const {
-    return static_cast<double>(mix(key_ + static_cast<uint64_t>(i)) >> 11U) * 0x1p-53;
-  }
-  // Of mean 0 and variance 1 (Box-Muller).
-  double normal(int64_t i) const {
-    const double radius = std::sqrt(-2 * std::log(1 - uniform(2 * i)));
-    return radius * std::cos(2 * std::numbers::pi * uniform(2 * i + 1));
-  }
-
- private:
-  static uint64_t mix(uint64_t x) {  // splitmix64
-    x += 0x9e3779b97f4a7c15U;
-    x = (x ^ (x >> 30U)) * 0xbf58476d1ce4e5b9U;
-    x = (x ^ (x >> 27U)) * 0x94d049bb133111ebU;
-    return x ^ (x >> 31U);
-  }
-  uint64_t key_;
-};
-
 template <typename F>
 void fill(const Result& y, F&& draw) {
   visit(FloatTypes{}, y.dtype, [&]<typename T>(std::type_identity<T>) {
@@ -118,29 +86,42 @@ void fill(const Result& y, F&& draw) {
   });
 }
 
+UniformDraws draws_of(const Call& call) { return {draw_key(call.node, 0), 0}; }
+
+// Element i of [low, high).
 void random_uniform(const Call& call) {
-  const RandomStream stream(call.node);
+  const UniformDraws draws = draws_of(call);
   const double low = call.node.attributes.get_float("low", 0);
   const double high = call.node.attributes.get_float("high", 1);
-  fill(call.results[0], [&](int64_t i) { return low + (high - low) * stream.uniform(i); });
+  fill(call.results[0], [&](int64_t i) {
+    return low + (high - low) * static_cast<double>(draws.at(static_cast<uint64_t>(i)));
+  });
 }
 
+// Box and Muller: two uniform numbers give a normal one.
 void random_normal(const Call& call) {
-  const RandomStream stream(call.node);
+  const UniformDraws radii = draws_of(call);
+  const UniformDraws angles(second_stream(draw_key(call.node, 0)), 0);
   const double mean = call.node.attributes.get_float("mean", 0);
   const double scale = call.node.attributes.get_float("scale", 1);
-  fill(call.results[0], [&](int64_t i) { return mean + scale * stream.normal(i); });
+  fill(call.results[0], [&](int64_t i) {
+    const auto index = static_cast<uint64_t>(i);
+    const double radius = std::sqrt(-2 * std::log(1 - static_cast<double>(radii.at(index))));
+    const double angle = 2 * std::numbers::pi * static_cast<double>(angles.at(index));
+    return mean + scale * radius * std::cos(angle);
+  });
 }
 
 // Draws 1 with the probability that the operand gives per element.
 void bernoulli(const Call& call) {
-  const RandomStream stream(call.node);
+  const UniformDraws draws = draws_of(call);
   const Operand& x = call.operands[0];
   visit(FloatTypes{}, x.dtype, [&]<typename From>(std::type_identity<From>) {
     visit(AllTypes{}, call.results[0].dtype, [&]<typename To>(std::type_identity<To>) {
       const int64_t count = size_of(x);
       for (int64_t i = 0; i < count; ++i) {
-        const bool drawn = stream.uniform(i) < static_cast<Compute<From>>(data<From>(x)[i]);
+        const bool drawn =
+            draws.at(static_cast<uint64_t>(i)) < static_cast<Compute<From>>(data<From>(x)[i]);
         data<To>(call.results[0])[i] = convert<To>(static_cast<int32_t>(drawn));
       }
     });
@@ -159,16 +140,34 @@ void dropout(const Call& call) {
     });
   }
   if (!training) ratio = 0;
-  const RandomStream stream(call.node);
+  const UniformDraws draws = draws_of(call);
   visit(FloatTypes{}, x.dtype, [&]<typename T>(std::type_identity<T>) {
     const double scale = 1 / (1 - ratio);
     const auto threshold = static_cast<float>(ratio);
     for (int64_t i = 0; i < count; ++i) {
-      // The draw is a float32, so that comparing what RandomUniform drew gives the same mask.
-      const bool kept = ratio == 0 || static_cast<float>(stream.uniform(i)) >= threshold;
+      const bool kept = ratio == 0 || draws.at(static_cast<uint64_t>(i)) >= threshold;
       if (has_result(call, 1)) data<bool>(call.results[1])[i] = kept;
       const double value = static_cast<Compute<T>>(data<T>(x)[i]);
       data<T>(call.results[0])[i] = convert<T>(kept ? value * scale : 0.0);
+    }
+  });
+}
+
+// autosp::RandomUniform (docs/random.md). Operand: step?. The box [begin, begin + extent) of a
+// tensor of extents `whole`, whose elements are numbered in row-major order.
+void own_random_uniform(const Call& call) {
+  const ir::Attributes& attributes = call.node.attributes;
+  const UniformDraws draws({static_cast<uint64_t>(attributes.get_int("seed", 0)),
+                            static_cast<uint32_t>(attributes.get_int("stream", 0))},
+                           has_operand(call, 0) ? *data<int64_t>(call.operands[0]) : 0);
+  const DrawnBox box = drawn_box(attributes);
+  const int64_t run = box.run();
+  const int64_t runs = run == 0 ? 0 : size_of(call.results[0]) / run;
+  visit(TypeList<float, double>{}, call.results[0].dtype, [&]<typename T>(std::type_identity<T>) {
+    T* y = data<T>(call.results[0]);
+    for (int64_t r = 0; r < runs; ++r, y += run) {
+      draws.for_each(static_cast<uint64_t>(box.first(r)), run,
+                     [&](int64_t k, float drawn) { y[k] = static_cast<T>(drawn); });
     }
   });
 }
@@ -191,5 +190,10 @@ constexpr KernelRow kRows[] = {
 }  // namespace
 
 std::span<const KernelRow> generator_kernels() { return kRows; }
+
+std::span<const KernelRow> draw_kernels() {
+  static constexpr KernelRow kOwn[] = {{"RandomUniform", own_random_uniform}};
+  return kOwn;
+}
 
 }  // namespace autosp::reference

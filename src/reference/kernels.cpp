@@ -32,7 +32,7 @@ const Table& standard_table() {
 }
 
 const Table& own_table() {
-  static const Table table = make_table({attention_kernels()});
+  static const Table table = make_table({attention_kernels(), draw_kernels()});
   return table;
 }
 

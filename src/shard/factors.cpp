@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "ir/operator_traits.h"
 
 namespace autosp::shard {
 
@@ -247,6 +248,8 @@ std::vector<bool> data_only_nodes(const FactorAnalysis& analysis) {
   const ir::Graph& graph = analysis.graph();
   std::vector<bool> result(graph.nodes().size(), false);
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
+    // A draw is no mask of the data's: it belongs to the layer that reads it.
+    if (ir::is_draw(graph.nodes()[n])) continue;
     result[n] = std::ranges::all_of(graph.nodes()[n].inputs, [&](ValueId input) {
       if (!input) return true;
       const ir::Value& value = graph.value(input);

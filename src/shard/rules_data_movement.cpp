@@ -201,7 +201,7 @@ std::optional<Rule> trilu(const ir::Graph& graph, const ir::Node& node) {
   return rule;
 }
 
-// Every rank draws the same whole tensor, so that a mask does not depend on the number of ranks.
+// ONNX's own random operators, where passes have left any: every rank draws the same whole tensor.
 std::optional<Rule> draw(const ir::Graph& graph, const ir::Node& node) {
   Rule rule;
   rule.operands.resize(node.inputs.size());
@@ -209,6 +209,16 @@ std::optional<Rule> draw(const ir::Graph& graph, const ir::Node& node) {
   for (const DimFactors& factors : rule.results[0]) {
     rule.coupled.insert(rule.coupled.end(), factors.begin(), factors.end());
   }
+  return rule;
+}
+
+// autosp::RandomUniform draws by the place of an element in the whole: each rank its own piece.
+std::optional<Rule> draw_by_place(const ir::Graph& graph, const ir::Node& node) {
+  Rule rule;
+  for (ValueId step : node.inputs) {
+    rule.operands.emplace_back(step ? std::optional(ValueFactors()) : std::nullopt);
+  }
+  rule.results = {numbered_factors(graph.shape(node.outputs[0]))};
   return rule;
 }
 
@@ -232,7 +242,8 @@ std::vector<RuleRow> data_movement_rules() {
           {"RandomUniform", draw},
           {"RandomNormal", draw},
           {"RandomUniformLike", draw},
-          {"RandomNormalLike", draw}};
+          {"RandomNormalLike", draw},
+          {"RandomUniform", draw_by_place, std::string(ir::kAutospDomain)}};
 }
 
 }  // namespace autosp::shard

@@ -169,16 +169,33 @@ CaseMaker draw(const std::string& op) {
   };
 }
 
+void draw_by_place(Make c) {
+  std::vector<ValueId> step;
+  if (c.coin()) step = {c.integers({}, 0, 1000)};
+  c.test("autosp::RandomUniform", step,
+         {{"shape", std::vector<int64_t>(c.shape(1, 4))},
+          {"seed", c.integer(0, 1000)},
+          {"stream", c.integer(0, 1000)}});
+}
+
 }  // namespace
 
 CaseMakers movement_cases() {
-  CaseMakers makers = {{"Reshape", reshape},     {"Squeeze", squeeze},
-                       {"Unsqueeze", unsqueeze}, {"Flatten", flatten},
-                       {"Transpose", transpose}, {"Expand", expand},
-                       {"Slice", slice},         {"Pad", pad},
-                       {"Split", split},         {"Concat", concat},
-                       {"Tile", tile},           {"ConstantOfShape", constant_of_shape},
-                       {"Range", range},         {"Trilu", trilu}};
+  CaseMakers makers = {{"Reshape", reshape},
+                       {"Squeeze", squeeze},
+                       {"Unsqueeze", unsqueeze},
+                       {"Flatten", flatten},
+                       {"Transpose", transpose},
+                       {"Expand", expand},
+                       {"Slice", slice},
+                       {"Pad", pad},
+                       {"Split", split},
+                       {"Concat", concat},
+                       {"Tile", tile},
+                       {"ConstantOfShape", constant_of_shape},
+                       {"Range", range},
+                       {"Trilu", trilu},
+                       {"autosp::RandomUniform", draw_by_place}};
   for (const char* op :
        {"RandomUniform", "RandomNormal", "RandomUniformLike", "RandomNormalLike"}) {
     makers[op] = draw(op);

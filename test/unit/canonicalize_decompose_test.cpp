@@ -112,55 +112,6 @@ TEST(DecomposeLossesOn, ARowWithoutValidLabelAddsZeroEvenWhenItsScoresAreInfinit
   EXPECT_NEAR(got.at("out0").value_as_double(0), 0.40760596, 1e-6);
 }
 
-TEST(DecomposeDropout, DropsWhatTheOperatorDrops) {
-  for (const bool seeded : {false, true}) {
-    Example e;
-    const ValueId x = e.input("x", {5, 40});
-    ir::Attributes attributes;
-    if (seeded) attributes.set("seed", int64_t{7});
-    const auto results = e.build.node(
-        "Dropout", {x, e.build.scalar(kFloat, 0.25), e.build.scalar(DataType::kBool, 1)},
-        {{kFloat, {5, 40}}, {DataType::kBool, {5, 40}}}, attributes);
-    e.output(results[0]);
-    e.output(results[1]);
-    const Graph after = apply(e.graph, decompose_dropout);
-    EXPECT_EQ(count_nodes(after, "Dropout"), 0U);
-    EXPECT_EQ(count_nodes(after, "RandomUniform"), 1U);
-  }
-}
-
-// A ratio between a draw and the float32 next to it: the whole operator and its parts must agree.
-TEST(DecomposeDropout, DrawsAreComparedAsFloat32) {
-  Example draws;
-  draws.output(draws.build.node("RandomUniform", {}, {DataType::kFloat64, {64}},
-                                {{"shape", std::vector<int64_t>{64}},
-                                 {"dtype", static_cast<int64_t>(DataType::kFloat64)},
-                                 {"seed", 7.0F}}));
-  const Tensor drawn = run_graph(draws.graph, {}).at("out0");
-  int64_t k = 0;  // the first draw that float32 rounds up
-  while (static_cast<float>(drawn.value_as_double(k)) <= drawn.value_as_double(k)) ++k;
-  const auto ratio = static_cast<float>(drawn.value_as_double(k));
-  Example e;
-  const auto results =
-      e.build.node("Dropout",
-                   {e.input("x", {64}), e.build.scalar(kFloat, static_cast<double>(ratio)),
-                    e.build.scalar(DataType::kBool, 1)},
-                   {{kFloat, {64}}, {DataType::kBool, {64}}}, {{"seed", int64_t{7}}});
-  e.output(results[0]);
-  e.output(results[1]);
-  const test::Tensors feeds = random_feeds(e.graph);
-  EXPECT_TRUE(run_graph(e.graph, feeds).at("out1").values<bool>()[static_cast<size_t>(k)]);
-  apply(e.graph, decompose_dropout);
-}
-
-TEST(DecomposeDropout, DropoutThatMayNotTrainStays) {
-  Example e;
-  const ValueId training = e.input("training", {}, DataType::kBool);
-  e.output(e.build.node("Dropout", {e.input("x", {5}), e.build.scalar(kFloat, 0.25), training},
-                        {kFloat, {5}}));
-  EXPECT_EQ(count_nodes(apply(e.graph, decompose_dropout), "Dropout"), 1U);
-}
-
 // A softmax that subtracts its row's maximum, and the gradient that PyTorch writes for it.
 void add_stable_softmax(Example& e, int64_t softmax_axis, int64_t maximum_axis) {
   ir::Builder& build = e.build;

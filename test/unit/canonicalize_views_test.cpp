@@ -177,18 +177,6 @@ TEST(SimplifyViews, MultiplyingByATrainedOneStays) {
   EXPECT_EQ(apply(e.graph, simplify_views).nodes().size(), 1U);
 }
 
-TEST(SimplifyViews, DrawsKeepTheirNumbersAndLoseTheirTemplate) {
-  for (const std::string op : {"RandomUniformLike", "RandomNormalLike"}) {
-    Example e;
-    const ValueId x = e.input("x", {3, 4});
-    e.output(e.build.node(op, {x}, {kFloat, {3, 4}}, {{"seed", 3.0F}}));
-    e.output(e.build.node(op, {x}, {kFloat, {3, 4}}));
-    const Graph after = apply(e.graph, simplify_views);
-    EXPECT_EQ(count_nodes(after, op), 0U);
-    EXPECT_EQ(after.nodes().size(), 2U);
-  }
-}
-
 TEST(SimplifyViews, SlicesGetPlainBounds) {
   Example e;
   const ValueId x = e.input("x", {3, 7});

@@ -497,6 +497,60 @@ TEST(LowerMicrosoftOperators, DropoutGradientOutsideTrainingIsTheGradient) {
   }
 }
 
+// residual + dropout(x + bias); what is dropped follows from the name, which the Dropout keeps.
+TEST(LowerMicrosoftOperators, FusedDropoutsDropUnderTheirNames) {
+  for (const bool packed : {false, true}) {
+    SCOPED_TRACE(packed);
+    const Type type{DataType::kFloat32, {4, 50}};
+    const Type mask_type = packed ? Type{DataType::kUInt32, {7}} : Type{DataType::kBool, {4, 50}};
+    Example e;
+    const ValueId x = e.input("x", type.shape, type.dtype);
+    const ValueId bias = e.input("bias", {50}, type.dtype);
+    const ValueId residual = e.input("residual", type.shape, type.dtype);
+    const ValueId ratio = e.build.scalar(DataType::kFloat32, 0.25);
+    const ValueId training = e.build.scalar(DataType::kBool, 1);
+    const auto fused = e.microsoft(packed ? "BitmaskBiasDropout" : "BiasDropout",
+                                   {x, bias, residual, ratio, training}, {type, mask_type});
+    const std::string name = e.graph.producer(fused[0])->name;
+    e.output("y", fused[0]);
+    e.output("dx", e.microsoft(packed ? "BitmaskDropoutGrad" : "DropoutGrad",
+                               {residual, fused[1], ratio, training}, {type})[0]);
+    const Graph lowered = lower(e.graph);
+    const auto dropout = std::ranges::find(lowered.nodes(), "Dropout", &ir::Node::op);
+    ASSERT_NE(dropout, lowered.nodes().end());
+    EXPECT_EQ(dropout->name, name);
+
+    Example plain;
+    const ValueId sum = plain.build.binary("Add", plain.input("x", type.shape, type.dtype),
+                                           plain.input("bias", {50}, type.dtype));
+    const NodeId drop = plain.graph.add_node(
+        "Dropout",
+        {sum, plain.build.scalar(DataType::kFloat32, 0.25), plain.build.scalar(DataType::kBool, 1)},
+        {type, {DataType::kBool, type.shape}}, {}, "", {}, name);
+    const ValueId dy = plain.input("residual", type.shape, type.dtype);
+    const auto results = plain.graph.node(drop).outputs;
+    plain.output("y", plain.build.binary("Add", results[0], dy));
+    const ValueId share = plain.build.scalar(DataType::kFloat32, 0.75);
+    plain.output("dx", plain.build.where(results[1], plain.build.binary("Div", dy, share),
+                                         plain.build.scalar(DataType::kFloat32, 0)));
+    const Tensors feeds = test::random_feeds(e.graph);
+    test::expect_close(run_graph(lowered, feeds), run_graph(plain.graph, feeds));
+  }
+}
+
+TEST(LowerMicrosoftOperators, APackedMaskIsForItsGradientAlone) {
+  Example e;
+  const Type type{DataType::kFloat32, {4, 50}};
+  const auto results =
+      e.microsoft("BitmaskDropout",
+                  {e.input("x", type.shape, type.dtype), e.build.scalar(DataType::kFloat32, 0.25),
+                   e.build.scalar(DataType::kBool, 1)},
+                  {type, {DataType::kUInt32, {7}}});
+  e.output("y", results[0]);
+  e.output("bits", e.build.identity(results[1]));
+  EXPECT_THROW(lower_microsoft_operators(e.graph), Error);
+}
+
 TEST(LowerMicrosoftOperators, ScaleAndReduceSumTraining) {
   Example e;
   const ValueId x = e.input("x", {2, 3});

@@ -34,6 +34,7 @@ Manifest example() {
       {"a2a", "AllToAll", "q", {"u"}, 2, 1000, Phase::kForward, Purpose::kReshard},
       {"sum", "AllReduce", "w.grad", {"dp", "u"}, 2, 42, Phase::kBackward, Purpose::kGradient}};
   manifest.recompute = {"sac", 17, int64_t{3} << 33};
+  manifest.random = {.seed = int64_t{1} << 53, .step_input = "step"};
   manifest.warnings = {"a \"quoted\" warning"};
   manifest.plan_hash = fingerprint("plan");
   return manifest;
@@ -49,6 +50,17 @@ TEST(Manifest, SurvivesJson) {
   EXPECT_EQ(read.collectives[1].purpose, Purpose::kGradient);
   EXPECT_EQ(read.recompute.policy, "sac");
   EXPECT_EQ(read.recompute.kept_bytes, int64_t{3} << 33);
+  ASSERT_TRUE(read.random.has_value());
+  EXPECT_EQ(read.random->seed, int64_t{1} << 53);
+  EXPECT_EQ(read.random->step_input, "step");
+}
+
+TEST(Manifest, AModelThatDrawsNothingSaysNothingOfIt) {
+  Manifest manifest = example();
+  manifest.random.reset();
+  const std::string json = to_json(manifest);
+  EXPECT_EQ(json.find("random"), std::string::npos);
+  EXPECT_FALSE(parse_manifest(json, "it").random.has_value());
 }
 
 // What scripts read: names as in the schema, numbers as numbers.

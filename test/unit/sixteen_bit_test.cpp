@@ -153,7 +153,7 @@ TEST(SixteenBit, DropoutDividesByTheShareItKeeps) {
   const ValueId ratio = forward.build.scalar(kFloat, 0.1);
   const ValueId yes = forward.build.scalar(DataType::kBool, 1);
   const Tensor y =
-      forward.run(forward.build.node("Dropout", {x, ratio, yes}, type), decompose_dropout, feeds);
+      forward.run(forward.build.node("Dropout", {x, ratio, yes}, type), decompose_random, feeds);
   EXPECT_THAT((std::vector{y.value_as_double(0), y.value_as_double(1), y.value_as_double(2)}),
               testing::Contains(want));
 

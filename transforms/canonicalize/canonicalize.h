@@ -7,6 +7,10 @@
 // in which order they run.
 #pragma once
 
+#include <cstdint>
+#include <optional>
+#include <string>
+
 #include "ir/graph.h"
 
 namespace autosp::transforms {
@@ -21,8 +25,18 @@ ir::Graph decompose_losses(const ir::Graph& graph);
 // ReduceMean, Mean and the composite reductions become ReduceSum and elementwise operators.
 ir::Graph decompose_means(const ir::Graph& graph);
 
-// Dropout in training becomes a draw, a comparison and a selection.
-ir::Graph decompose_dropout(const ir::Graph& graph);
+struct DrawOptions {
+  uint64_t seed = 0;       // of operators without a seed of their own
+  std::string step_input;  // a scalar int64 input to add, the number of the step; empty: step 0
+};
+
+// Dropout in training, Bernoulli and ONNX's random operators become draws of autosp::RandomUniform
+// and elementwise operators. The input is added where anything is drawn.
+ir::Graph decompose_random(const ir::Graph& graph, const DrawOptions& options);
+ir::Graph decompose_random(const ir::Graph& graph);
+
+// The input that draws read their step from; nullopt where there is none.
+std::optional<ValueId> find_step_input(const ir::Graph& graph);
 
 // A softmax of a row less its maximum becomes one of the row; its gradient skips the maximum.
 ir::Graph drop_softmax_shifts(const ir::Graph& graph);

@@ -7,7 +7,7 @@
 
 namespace autosp::transforms {
 
-// Whether the node draws random numbers: it is never folded, merged or copied.
+// Whether the node draws random numbers: it is never folded or merged.
 bool is_random(const ir::Node& node);
 
 // Per value: an initializer that is trained, which shows in an output that carries its name as a

@@ -54,9 +54,10 @@ using LoweringMap = std::unordered_map<std::string_view, microsoft::LoweringFunc
 
 LoweringMap all_lowerings() {
   LoweringMap result;
-  for (const auto* rows : {&microsoft::activation_lowerings(), &microsoft::matmul_lowerings(),
-                           &microsoft::normalization_lowerings(), &microsoft::indexing_lowerings(),
-                           &microsoft::loss_lowerings(), &microsoft::attention_lowerings()}) {
+  for (const auto* rows : {&microsoft::activation_lowerings(), &microsoft::dropout_lowerings(),
+                           &microsoft::matmul_lowerings(), &microsoft::normalization_lowerings(),
+                           &microsoft::indexing_lowerings(), &microsoft::loss_lowerings(),
+                           &microsoft::attention_lowerings()}) {
     for (const auto& row : *rows) result.emplace(row.op, row.lower);
   }
   return result;

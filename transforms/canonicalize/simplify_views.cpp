@@ -63,7 +63,6 @@ class Simplifier {
   ValueId equality(const Node& node);
   std::optional<double> fill_of(ValueId value) const;
   ValueId reduction(const Node& node);
-  ValueId draw(const Node& node);
 
   const Graph& graph_;
   Rewriter& rewriter_;
@@ -93,7 +92,6 @@ ValueId Simplifier::simplify(const Node& node) {
   if (op == "Equal") return equality(node);
   if (op == "And" || op == "Or") return logic(node);
   if (op.starts_with("Reduce")) return reduction(node);
-  if (op == "RandomUniformLike" || op == "RandomNormalLike") return draw(node);
   const bool one_operand = node.inputs.size() == 1;
   if (one_operand && (op == "Concat" || op == "Sum" || op == "Max" || op == "Min")) {
     return operand(node, 0);
@@ -281,19 +279,6 @@ ValueId Simplifier::reduction(const Node& node) {
     return {};
   }
   return reshape(operand(node, 0), result_type(node).shape, result_name(node));
-}
-
-// Of the operand of RandomUniformLike only the shape matters, which is known. The stream of numbers
-// follows from the seed or the node's name: both stay.
-ValueId Simplifier::draw(const Node& node) {
-  ir::Attributes attributes = node.attributes;
-  attributes.set("shape", std::vector<int64_t>(result_type(node).shape));
-  attributes.set("dtype", static_cast<int64_t>(result_type(node).dtype));
-  const std::string op = node.op.substr(0, node.op.size() - std::string_view("Like").size());
-  Graph& to = rewriter_.to();
-  const NodeId id = to.add_node(op, {}, {result_type(node)}, std::move(attributes), "",
-                                {result_name(node)}, node.name);
-  return to.node(id).outputs[0];
 }
 
 }  // namespace

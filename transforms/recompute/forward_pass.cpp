@@ -80,17 +80,21 @@ void ForwardPass::find_dependences() {
     const bool parameter = is_parameter[placed.value.index()] || kind == ir::ValueKind::kExternal;
     on_parameters_.push_back(parameter);
     on_data_.push_back(kind == ir::ValueKind::kInput && !parameter);
+    on_draws_.push_back(false);
   }
-  for (const Instruction& instruction : instructions()) {
+  for (size_t k = 0; k < instructions().size(); ++k) {
     bool data = false;
     bool parameters = false;
-    for (PlacedId operand : operands_of(instruction)) {
+    bool draws = node(k) != nullptr && ir::is_draw(*node(k));
+    for (PlacedId operand : operands_of(instructions()[k])) {
       data = data || depends_on_data(operand);
       parameters = parameters || depends_on_parameters(operand);
+      draws = draws || depends_on_draws(operand);
     }
-    for (PlacedId result : results_of(instruction)) {
+    for (PlacedId result : results_of(instructions()[k])) {
       on_data_[result.index()] = data;
       on_parameters_[result.index()] = parameters;
+      on_draws_[result.index()] = draws;
     }
   }
 }

@@ -33,6 +33,7 @@ class ForwardPass {
   // What a value depends on. Activations depend on data and parameters.
   bool depends_on_data(PlacedId id) const { return on_data_[id.index()]; }
   bool depends_on_parameters(PlacedId id) const { return on_parameters_[id.index()]; }
+  bool depends_on_draws(PlacedId id) const { return on_draws_[id.index()]; }
   bool is_activation(PlacedId id) const { return depends_on_data(id) && depends_on_parameters(id); }
 
   // Attention: the fused operator, or products that make or read a value with two sequence
@@ -74,6 +75,7 @@ class ForwardPass {
   std::vector<bool> is_output_;
   std::vector<bool> on_data_;
   std::vector<bool> on_parameters_;
+  std::vector<bool> on_draws_;
   std::vector<bool> is_attention_;
   std::vector<bool> makes_attention_output_;
   std::vector<PlacedId> layer_inputs_;

@@ -6,6 +6,7 @@
 #include "ir/builder.h"
 #include "ir/rewriter.h"
 #include "transforms/decompose_attention.h"
+#include "transforms/decompose_draws.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/geometry.h"
 #include "transforms/spmd/localize.h"
@@ -54,7 +55,7 @@ class Emulator {
     for (size_t k = 0; k < program_.outputs.size(); ++k) {
       out_.add_output(graph.outputs()[k].name, local(program_.outputs[k], 0));
     }
-    ir::Graph result = decompose_attention(ir::without_dead_nodes(out_));
+    ir::Graph result = decompose_draws(decompose_attention(ir::without_dead_nodes(out_)));
     ir::verify(result);
     return result;
   }

@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "base/error.h"
+#include "ir/operator_traits.h"
 
 namespace autosp::transforms {
 
@@ -69,6 +70,10 @@ class LocalNode {
   // Local extents of the atoms of result 0's dimension d.
   std::vector<Interval> result_atoms(size_t d) const {
     return local_ranges(program_.at(compute_.results[0]), program_.plan->mesh, rank_)[d];
+  }
+  // Their extents in the whole.
+  const std::vector<int64_t>& whole_atoms(size_t d) const {
+    return program_.at(compute_.results[0]).atoms[d];
   }
 
  private:
@@ -251,6 +256,28 @@ LocalForm local_range_op(LocalNode& local) {
           {}};
 }
 
+// The rank's part, as a box of the atoms' extents: a split atom need not be a dimension's major one.
+LocalForm local_draw(LocalNode& local) {
+  std::vector<int64_t> whole;
+  std::vector<int64_t> begin;
+  std::vector<int64_t> extent;
+  const ir::Shape shape = local.result_shape(0);
+  for (size_t d = 0; d < shape.size(); ++d) {
+    const auto atoms = local.result_atoms(d);
+    for (size_t a = 0; a < atoms.size(); ++a) {
+      whole.push_back(local.whole_atoms(d)[a]);
+      begin.push_back(atoms[a].begin);
+      extent.push_back(atoms[a].extent());
+    }
+  }
+  ir::Attributes attributes = local.node().attributes;
+  attributes.set("shape", shape);
+  attributes.set("whole", std::move(whole));
+  attributes.set("begin", std::move(begin));
+  attributes.set("extent", std::move(extent));
+  return {"RandomUniform", local.default_operands(), std::move(attributes)};
+}
+
 LocalForm unchanged(LocalNode& local) {
   return {local.node().op, local.default_operands(), local.node().attributes};
 }
@@ -263,6 +290,8 @@ const Localizer& localizer_of(const ir::Node& node) {
       {"Range", local_range_op}, {"ConstantOfShape", local_fill},
   };
   static const Localizer kUnchanged = unchanged;
+  static const Localizer kDraw = local_draw;
+  if (ir::is_draw(node)) return kDraw;
   const auto found = node.domain.empty() ? kTable.find(node.op) : kTable.end();
   return found == kTable.end() ? kUnchanged : found->second;
 }

@@ -1,9 +1,8 @@
-// Activations, dropout and their gradients.
+// Activations and their gradients.
 #include <cmath>
 #include <numbers>
 
 #include "transforms/canonicalize/microsoft/lowering.h"
-#include "transforms/sixteen_bit.h"
 
 namespace autosp::transforms::microsoft {
 
@@ -121,30 +120,6 @@ std::vector<int64_t> trailing_axes(const Lowering& lowering) {
   return axes;
 }
 
-// dY / (1 - ratio) where the mask kept the element; dY itself where the forward pass did not train.
-// Operands: dY, mask, ratio, training mode. 1 - ratio is never rounded to 16 bits.
-void lower_dropout_grad(const Lowering& lowering) {
-  Builder& build = lowering.build();
-  const ValueId gradient = lowering.operand(0);
-  const auto training = lowering.rewriter.from().constant_ints(lowering.node.input(3));
-  if (training && training->front() == 0) {
-    lowering.result(0, build.identity(gradient, lowering.name(0)));
-    return;
-  }
-  const bool decided = training || !lowering.has(3);
-  const ir::DataType dtype = build.dtype(gradient);
-  const ir::DataType wide = wide_type(dtype);
-  const ValueId ratio =
-      lowering.has(2) ? build.cast(lowering.operand(2), wide) : build.scalar(wide, 0.5);
-  const ValueId kept = build.binary("Sub", build.scalar(wide, 1), build.reshape(ratio, {}));
-  const ValueId scaled = build.cast(build.binary("Div", build.cast(gradient, wide), kept), dtype);
-  const ValueId masked = build.where(lowering.operand(1), scaled, build.scalar(dtype, 0),
-                                     decided ? lowering.name(0) : std::string());
-  lowering.result(0, decided ? masked
-                             : build.where(build.reshape(lowering.operand(3), {}), masked, gradient,
-                                           lowering.name(0)));
-}
-
 void lower_scale(const Lowering& lowering) {
   Builder& build = lowering.build();
   const bool down = lowering.node.attributes.get_int("scale_down", 0) != 0;
@@ -174,7 +149,6 @@ const std::vector<LoweringRow>& activation_lowerings() {
       {"SoftmaxGrad_13", [](L l) { lower_softmax_grad_over(l, one_axis(l)); }},
       {"LogSoftmaxGrad", [](L l) { lower_log_softmax_grad_over(l, trailing_axes(l)); }},
       {"LogSoftmaxGrad_13", [](L l) { lower_log_softmax_grad_over(l, one_axis(l)); }},
-      {"DropoutGrad", lower_dropout_grad},
       {"Scale", lower_scale},
   };
   return kRows;

@@ -33,6 +33,7 @@ struct LoweringRow {
 
 // One table per family; `activations.cpp` and so on.
 const std::vector<LoweringRow>& activation_lowerings();
+const std::vector<LoweringRow>& dropout_lowerings();
 const std::vector<LoweringRow>& matmul_lowerings();
 const std::vector<LoweringRow>& normalization_lowerings();
 const std::vector<LoweringRow>& indexing_lowerings();
