@@ -38,5 +38,6 @@ void add_check(CLI::App& app, Action& action);
 void add_completion(CLI::App& app, Action& action);
 void add_report(CLI::App& app, Action& action);
 void add_replay(CLI::App& app, Action& action);
+void add_feed(CLI::App& app, Action& action);
 
 }  // namespace autosp::cli

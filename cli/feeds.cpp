@@ -72,17 +72,24 @@ void set_step(const onnx_io::Manifest& manifest, int64_t step, executor::Arrays&
       ir::Tensor::from_values<int64_t>({}, std::vector<int64_t>{step});
 }
 
+executor::Arrays select_present(const onnx_io::Manifest& manifest, const executor::Arrays& given,
+                                const std::string& where) {
+  onnx_io::Manifest present = manifest;
+  std::erase_if(present.inputs, [&](const auto& input) { return !given.contains(input.name); });
+  return select_feeds(present, given, where);
+}
+
+ir::Tensor rank_feed(const onnx_io::ManifestInput& input, const ir::Tensor& whole, int64_t rank) {
+  if (input.slices.empty()) return whole;
+  const onnx_io::ManifestSlice& slice = input.slices[static_cast<size_t>(rank)];
+  return whole.block(slice.begin, slice.extent);
+}
+
 executor::Arrays rank_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& global,
                             int64_t rank) {
   executor::Arrays feeds;
   for (const onnx_io::ManifestInput& input : manifest.inputs) {
-    const ir::Tensor& tensor = global.at(input.name);
-    if (input.slices.empty()) {
-      feeds[input.name] = tensor;
-      continue;
-    }
-    const onnx_io::ManifestSlice& slice = input.slices[static_cast<size_t>(rank)];
-    feeds[input.name] = tensor.block(slice.begin, slice.extent);
+    feeds[input.name] = rank_feed(input, global.at(input.name), rank);
   }
   return feeds;
 }

@@ -15,11 +15,16 @@ namespace autosp::cli {
 executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& given,
                               const std::string& where);
 
+// Likewise, and inputs may be missing.
+executor::Arrays select_present(const onnx_io::Manifest& manifest, const executor::Arrays& given,
+                                const std::string& where);
+
 // Sets the number of the step, which decides random numbers. Throws Error where the model draws
 // nothing at random.
 void set_step(const onnx_io::Manifest& manifest, int64_t step, executor::Arrays& feeds);
 
-// The part of global inputs that a rank takes.
+// The part of a whole input, or of all of them, that a rank takes.
+ir::Tensor rank_feed(const onnx_io::ManifestInput& input, const ir::Tensor& whole, int64_t rank);
 executor::Arrays rank_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& global,
                             int64_t rank);
 

@@ -101,6 +101,7 @@ int main(int argc, char** argv) {
   cli::Action action;
   cli::add_check(app, action);
   cli::add_shard(app, action);
+  cli::add_feed(app, action);
   cli::add_run(app, action);
   cli::add_validate(app, action);
   cli::add_inspect(app, action);

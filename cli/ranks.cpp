@@ -53,15 +53,24 @@ std::shared_ptr<const ir::Graph> load_rank(const std::filesystem::path& folder,
 }
 
 executor::RunResult run_ranks(const std::filesystem::path& folder,
-                              const onnx_io::Manifest& manifest, const executor::Arrays& feeds,
+                              const onnx_io::Manifest& manifest,
+                              const std::vector<executor::Arrays>& feeds,
                               const executor::RunOptions& options) {
   std::vector<std::shared_ptr<const ir::Graph>> graphs;
-  std::vector<executor::Arrays> slices;
   for (const onnx_io::ManifestRank& rank : manifest.ranks) {
     graphs.push_back(load_rank(folder, manifest, rank.rank));
+  }
+  return executor::run_in_threads(graphs, feeds, options);
+}
+
+executor::RunResult run_ranks(const std::filesystem::path& folder,
+                              const onnx_io::Manifest& manifest, const executor::Arrays& feeds,
+                              const executor::RunOptions& options) {
+  std::vector<executor::Arrays> slices;
+  for (const onnx_io::ManifestRank& rank : manifest.ranks) {
     slices.push_back(rank_feeds(manifest, feeds, rank.rank));
   }
-  return executor::run_in_threads(graphs, slices, options);
+  return run_ranks(folder, manifest, slices, options);
 }
 
 std::string count_of_ranks(size_t ranks) {

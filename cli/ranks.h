@@ -2,7 +2,9 @@
 #pragma once
 
 #include <filesystem>
+#include <vector>
 
+#include "executor/npz.h"
 #include "executor/run.h"
 #include "onnx/manifest.h"
 
@@ -13,7 +15,12 @@ namespace autosp::cli {
 std::shared_ptr<const ir::Graph> load_rank(const std::filesystem::path& folder,
                                            const onnx_io::Manifest& manifest, int64_t rank);
 
-// All ranks as threads of this process, each with its slice of the global feeds.
+// All ranks as threads of this process, each with its feeds.
+executor::RunResult run_ranks(const std::filesystem::path& folder,
+                              const onnx_io::Manifest& manifest,
+                              const std::vector<executor::Arrays>& feeds,
+                              const executor::RunOptions& options);
+// The same, each with its slice of the global feeds.
 executor::RunResult run_ranks(const std::filesystem::path& folder,
                               const onnx_io::Manifest& manifest, const executor::Arrays& feeds,
                               const executor::RunOptions& options);

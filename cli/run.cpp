@@ -14,6 +14,7 @@
 #include "executor/openblas.h"
 #include "executor/run.h"
 #include "executor/trace.h"
+#include "feed_source.h"
 #include "feeds.h"
 #include "json_text.h"
 #include "model_arguments.h"
@@ -29,7 +30,8 @@ using Json = nlohmann::ordered_json;
 constexpr int64_t kMostThreads = 1024;  // of a rank: more than any machine has cores for one
 
 constexpr const char* kFooter = R"(
-inputs.npz holds every graph input, whole: each rank takes its slice, as manifest.json says. Results
+inputs.npz holds every graph input, whole: each rank takes its slice, as manifest.json says; ranks may also be
+given files of their own (--feed-rank). Results
 are the loss and the gradients, complete on every rank; --output writes rank 0's. Of the memory for
 intermediate values, 'planned' is what was set aside, 'measured' what came into use, with the buffers
 of messages; 'resident' is the most that the rank's whole process took, which threads share.
@@ -44,10 +46,9 @@ struct Arguments {
   std::filesystem::path folder;
   int64_t np = 0;
   std::string transport;
-  std::filesystem::path feed;
   std::filesystem::path output;
   std::filesystem::path trace;
-  std::optional<int64_t> step;
+  FeedFiles feed;
   double timeout = 60;
   int threads_per_rank = 0;
   int repeat = 1;
@@ -55,29 +56,21 @@ struct Arguments {
   bool json = false;
 };
 
-struct Prepared {
-  onnx_io::Manifest manifest;
-  executor::Arrays feeds;  // global
-};
-
-Prepared prepare(const Arguments& arguments, int64_t started) {
-  Prepared prepared{.manifest = onnx_io::read_manifest(arguments.folder), .feeds = {}};
-  const auto ranks = static_cast<int64_t>(prepared.manifest.ranks.size());
+onnx_io::Manifest read_manifest(const Arguments& arguments, int64_t started) {
+  onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
+  const auto ranks = static_cast<int64_t>(manifest.ranks.size());
   if (started != 0 && started != ranks) {
     throw Error("'{}' is sharded over {} ranks, but {} are to run", arguments.folder.string(),
                 ranks, started)
         .note("every rank runs a graph of its own")
         .help(fmt::format("run it with {} ranks, or shard the model again", ranks));
   }
-  prepared.feeds = select_feeds(prepared.manifest, executor::read_npz(arguments.feed),
-                                fmt::format("'{}'", arguments.feed.string()));
-  if (arguments.step) set_step(prepared.manifest, *arguments.step, prepared.feeds);
-  return prepared;
+  return manifest;
 }
 
 void check_outputs(const Arguments& arguments, const onnx_io::Manifest& manifest) {
   check_output_files({{"--output", arguments.output}, {"--trace", arguments.trace}},
-                     {{"--feed", arguments.feed}}, arguments.folder, manifest);
+                     files_of(arguments.feed, manifest), arguments.folder, manifest);
 }
 
 void write_results(const Arguments& arguments, const executor::Arrays& results) {
@@ -162,15 +155,23 @@ void print_report(const Json& ranks, const Arguments& arguments, const std::stri
 }
 
 int run_threads(const Arguments& arguments) {
-  const Prepared prepared = prepare(arguments, arguments.np);
-  check_outputs(arguments, prepared.manifest);
+  const onnx_io::Manifest manifest = read_manifest(arguments, arguments.np);
+  FeedSource source(manifest, arguments.feed);
+  check_outputs(arguments, manifest);
+  std::vector<executor::Arrays> feeds;
+  std::vector<FeedDigest> digests;
+  for (const onnx_io::ManifestRank& rank : manifest.ranks) {
+    feeds.push_back(source.of_rank(rank.rank));
+    digests.push_back(source.digest());
+  }
+  if (source.by_rank()) check_one_batch(manifest, digests);
   const executor::RunResult result =
-      run_ranks(arguments.folder, prepared.manifest, prepared.feeds, run_options(arguments));
+      run_ranks(arguments.folder, manifest, feeds, run_options(arguments));
   write_results(arguments, result.ranks.front().outputs);
   write_events(arguments, result.events);
   Json ranks = Json::array();
   for (const executor::RankResult& rank : result.ranks) {
-    ranks.push_back(rank_report(rank, result.resident_peak, prepared.manifest));
+    ranks.push_back(rank_report(rank, result.resident_peak, manifest));
   }
   print_notices();
   print_report(ranks, arguments, "threads");
@@ -204,8 +205,20 @@ void agree_to_start(const executor::MpiSession& session, const std::optional<Fai
   std::_Exit(problem->code);
 }
 
+// Rank 0 compares; what it throws ends every rank.
+void agree_on_batch(const executor::MpiSession& session, const onnx_io::Manifest& manifest,
+                    const FeedDigest& own) {
+  const auto texts = session.gather(to_text(own));
+  if (session.rank() != 0) return;
+  std::vector<FeedDigest> digests;
+  for (const std::string& text : texts) digests.push_back(parse_digest(text));
+  check_one_batch(manifest, digests);
+}
+
 int run_rank(executor::MpiSession& session, const Arguments& arguments) {
-  Prepared prepared;
+  onnx_io::Manifest manifest;
+  executor::Arrays feeds;
+  FeedDigest digest;
   std::shared_ptr<const ir::Graph> graph;
   std::optional<Failure> problem;
   try {
@@ -215,19 +228,22 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
           .note("--transport threads runs every rank in one process")
           .help("leave --transport out, or run it without mpirun");
     }
-    prepared = prepare(arguments, session.size());
-    if (session.rank() == 0) check_outputs(arguments, prepared.manifest);
-    graph = load_rank(arguments.folder, prepared.manifest, session.rank());
+    manifest = read_manifest(arguments, session.size());
+    FeedSource source(manifest, arguments.feed);
+    feeds = source.of_rank(session.rank());
+    digest = source.digest();
+    if (session.rank() == 0) check_outputs(arguments, manifest);
+    graph = load_rank(arguments.folder, manifest, session.rank());
   } catch (...) {
     problem = current_failure();
   }
   agree_to_start(session, problem);
-  const executor::RunResult result = executor::run_mpi_rank(
-      session, graph, rank_feeds(prepared.manifest, prepared.feeds, session.rank()),
-      run_options(arguments));
+  if (!arguments.feed.by_rank.empty()) agree_on_batch(session, manifest, digest);
+  const executor::RunResult result =
+      executor::run_mpi_rank(session, graph, feeds, run_options(arguments));
   const executor::RankResult& own = result.ranks.front();
   if (session.rank() == 0) write_results(arguments, own.outputs);
-  Json message{{"report", rank_report(own, result.resident_peak, prepared.manifest)},
+  Json message{{"report", rank_report(own, result.resident_peak, manifest)},
                {"events", Json::array()}};
   for (const executor::TraceEvent& event : result.events)
     message["events"].push_back(to_json(event));
@@ -259,9 +275,9 @@ int run_mpi(const Arguments& arguments) {
 
 // Replaces this process by mpirun, which starts it again once per rank.
 [[noreturn]] void start_mpirun(const Arguments& arguments) {
-  const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
+  const onnx_io::Manifest manifest = read_manifest(arguments, arguments.np);
   const auto ranks = static_cast<int64_t>(manifest.ranks.size());
-  prepare(arguments, arguments.np);  // one message here is clearer than mpirun's
+  FeedSource(manifest, arguments.feed);  // one message here is clearer than mpirun's
   std::vector<std::string> words = {"mpirun",
                                     "--oversubscribe",
                                     "--bind-to",
@@ -273,8 +289,6 @@ int run_mpi(const Arguments& arguments) {
                                     arguments.folder.string(),
                                     "--transport",
                                     "mpi",
-                                    "--feed",
-                                    arguments.feed.string(),
                                     "--timeout",
                                     fmt::format("{}", arguments.timeout),
                                     "--threads-per-rank",
@@ -285,9 +299,13 @@ int run_mpi(const Arguments& arguments) {
     if (path.empty()) return;
     words.insert(words.end(), {option, path.string()});
   };
+  pass_on("--feed", arguments.feed.whole);
+  pass_on("--feed-rank", arguments.feed.by_rank);
   pass_on("--output", arguments.output);
   pass_on("--trace", arguments.trace);
-  if (arguments.step) words.insert(words.end(), {"--step", std::to_string(*arguments.step)});
+  if (arguments.feed.step) {
+    words.insert(words.end(), {"--step", std::to_string(*arguments.feed.step)});
+  }
   if (arguments.json) words.emplace_back("--json");
   if (arguments.fuse) words.emplace_back("--fuse");
   // Containers run as root, which Open MPI asks to confirm.
@@ -329,10 +347,17 @@ void add_run(CLI::App& app, Action& action) {
                    "threads: all ranks in this process (default); mpi: a process per rank (default "
                    "under mpirun)")
       ->check(CLI::IsMember({"threads", "mpi"}));
-  command->add_option("--feed", arguments->feed, "The graph inputs, whole")
-      ->required()
+  command
+      ->add_option("--feed", arguments->feed.whole,
+                   "The graph inputs, whole; with --feed-rank, those that its files lack")
       ->type_name("NPZ");
-  add_step_option(*command, arguments->step);
+  command
+      ->add_option(
+          "--feed-rank", arguments->feed.by_rank,
+          "A file for each rank, as 'feed' writes them; {rank} stands for its number, as in "
+          "'fed/rank_{rank}.npz'. Ranks of one sequence must be fed from one batch")
+      ->type_name("NPZ");
+  add_step_option(*command, arguments->feed.step);
   command->add_option("--output", arguments->output, "Where to write the graph outputs")
       ->type_name("NPZ");
   command

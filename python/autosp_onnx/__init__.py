@@ -11,7 +11,7 @@ Work is done by the program autosp-onnx in a child process, or by ONNX Runtime.
 
 from autosp_onnx.errors import AutospError
 from autosp_onnx.installation import collectives_library
-from autosp_onnx.manifest import Input, Manifest, feed, read_manifest
+from autosp_onnx.manifest import Input, Manifest, feed, read_manifest, write_feeds
 from autosp_onnx.sharded_model import ShardedModel, Validation, shard
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "feed",
     "read_manifest",
     "shard",
+    "write_feeds",
 ]

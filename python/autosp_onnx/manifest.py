@@ -5,15 +5,18 @@ import difflib
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from autosp_onnx.arrays import Array, type_name
+from autosp_onnx.arrays import Array, type_name, write_npz
 from autosp_onnx.errors import AutospError
 
 FORMAT = 1
+STAMP = "autosp.feed"
+"""The array of a feed file that says which rank and batch it is of, as the bytes of a JSON text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +140,42 @@ def feed(folder: str | os.PathLike[str], inputs: Mapping[str, Array]) -> list[di
     manifest = read_manifest(folder)
     whole = manifest.select(inputs, "the batch")
     return [manifest.of_rank(whole, rank) for rank in range(manifest.ranks)]
+
+
+def write_feeds(
+    folder: str | os.PathLike[str], inputs: Mapping[str, Array], output: str | os.PathLike[str]
+) -> list[pathlib.Path]:
+    """Writes what `feed` gives to `output`/rank_<k>.npz, as `autosp-onnx feed` does.
+
+    Each file says which rank and batch it is of, so that `autosp-onnx run --feed-rank` refuses ranks that are fed from
+    different batches.
+
+    Args:
+        folder: what `autosp-onnx shard` wrote.
+        inputs: every graph input, whole.
+        output: the folder to write, made if need be.
+
+    Returns:
+        The files, by rank.
+
+    Raises:
+        AutospError: as `feed`.
+    """
+    manifest = read_manifest(folder)
+    whole = manifest.select(inputs, "the batch")
+    directory = pathlib.Path(output)
+    directory.mkdir(parents=True, exist_ok=True)
+    batch = {
+        part.name: f"{zlib.crc32(np.ascontiguousarray(whole[part.name]).tobytes()):08x}"
+        for part in manifest.inputs
+        if not part.is_parameter and part.name != manifest.step_input
+    }
+    files = []
+    for rank in range(manifest.ranks):
+        stamp = json.dumps({"rank": rank, "plan": manifest.signature, "batch": batch})
+        files.append(directory / f"rank_{rank}.npz")
+        write_npz(files[-1], {**manifest.of_rank(whole, rank), STAMP: np.frombuffer(stamp.encode(), np.uint8)})
+    return files
 
 
 def _fnv1a(text: str) -> str:
