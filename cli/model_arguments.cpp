@@ -138,30 +138,6 @@ void add_timeout_option(CLI::App& command, double& seconds) {
       ->capture_default_str();
 }
 
-void add_plan_options(CLI::App& command, PlanArguments& arguments) {
-  command
-      .add_option(
-          "--sp", arguments.sp,
-          "Ranks that share one sequence; 1, or what --sp-mesh multiplies to, when left out")
-      ->check(at_least_one())
-      ->type_name("N");
-  command.add_option("--dp", arguments.dp, "Ranks that share the batch (times --sp ranks in all)")
-      ->check(at_least_one())
-      ->type_name("M")
-      ->capture_default_str();
-  command
-      .add_option(
-          "--sp-mesh", arguments.sp_mesh,
-          "How sp is divided: u over KV heads, g over query heads of a KV head, r over query "
-          "positions (all-gather context parallelism), as in --sp-mesh u=4,g=2,r=2; chosen when "
-          "left out")
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->type_name("AXIS=SIZE");
-  command.add_flag("--strict", arguments.strict,
-                   "Refuses operators that can be neither split nor exchanged, instead of warning");
-}
-
 std::pair<std::string, std::string> split_assignment(const std::string& text,
                                                      const std::string& option) {
   const size_t equals = text.rfind('=');
@@ -330,34 +306,16 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
   return model;
 }
 
-int64_t PlanArguments::ranks() const {
-  if (sp) return *sp;
-  int64_t product = 1;
-  for (const auto& [axis, size] : parse_counts(sp_mesh, "--sp-mesh")) product *= size;
-  return product;
-}
-
 std::vector<std::filesystem::path> files_read(const std::filesystem::path& model,
-                                              const std::string& device) {
+                                              const std::vector<std::filesystem::path>& others) {
   std::vector<std::filesystem::path> files = {model};
   for (const std::string& location : onnx_io::data_locations(model)) {
     files.push_back((model.parent_path() / location).lexically_normal());
   }
-  if (std::filesystem::is_regular_file(device)) files.push_back(std::filesystem::absolute(device));
+  for (const std::filesystem::path& other : others) {
+    if (std::filesystem::is_regular_file(other)) files.push_back(std::filesystem::absolute(other));
+  }
   return files;
-}
-
-shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments) {
-  return with_context(
-      fmt::format("while planning '{}' for --sp {} --dp {}", model.path.string(), arguments.ranks(),
-                  arguments.dp),
-      "'autosp-onnx inspect MODEL' shows the sequence, the heads and what limits sp", [&] {
-        return shard::make_plan(model.graph, model.roles,
-                                {.sp = arguments.ranks(),
-                                 .dp = arguments.dp,
-                                 .sp_mesh = parse_counts(arguments.sp_mesh, "--sp-mesh"),
-                                 .strict = arguments.strict});
-      });
 }
 
 }  // namespace autosp::cli

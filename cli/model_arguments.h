@@ -41,6 +41,8 @@ struct PlanArguments {
   int64_t dp = 1;
   std::vector<std::string> sp_mesh;  // AXIS=SIZE
   bool strict = false;
+  std::filesystem::path deepspeed_config;  // sp and dp may come from it
+  std::optional<int64_t> batch;            // samples of a step, as the configuration has it
 
   // As asked for, or what the sizes of sp_mesh multiply to, or 1.
   int64_t ranks() const;
@@ -72,10 +74,10 @@ struct LoadedModel {
 // Prints what --print-after asks for to stdout, and what --timing asks for to stderr.
 LoadedModel load_model(const ModelArguments& arguments, const PassArguments& passes);
 
-// The model, the data files that it names, and `device` where that is a file. Throws Error for what
-// is not an ONNX file.
+// The model, the data files that it names, and those among `others` that are files (a device may be
+// a name). Throws Error for what is not an ONNX file.
 std::vector<std::filesystem::path> files_read(const std::filesystem::path& model,
-                                              const std::string& device);
+                                              const std::vector<std::filesystem::path>& others);
 
 // The graph must stay where it is as long as the plan is used.
 shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments);

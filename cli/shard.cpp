@@ -113,7 +113,8 @@ using Files = std::vector<std::filesystem::path>;
 // What the depfile is to name; it must be none of these itself.
 Files dependencies(const Arguments& arguments) {
   if (arguments.depfile.empty()) return {};
-  const Files files = files_read(arguments.model.model, arguments.device);
+  const Files files =
+      files_read(arguments.model.model, {arguments.device, arguments.plan.deepspeed_config});
   std::vector<InputFile> inputs;
   for (const std::filesystem::path& file : files) inputs.push_back({"shard", file});
   check_output_files({{.option = "--depfile", .path = arguments.depfile}}, inputs);

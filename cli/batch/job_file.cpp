@@ -69,9 +69,11 @@ JobRequest request_of(const YAML::Node& node, const Settings& defaults, const Se
     throw in_file(origin, fmt::format("'{}' is no name of a folder", request.name));
   }
   request.settings.insert(defaults.begin(), defaults.end());
-  if (const auto found = request.settings.find("device"); found != request.settings.end()) {
-    for (std::string& device : found->second) {
-      if (std::filesystem::is_regular_file(folder / device)) device = (folder / device).string();
+  for (const char* name : {"device", "deepspeed-config"}) {
+    const auto found = request.settings.find(name);
+    if (found == request.settings.end()) continue;
+    for (std::string& file : found->second) {
+      if (std::filesystem::is_regular_file(folder / file)) file = (folder / file).string();
     }
   }
   for (const auto& [name, values] : given) request.settings[name] = values;

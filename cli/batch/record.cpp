@@ -68,12 +68,13 @@ std::string tool_fingerprint() {
 }
 
 std::vector<fs::path> input_files(const Job& job) {
-  constexpr std::string_view kDevice = "--device=";
-  std::string device;
+  std::vector<fs::path> named;
   for (const std::string& option : job.options) {
-    if (option.starts_with(kDevice)) device = option.substr(kDevice.size());
+    for (const std::string_view name : {"--device=", "--deepspeed-config="}) {
+      if (option.starts_with(name)) named.emplace_back(option.substr(name.size()));
+    }
   }
-  return files_read(job.model, device);
+  return files_read(job.model, named);
 }
 
 std::vector<FileState> look_at(const std::vector<fs::path>& files) {
