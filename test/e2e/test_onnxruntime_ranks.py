@@ -97,6 +97,19 @@ def test_ranks_under_mpi_equal_the_whole_model(autosp_onnx, tmp_path, case):
     assert report["runtime"] == f"ONNX Runtime {onnxruntime.__version__}"
 
 
+def test_dropout_drops_what_the_executor_drops(autosp_onnx, tmp_path):
+    graph = TrainingGraph(GRAPHS / "dropout" / "gpt2.onnx")
+    out = shard(autosp_onnx, graph, tmp_path / "out", "--sp", 3)
+    feed = tmp_path / "feed.npz"
+    np.savez(feed, **graph.committed_inputs, autosp_step=np.array(6))
+    expected = autosp_onnx("run", out, "--feed", graph.feed, "--step", 6, "--output", tmp_path / "expected.npz")
+    assert expected.returncode == 0, expected.stderr
+    run = ort(out, "--np", 3, "--feed", feed, "--output", tmp_path / "o.npz")
+    assert run.returncode == 0, run.stderr
+    with np.load(tmp_path / "expected.npz") as archive:
+        assert_file_holds_step(tmp_path / "o.npz", dict(archive))
+
+
 def test_cases_use_every_collective(autosp_onnx, tmp_path):
     kinds = set()
     for number, (file, *options) in enumerate(CASES.values()):
