@@ -18,6 +18,7 @@
 #include "signature.h"
 #include "transforms/decompose_attention.h"
 #include "transforms/decompose_draws.h"
+#include "transforms/recompute/barriers.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/emulate.h"
 #include "transforms/spmd/geometry.h"
@@ -360,8 +361,11 @@ void place_external_data(const ir::Graph& graph, const fs::path& from, const fs:
 }
 
 std::optional<ir::Graph> own_operator_body(const ir::Graph& graph, const ir::Node& node) {
-  if (auto body = transforms::attention_body(graph, node)) return body;
-  return transforms::draw_body(graph, node);
+  for (const auto& body_of :
+       {transforms::attention_body, transforms::draw_body, transforms::barrier_body}) {
+    if (auto body = body_of(graph, node)) return body;
+  }
+  return std::nullopt;
 }
 
 // What was copied for each reader, to be planned for it alone, is computed once again where the
@@ -432,14 +436,16 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
   if (dialects.contains(Dialect::kAutosp)) {
     for (const onnx_io::ManifestRank& rank : manifest.ranks) {
       HeldSignals::check();
-      ir::Graph graph = rank_graph(program, rank.rank);
+      ir::Graph graph = insert_recompute_barriers(rank_graph(program, rank.rank),
+                                                  transforms::BarrierForm::kOperator);
       sign(graph, manifest, std::to_string(rank.rank));
       onnx_io::export_model(graph, pending.path() / rank.file, options);
     }
   }
   HeldSignals::check();
   if (dialects.contains(Dialect::kStandard)) {
-    ir::Graph graph = finished(transforms::emulate(program));
+    ir::Graph graph = insert_recompute_barriers(finished(transforms::emulate(program)),
+                                                transforms::BarrierForm::kStandard);
     sign(graph, manifest, kAllRanks);
     onnx_io::export_model(graph, pending.path() / kEmulatedFile, options);
   }

@@ -101,6 +101,12 @@ inline constexpr Function<99, void(OrtTensorTypeAndShapeInfo*)> kReleaseTypeAndS
 inline constexpr Function<163,
                           OrtStatus*(const OrtKernelInfo*, const char* name, int64_t*, size_t*)>
     kGetInts;
+inline constexpr Function<268, OrtStatus*(const OrtShapeInferContext*, size_t index,
+                                          OrtTensorTypeAndShapeInfo**)>
+    kGetOperandType;
+inline constexpr Function<270, OrtStatus*(const OrtShapeInferContext*, size_t index,
+                                          const OrtTensorTypeAndShapeInfo*)>
+    kSetResultType;
 inline constexpr Function<237, OrtStatus*(const OrtSessionOptions*, const char* key, int* has)>
     kHasSetting;
 // As kGetInts; sizes count the ending zero.

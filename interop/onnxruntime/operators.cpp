@@ -1,4 +1,5 @@
-// The collectives of docs/collectives.md as custom operators of ONNX Runtime.
+// The collectives of docs/collectives.md, and RecomputeBarrier, as custom operators of ONNX
+// Runtime.
 //
 // A stock runtime opens this library by SessionOptions.register_custom_ops_library, which calls
 // RegisterCustomOps at the end of this file. Kernels are the bundled executor's: here, tensors and
@@ -9,8 +10,10 @@
 
 #include "base/context.h"
 #include "executor/kernels/rows.h"
+#include "onnxruntime/recompute_barrier.h"
 #include "onnxruntime/session_settings.h"
 #include "onnxruntime/status.h"
+#include "onnxruntime/tensor.h"
 
 namespace autosp::onnxruntime {
 
@@ -66,30 +69,6 @@ ir::Node read_node(const OrtApi& api, const OrtKernelInfo* info, const Operator&
 }
 
 // --- Kernels.
-
-// A tensor of the runtime.
-struct Tensor {
-  ir::DataType dtype = ir::DataType::kUndefined;
-  ir::Shape shape;
-  void* data = nullptr;
-};
-
-Tensor read_tensor(const OrtApi& api, const OrtValue* value) {
-  Tensor tensor;
-  OrtTensorTypeAndShapeInfo* info = nullptr;
-  check(api, call(api, kGetTypeAndShape, value, &info));
-  const auto release = [&](auto* owned) { call(api, kReleaseTypeAndShape, owned); };
-  const std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(release)> owner(info, release);
-  ElementType type = ElementType::kUndefined;
-  check(api, call(api, kGetElementType, info, &type));
-  size_t rank = 0;
-  check(api, call(api, kGetRank, info, &rank));
-  tensor.dtype = static_cast<ir::DataType>(type);
-  tensor.shape.resize(rank);
-  check(api, call(api, kGetShape, info, tensor.shape.data(), rank));
-  check(api, call(api, kGetTensorData, const_cast<OrtValue*>(value), &tensor.data));  // NOLINT
-  return tensor;
-}
 
 class Kernel {
  public:
@@ -191,6 +170,7 @@ void register_operators(const OrtApi& api, OrtSessionOptions* options) {
   for (const Row& row : executor::collective_rows()) {
     check(api, call(api, kAddToDomain, domain, new Operator(row, settings)));
   }
+  check(api, call(api, kAddToDomain, domain, make_recompute_barrier(api)));
   check(api, call(api, kAddDomain, options, domain));
 }
 

@@ -305,6 +305,12 @@ void Importer::import_node(Scope& scope, const onnx::NodeProto& node) {
         .help("export the model with its loops unrolled");
   }
   const Operation operation = resolve(scope, node);
+  // Written for other runtimes: here, what is recomputed stays so
+  // (transforms/recompute/barriers.h).
+  if (domain == ir::kAutospDomain && node.op_type() == "RecomputeBarrier") {
+    scope.values[node.output(0)] = operation.input(0);
+    return;
+  }
   if (const auto function = function_of(node, operation)) {
     return inline_function(scope, node, operation, *function);
   }

@@ -132,6 +132,20 @@ void infer_random_uniform(InferenceContext& context) {
           "'extent' and 'shape' have different numbers of elements");
 }
 
+OpSchema recompute_barrier() {
+  OpSchema schema("RecomputeBarrier", __FILE__, __LINE__);
+  schema.SetDomain(std::string(ir::kAutospDomain))
+      .SinceVersion(1)
+      .SetDoc("X, but not before `after` is known: see docs/other_runtimes.md.")
+      .Input(0, "X", "an operand of a recomputed node", "T")
+      .Input(1, "after", "a gradient", "F")
+      .Output(0, "Y", "X", "T")
+      .TypeConstraint("T", OpSchema::all_tensor_types_ir4(), "any tensor")
+      .TypeConstraint("F", OpSchema::all_float_types_ir4(), "floats")
+      .TypeAndShapeInferenceFunction(onnx::propagateShapeAndTypeFromFirstInput);
+  return schema;
+}
+
 OpSchema collective(const char* name, const char* doc) {
   std::vector<std::string> types = OpSchema::all_tensor_types_ir4();
   OpSchema schema(name, __FILE__, __LINE__);
@@ -202,6 +216,7 @@ void register_all() {
   onnx::RegisterSchema(
       along_an_axis("ReduceScatter", "This member's piece of the sum of the members' operands.")
           .TypeAndShapeInferenceFunction(infer_reduce_scatter));
+  onnx::RegisterSchema(recompute_barrier());
   onnx::RegisterSchema(simplified_layer_normalization());
   OpSchema exchange = collective("AllToAll", "An exchange of boxes: see docs/collectives.md.");
   exchange.Attr("shape", "of the result", onnx::AttributeProto::INTS, true);
