@@ -32,7 +32,7 @@ std::shared_ptr<const ir::Graph> load_rank(const std::filesystem::path& folder,
   if (!std::filesystem::exists(path)) {
     throw Error("'{}' lacks the graph of rank {}, '{}'", folder.string(), rank,
                 path.filename().string())
-        .note("its manifest lists it; a folder sharded with --dialect standard holds none")
+        .note("its manifest lists it; a folder sharded in another --dialect alone holds none")
         .help("shard the model again with --dialect autosp");
   }
   auto graph = std::make_shared<ir::Graph>(onnx_io::import_model(path));

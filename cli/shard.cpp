@@ -44,9 +44,7 @@ struct Arguments {
 
 std::set<Dialect> dialects_of(const Arguments& arguments) {
   std::set<Dialect> dialects;
-  for (const std::string& name : arguments.dialects) {
-    dialects.insert(name == "standard" ? Dialect::kStandard : Dialect::kAutosp);
-  }
+  for (const std::string& name : arguments.dialects) dialects.insert(parse_dialect(name));
   return dialects;
 }
 
@@ -170,11 +168,13 @@ void add_shard(CLI::App& app, Action& action) {
   command
       ->add_option(
           "--dialect", arguments->dialects,
-          "autosp: a graph per rank; standard: every rank in OUT/emulated.onnx, collectives "
-          "as standard operators; comma-separated for both")
+          "autosp: a graph per rank, for this program and, with its library, ONNX Runtime; ort, "
+          "tensorrt: OUT/rank_<k>.ort.onnx, .tensorrt.onnx with the collectives of ONNX Runtime or "
+          "TensorRT; standard: every rank in OUT/emulated.onnx, collectives as standard operators. "
+          "Several with commas")
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->check(CLI::IsMember({"autosp", "standard"}))
+      ->check(CLI::IsMember(dialect_names()))
       ->capture_default_str();
   command
       ->add_option("--depfile", arguments->depfile,

@@ -20,8 +20,8 @@
 #include "transforms/decompose_draws.h"
 #include "transforms/recompute/barriers.h"
 #include "transforms/spmd/emit_ranks.h"
-#include "transforms/spmd/emulate.h"
 #include "transforms/spmd/geometry.h"
+#include "transforms/spmd/tile_loop.h"
 
 namespace autosp::cli {
 
@@ -65,6 +65,9 @@ std::string plan_hash(const SpmdProgram& program,
     for (transforms::PlacedId id : transforms::results_of(instruction)) {
       text += fmt::format("\n{}", program.graph().name_of(program.at(id).value));
     }
+  }
+  for (const transforms::TileLoop& loop : program.tile_loops) {
+    text += fmt::format("\n{} from {}: {} tiles", loop.count, loop.first, loop.stretch->tiles);
   }
   return onnx_io::fingerprint(text);
 }
@@ -132,8 +135,6 @@ std::optional<onnx_io::ManifestRandom> draws_of(const LoadedModel& model) {
                                  .step_input = step ? model.graph.name_of(*step) : ""};
 }
 
-constexpr const char* kEmulatedFile = "emulated.onnx";
-
 Error not_ours(const fs::path& folder) {
   return Error("'{}' exists and is not a sharded model", folder.string())
       .help("give another folder with -o, or empty this one");
@@ -148,16 +149,6 @@ std::set<fs::path> files_in(const fs::path& folder) {
     }
   }
   return files;
-}
-
-// "rank_12.onnx"
-bool is_rank_file(const std::string& name) {
-  constexpr std::string_view kBegin = "rank_";
-  constexpr std::string_view kEnd = ".onnx";
-  if (!name.starts_with(kBegin) || !name.ends_with(kEnd)) return false;
-  if (name.size() <= kBegin.size() + kEnd.size()) return false;
-  return std::all_of(name.begin() + kBegin.size(), name.end() - kEnd.size(),
-                     [](char c) { return c >= '0' && c <= '9'; });
 }
 
 // An earlier result may be replaced: a folder in which every file is one that `shard` writes.
@@ -179,14 +170,19 @@ void check_replaceable(const fs::path& folder) {
     return;
   }
   std::set<fs::path> files = files_in(folder);
-  std::set<fs::path> graphs = {kEmulatedFile};
+  std::set<fs::path> graphs;
   try {
-    for (const auto& rank : onnx_io::read_manifest(folder).ranks) graphs.insert(rank.file);
+    for (const auto& rank : onnx_io::read_manifest(folder).ranks) {
+      graphs.insert(rank.file);
+      for (const std::string& dialect : dialect_names()) {
+        graphs.insert(graph_file(parse_dialect(dialect), rank.rank));
+      }
+    }
   } catch (const Error& error) {
     if (!onnx_io::is_manifest(folder)) throw not_ours(folder).note(error.message());
     // Of another version, or damaged: its graphs go by their names.
     for (const fs::path& file : files) {
-      if (is_rank_file(file.string())) graphs.insert(file);
+      if (is_graph_file(file.string())) graphs.insert(file);
     }
   }
   files.erase(onnx_io::kManifestFile);
@@ -368,17 +364,7 @@ std::optional<ir::Graph> own_operator_body(const ir::Graph& graph, const ir::Nod
   return std::nullopt;
 }
 
-// What was copied for each reader, to be planned for it alone, is computed once again where the
-// copies turned out alike.
-ir::Graph finished(const ir::Graph& graph) {
-  return transforms::run_passes(graph, {.passes = {"eliminate_common_subexpressions"}});
-}
-
 }  // namespace
-
-ir::Graph rank_graph(const SpmdProgram& program, int64_t rank) {
-  return finished(transforms::emit_rank(program, rank));
-}
 
 Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
   const shard::Plan& plan = *program.plan;
@@ -393,7 +379,7 @@ Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
   }
   for (int64_t rank = 0; rank < plan.mesh.size(); ++rank) {
     manifest.ranks.push_back(
-        {rank, fmt::format("rank_{}.onnx", rank), plan.mesh.coordinates(rank)});
+        {rank, graph_file(Dialect::kAutosp, rank), plan.mesh.coordinates(rank)});
   }
   for (size_t k = 0; k < graph.inputs().size(); ++k) {
     const ValueId input = graph.inputs()[k];
@@ -433,21 +419,22 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
   const onnx_io::DataFile data = own_parameters(model);
   if (!data.empty()) data.write(pending.path());
   const onnx_io::ExportOptions options{.data = &data, .function_body = own_operator_body};
-  if (dialects.contains(Dialect::kAutosp)) {
-    for (const onnx_io::ManifestRank& rank : manifest.ranks) {
-      HeldSignals::check();
-      ir::Graph graph = insert_recompute_barriers(rank_graph(program, rank.rank),
-                                                  transforms::BarrierForm::kOperator);
-      sign(graph, manifest, std::to_string(rank.rank));
-      onnx_io::export_model(graph, pending.path() / rank.file, options);
-    }
-  }
+  const auto write = [&](ir::Graph graph, const std::string& signed_as, const std::string& file) {
+    sign(graph, manifest, signed_as);
+    onnx_io::export_model(graph, pending.path() / file, options);
+    HeldSignals::check();
+  };
   HeldSignals::check();
   if (dialects.contains(Dialect::kStandard)) {
-    ir::Graph graph = insert_recompute_barriers(finished(transforms::emulate(program)),
-                                                transforms::BarrierForm::kStandard);
-    sign(graph, manifest, kAllRanks);
-    onnx_io::export_model(graph, pending.path() / kEmulatedFile, options);
+    write(dialect_graph(program, Dialect::kStandard, 0), kAllRanks,
+          graph_file(Dialect::kStandard, 0));
+  }
+  for (const Dialect dialect : dialects) {
+    if (dialect == Dialect::kStandard) continue;
+    for (const auto& rank : manifest.ranks) {
+      write(dialect_graph(program, dialect, rank.rank), std::to_string(rank.rank),
+            graph_file(dialect, rank.rank));
+    }
   }
   onnx_io::write_manifest(manifest, pending.path());
   HeldSignals::check();

@@ -5,19 +5,12 @@
 #include <set>
 #include <string>
 
+#include "dialects.h"
 #include "model_arguments.h"
 #include "onnx/manifest.h"
 #include "transforms/spmd/program.h"
 
 namespace autosp::cli {
-
-enum class Dialect : uint8_t {
-  kAutosp,    // rank_<k>.onnx with collectives of the autosp domain
-  kStandard,  // emulated.onnx: every rank in one graph of standard operators
-};
-
-// The graph of one rank, as it is written but for its signature.
-ir::Graph rank_graph(const transforms::SpmdProgram& program, int64_t rank);
 
 // Everything `shard` tells about its result.
 onnx_io::Manifest make_manifest(const LoadedModel& model, const transforms::SpmdProgram& program);

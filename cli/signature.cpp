@@ -11,6 +11,8 @@ namespace {
 constexpr const char* kRankKey = "autosp.rank";
 constexpr const char* kRanksKey = "autosp.ranks";
 constexpr const char* kPlanKey = "autosp.plan";
+constexpr const char* kToolKey = "autosp.tool";
+constexpr const char* kVersionKey = "autosp.version";
 
 }  // namespace
 
@@ -22,6 +24,8 @@ void sign(ir::Graph& graph, const onnx_io::Manifest& manifest, const std::string
   graph.metadata[kRankKey] = rank;
   graph.metadata[kRanksKey] = std::to_string(manifest.ranks.size());
   graph.metadata[kPlanKey] = plan_signature(manifest);
+  graph.metadata[kToolKey] = "autosp-onnx";
+  graph.metadata[kVersionKey] = manifest.tool_version;
 }
 
 std::optional<Signature> signature_of(const ir::Graph& graph) {

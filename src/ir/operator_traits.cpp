@@ -10,4 +10,10 @@ bool is_view(const Node& node) {
   return node.domain.empty() && kOps.contains(node.op);
 }
 
+bool is_foreign_collective(const Node& node) {
+  if (node.is("DistCollective")) return true;
+  return node.domain == kMicrosoftDomain &&
+         (node.op == "AllReduce" || node.op == "AllGather" || node.op == "AllToAll");
+}
+
 }  // namespace autosp::ir

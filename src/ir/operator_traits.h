@@ -13,6 +13,9 @@ inline bool is_collective(const Node& node) {
   return node.domain == kAutospDomain && node.attributes.has("group");
 }
 
+// The same of the operators that other runtimes have (transforms/spmd/lower_collectives.h).
+bool is_foreign_collective(const Node& node);
+
 // autosp::RandomUniform: random numbers that depend on their place alone (docs/random.md), so that
 // any rank may draw any of them at any time, and again.
 inline bool is_draw(const Node& node) {

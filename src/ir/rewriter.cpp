@@ -53,7 +53,7 @@ struct Liveness {
     for (const Output& output : outputs) values[output.value.index()] = true;
     for (size_t n = nodes.size(); n-- > 0;) {
       const Node& node = graph.nodes()[n];
-      nodes[n] = is_collective(node);
+      nodes[n] = is_collective(node) || is_foreign_collective(node);
       for (ValueId output : node.outputs) {
         if (output && values[output.index()]) nodes[n] = true;
       }

@@ -206,6 +206,27 @@ OpSchema simplified_layer_normalization() {
   return schema;
 }
 
+// TensorRT's, which it reads from the standard domain. Its result's shape is left to value_info.
+OpSchema dist_collective() {
+  OpSchema schema("DistCollective", __FILE__, __LINE__);
+  schema.SetDomain("")
+      .SinceVersion(1)
+      .SetDoc("A collective of TensorRT: see docs/other_runtimes.md.")
+      .Input(0, "X", "this rank's operand", "T")
+      .Output(0, "Y", "this rank's result", "T")
+      .TypeConstraint("T", OpSchema::all_tensor_types_ir4(), "any tensor")
+      .Attr("collective_operation", "all_reduce, ...", onnx::AttributeProto::STRING, true)
+      .Attr("reduce_op", "sum or none", onnx::AttributeProto::STRING, true)
+      .Attr("root", "-1: none", onnx::AttributeProto::INT, int64_t{-1})
+      .Attr("nb_rank", "ranks that take part", onnx::AttributeProto::INT, true)
+      .Attr("group_size", "of `groups`", onnx::AttributeProto::INT, true)
+      .Attr("groups", "the ranks that take part", onnx::AttributeProto::INTS, true)
+      .TypeAndShapeInferenceFunction([](InferenceContext& context) {
+        onnx::propagateElemTypeFromInputToOutput(context, 0, 0);
+      });
+  return schema;
+}
+
 void register_all() {
   auto& domains = onnx::OpSchemaRegistry::DomainToVersionRange::Instance();
   domains.AddDomainToVersion(std::string(ir::kAutospDomain), 1, 1);
@@ -217,6 +238,7 @@ void register_all() {
       along_an_axis("ReduceScatter", "This member's piece of the sum of the members' operands.")
           .TypeAndShapeInferenceFunction(infer_reduce_scatter));
   onnx::RegisterSchema(recompute_barrier());
+  onnx::RegisterSchema(dist_collective());
   onnx::RegisterSchema(simplified_layer_normalization());
   OpSchema exchange = collective("AllToAll", "An exchange of boxes: see docs/collectives.md.");
   exchange.Attr("shape", "of the result", onnx::AttributeProto::INTS, true);

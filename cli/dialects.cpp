@@ -1,0 +1,83 @@
+#include "dialects.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "transforms/pipeline.h"
+#include "transforms/recompute/barriers.h"
+#include "transforms/spmd/emit_ranks.h"
+#include "transforms/spmd/emulate.h"
+#include "transforms/spmd/lower_collectives.h"
+
+namespace autosp::cli {
+
+namespace {
+
+using transforms::BarrierForm;
+using transforms::CollectiveDialect;
+
+constexpr const char* kEmulatedFile = "emulated.onnx";
+
+// By Dialect: between "rank_<k>" and ".onnx".
+constexpr std::string_view kInfixes[] = {"", ".ort", ".tensorrt"};
+
+// What was copied for each reader, to be planned for it alone, is computed once again where the
+// copies turned out alike.
+ir::Graph without_copies(const ir::Graph& graph) {
+  return transforms::run_passes(graph, {.passes = {"eliminate_common_subexpressions"}});
+}
+
+}  // namespace
+
+const std::vector<std::string>& dialect_names() {
+  static const std::vector<std::string> kNames = {"autosp", "ort", "tensorrt", "standard"};
+  return kNames;
+}
+
+Dialect parse_dialect(const std::string& name) {
+  const auto found = std::ranges::find(dialect_names(), name);
+  AUTOSP_CHECK(found != dialect_names().end(), "dialect '{}'", name);
+  return static_cast<Dialect>(found - dialect_names().begin());
+}
+
+std::string graph_file(Dialect dialect, int64_t rank) {
+  if (dialect == Dialect::kStandard) return kEmulatedFile;
+  return fmt::format("rank_{}{}.onnx", rank, kInfixes[static_cast<size_t>(dialect)]);
+}
+
+bool is_graph_file(const std::string& name) {
+  if (name == kEmulatedFile) return true;
+  constexpr std::string_view kBegin = "rank_";
+  if (!name.starts_with(kBegin)) return false;
+  const size_t end = name.find_first_not_of("0123456789", kBegin.size());
+  if (end == kBegin.size() || end == std::string::npos) return false;
+  return std::ranges::any_of(kInfixes, [&](std::string_view infix) {
+    return name.substr(end) == std::string(infix) + ".onnx";
+  });
+}
+
+ir::Graph rank_graph(const transforms::SpmdProgram& program, int64_t rank) {
+  return without_copies(transforms::emit_rank(program, rank));
+}
+
+ir::Graph dialect_graph(const transforms::SpmdProgram& program, Dialect dialect, int64_t rank) {
+  switch (dialect) {
+    case Dialect::kAutosp:
+      return transforms::insert_recompute_barriers(rank_graph(program, rank),
+                                                   BarrierForm::kOperator);
+    case Dialect::kOnnxRuntime:
+    case Dialect::kTensorRt: {
+      const auto kind = dialect == Dialect::kTensorRt ? CollectiveDialect::kTensorRt
+                                                      : CollectiveDialect::kOnnxRuntime;
+      return transforms::insert_recompute_barriers(
+          transforms::lower_collectives(rank_graph(program, rank), kind, program.plan->mesh.size()),
+          BarrierForm::kStandard);
+    }
+    case Dialect::kStandard:
+      return transforms::insert_recompute_barriers(without_copies(transforms::emulate(program)),
+                                                   BarrierForm::kStandard);
+  }
+  internal_error(__FILE__, __LINE__, fmt::format("dialect {}", static_cast<int>(dialect)));
+}
+
+}  // namespace autosp::cli

@@ -1,0 +1,34 @@
+// The forms in which `shard` writes graphs, by what runs them (docs/other_runtimes.md).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "transforms/spmd/program.h"
+
+namespace autosp::cli {
+
+enum class Dialect : uint8_t {
+  kAutosp,       // a graph per rank, collectives of the autosp domain
+  kOnnxRuntime,  // a graph per rank, collectives of com.microsoft
+  kTensorRt,     // a graph per rank, collectives as DistCollective
+  kStandard,     // every rank in one graph of standard operators
+};
+
+// As --dialect has them.
+const std::vector<std::string>& dialect_names();
+Dialect parse_dialect(const std::string& name);  // one of these
+
+// Of a sharded model's folder: "rank_3.onnx", "rank_3.ort.onnx"; "emulated.onnx" for all ranks.
+std::string graph_file(Dialect dialect, int64_t rank);
+// Whether a file's name is one that graph_file could give.
+bool is_graph_file(const std::string& name);
+
+// The graph of one rank as the bundled executor runs it, which `plan` predicts from.
+ir::Graph rank_graph(const transforms::SpmdProgram& program, int64_t rank);
+
+// One rank's graph, or that of all, as it is written but for its signature. Throws Error for what
+// the dialect cannot say.
+ir::Graph dialect_graph(const transforms::SpmdProgram& program, Dialect dialect, int64_t rank);
+
+}  // namespace autosp::cli
