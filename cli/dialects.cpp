@@ -8,6 +8,7 @@
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/emulate.h"
 #include "transforms/spmd/lower_collectives.h"
+#include "transforms/spmd/thread_tokens.h"
 
 namespace autosp::cli {
 
@@ -63,8 +64,8 @@ ir::Graph rank_graph(const transforms::SpmdProgram& program, int64_t rank) {
 ir::Graph dialect_graph(const transforms::SpmdProgram& program, Dialect dialect, int64_t rank) {
   switch (dialect) {
     case Dialect::kAutosp:
-      return transforms::insert_recompute_barriers(rank_graph(program, rank),
-                                                   BarrierForm::kOperator);
+      return transforms::thread_tokens(
+          transforms::insert_recompute_barriers(rank_graph(program, rank), BarrierForm::kOperator));
     case Dialect::kOnnxRuntime:
     case Dialect::kTensorRt: {
       const auto kind = dialect == Dialect::kTensorRt ? CollectiveDialect::kTensorRt

@@ -28,8 +28,8 @@ struct OrtValue;
 struct OrtTensorTypeAndShapeInfo;
 
 // Numbered as ir::DataType is. As the type of an operand: any.
-enum class ElementType : int { kUndefined = 0 };
-enum class Arity : int { kRequired = 0 };
+enum class ElementType : int { kUndefined = 0, kInt64 = 7 };
+enum class Arity : int { kRequired = 0, kOptional = 1 };
 enum class MemoryType : int { kDefault = 0 };
 enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 
@@ -90,6 +90,7 @@ inline constexpr Function<62, OrtStatus*(const OrtTensorTypeAndShapeInfo*, int64
 inline constexpr Function<65, OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**)>
     kGetTypeAndShape;
 inline constexpr Function<86, OrtStatus*(const OrtKernelInfo*, const char* name, int64_t*)> kGetInt;
+inline constexpr Function<89, OrtStatus*(const OrtKernelContext*, size_t*)> kGetOutputCount;
 inline constexpr Function<90, OrtStatus*(const OrtKernelContext*, size_t, const OrtValue**)>
     kGetInput;
 inline constexpr Function<91, OrtStatus*(OrtKernelContext*, size_t index, const int64_t* shape,

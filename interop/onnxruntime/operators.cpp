@@ -100,6 +100,20 @@ class Kernel {
     const reference::Result result{y.dtype, &y.shape, y.data};
     row_.function(
         {.call = {node_, {&operand, 1}, {&result, 1}}, .communicator = &member_->communicator()});
+    write_token(context);
+  }
+
+  // Where the next collective wants one. Its number means nothing.
+  void write_token(OrtKernelContext* context) {
+    size_t outputs = 0;
+    check(api_, call(api_, kGetOutputCount, context, &outputs));
+    if (outputs < 2) return;
+    OrtValue* token = nullptr;
+    check(api_, call(api_, kGetOutput, context, 1, nullptr, 0, &token));
+    if (token == nullptr) return;
+    void* data = nullptr;
+    check(api_, call(api_, kGetTensorData, token, &data));
+    *static_cast<int64_t*>(data) = 0;
   }
 
   // Its extents are checked against the operand's where the collective is.
@@ -146,17 +160,26 @@ OrtStatus* run_kernel(void* kernel, OrtKernelContext* context) {
   return guarded(own.api(), [&] { own.compute(context); });
 }
 
+ElementType element_type(const OrtCustomOp* /*op*/, size_t index) {
+  return index == 0 ? ElementType::kUndefined : ElementType::kInt64;
+}
+
+Arity arity(const OrtCustomOp* /*op*/, size_t index) {
+  return index == 0 ? Arity::kRequired : Arity::kOptional;
+}
+
 Operator::Operator(const Row& kernel_row, Settings session_settings)
     : row(&kernel_row), op(kernel_row.op), settings(std::move(session_settings)) {
   name = [](const OrtCustomOp* op) { return self(op).op.c_str(); };
   execution_provider = [](const OrtCustomOp*) -> const char* { return nullptr; };
-  input_type = [](const OrtCustomOp*, size_t) { return ElementType::kUndefined; };
-  input_count = [](const OrtCustomOp*) -> size_t { return 1; };
-  output_type = [](const OrtCustomOp*, size_t) { return ElementType::kUndefined; };
-  output_count = [](const OrtCustomOp*) -> size_t { return 1; };
+  // Operand and result of any type, then the tokens.
+  input_type = element_type;
+  input_count = [](const OrtCustomOp*) -> size_t { return 2; };
+  output_type = element_type;
+  output_count = [](const OrtCustomOp*) -> size_t { return 2; };
   destroy_kernel = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-  input_arity = [](const OrtCustomOp*, size_t) { return Arity::kRequired; };
-  output_arity = [](const OrtCustomOp*, size_t) { return Arity::kRequired; };
+  input_arity = arity;
+  output_arity = arity;
   input_memory = [](const OrtCustomOp*, size_t) { return MemoryType::kDefault; };
   create_kernel_or_fail = make_kernel;
   compute_or_fail = run_kernel;

@@ -20,10 +20,9 @@ _COLLECTIVE_FAILED = "ended because another rank failed"
 def session_options(
     *, timeout: float = 60.0, threads: int = 1, settings: Mapping[str, object] | None = None
 ) -> onnxruntime.SessionOptions:
-    """Options under which every rank comes to its collectives in the order of its file.
+    """Options under which every rank runs its graph as it is written, node by node.
 
-    That takes both: priority-based order goes by a node's place in the file, which optimisations change. They would
-    also merge what the backward pass computes again with what the forward pass computed.
+    Other levels of optimisation and orders do too: tokens keep the order of collectives, barriers what is recomputed.
 
     Args:
         timeout: seconds that a collective waits for other ranks. Under MPI, that of a process's first session holds.

@@ -297,6 +297,14 @@ Operation Importer::resolve(const Scope& scope, const onnx::NodeProto& node) con
   return operation;
 }
 
+// Of a collective: here, the file's order is kept without (transforms/spmd/thread_tokens.h). The
+// next one's operand, which is dropped as well, still has to be something.
+void drop_tokens(Operation& operation) {
+  operation.inputs.resize(std::min<size_t>(operation.inputs.size(), 1));
+  operation.results.resize(std::min<size_t>(operation.results.size(), 1));
+  operation.declared.resize(operation.results.size());
+}
+
 void Importer::import_node(Scope& scope, const onnx::NodeProto& node) {
   const std::string domain = normalized_domain(node.domain());
   if (domain.empty() && node.op_type() == "If") return import_branch(scope, node);
@@ -304,20 +312,22 @@ void Importer::import_node(Scope& scope, const onnx::NodeProto& node) {
     throw Error("node '{}' is control flow, which is not supported", describe(node))
         .help("export the model with its loops unrolled");
   }
-  const Operation operation = resolve(scope, node);
+  Operation operation = resolve(scope, node);
   // Written for other runtimes: here, what is recomputed stays so
   // (transforms/recompute/barriers.h).
   if (domain == ir::kAutospDomain && node.op_type() == "RecomputeBarrier") {
     scope.values[node.output(0)] = operation.input(0);
     return;
   }
+  if (domain == ir::kAutospDomain && operation.attributes.has("group")) drop_tokens(operation);
   if (const auto function = function_of(node, operation)) {
     return inline_function(scope, node, operation, *function);
   }
   check_attributes(operation);
   const auto values = emit_normal_form(emitter_, operation);
   for (int k = 0; k < node.output_size(); ++k) {
-    if (!node.output(k).empty()) scope.values[node.output(k)] = values[static_cast<size_t>(k)];
+    if (node.output(k).empty()) continue;
+    scope.values[node.output(k)] = values[std::min(static_cast<size_t>(k), values.size() - 1)];
   }
 }
 

@@ -30,9 +30,13 @@ void require(bool condition, const std::string& message) {
   }
 }
 
-// Operand 0's shape, or null when it is not known; the element type goes to the result.
+// Operand 0's shape, or null when it is not known; element types go to the results.
 const onnx::TensorShapeProto* operand_shape(InferenceContext& context) {
   onnx::propagateElemTypeFromInputToOutput(context, 0, 0);
+  if (context.getNumOutputs() > 1) {  // a token
+    onnx::updateOutputElemType(context, 1, onnx::TensorProto::INT64);
+    onnx::updateOutputShape(context, 1, onnx::TensorShapeProto());
+  }
   const auto* type = context.getInputType(0);
   if (type == nullptr || !onnx::hasShape(*type)) return nullptr;
   return &type->tensor_type().shape();
@@ -153,7 +157,9 @@ OpSchema collective(const char* name, const char* doc) {
       .SinceVersion(1)
       .SetDoc(doc)
       .Input(0, "X", "this rank's operand", "T")
+      .Input(1, "after", "the token of the collective before", "tensor(int64)", OpSchema::Optional)
       .Output(0, "Y", "this rank's result", "T")
+      .Output(1, "token", "for the collective behind", "tensor(int64)", OpSchema::Optional)
       .TypeConstraint("T", types, "any tensor")
       .Attr("group", "the ranks involved, in order", onnx::AttributeProto::INTS, true);
   return schema;

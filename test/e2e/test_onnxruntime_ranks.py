@@ -11,6 +11,7 @@ import time
 
 import python_package
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -37,6 +38,8 @@ with numpy.load(sys.argv[2]) as archive:
     own = feed(sys.argv[1], dict(archive))[rank]
 print(f"rank {rank} has loss {session.run(['loss'], own)[0]:.6f}", flush=True)
 """
+
+IN_ANY_ORDER = OWN_SCRIPT.replace("PRIORITY_BASED", "DEFAULT")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -204,15 +207,35 @@ def test_graphs_of_another_plan_are_noticed(autosp_onnx, four_ranks, tmp_path):
     assert_refused(ort(out, "--feed", LLAMA.feed), "rank_2.onnx' is by another plan")
 
 
+def without_tokens(path):
+    """Takes the order of collectives out of a rank graph."""
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if any(attribute.name == "group" for attribute in node.attribute):
+            del node.input[1:], node.output[1:]
+    onnx.save(model, path)
+
+
 def test_ranks_that_call_different_collectives_are_told(autosp_onnx, tmp_path):
-    """Ranks of different nodes, and a session that orders them as it likes: an error, no hang."""
+    """Ranks of different nodes, no tokens, and a session that orders nodes as it likes: an error, no hang."""
     out = shard(
         autosp_onnx, TrainingGraph(GRAPHS / "adversarial" / "shared_constant.onnx"), tmp_path / "out", "--sp", 4
     )
-    script = OWN_SCRIPT.replace("PRIORITY_BASED", "DEFAULT")
-    result = mpirun(4, out, GRAPHS / "adversarial" / "shared_constant.npz", -1, script=script)
+    for rank in range(4):
+        without_tokens(out / f"rank_{rank}.onnx")
+    result = mpirun(4, out, GRAPHS / "adversarial" / "shared_constant.npz", -1, script=IN_ANY_ORDER)
     assert result.returncode != 0
     assert re.search("different collectives: rank . calls AllReduce .*, but rank . calls AllReduce ", result.stderr)
+
+
+def test_tokens_keep_the_order_in_any_session(autosp_onnx, tmp_path):
+    graph = TrainingGraph(GRAPHS / "adversarial" / "shared_constant.onnx")
+    out = shard(autosp_onnx, graph, tmp_path / "out", "--sp", 4)
+    loss = float(graph.step(graph.committed_inputs)["loss"])
+    for script in (IN_ANY_ORDER, IN_ANY_ORDER.replace("ORT_DISABLE_ALL", "ORT_ENABLE_ALL")):
+        result = mpirun(4, out, graph.feed, -1, script=script)
+        assert result.returncode == 0, result.stderr
+        assert sorted(result.stdout.splitlines()) == [f"rank {rank} has loss {loss:.6f}" for rank in range(4)]
 
 
 @pytest.mark.parametrize(
