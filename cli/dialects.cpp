@@ -47,7 +47,7 @@ std::string graph_file(Dialect dialect, int64_t rank) {
 }
 
 bool is_graph_file(const std::string& name) {
-  if (name == kEmulatedFile) return true;
+  if (name == kEmulatedFile || name == kAnnotatedFile) return true;
   constexpr std::string_view kBegin = "rank_";
   if (!name.starts_with(kBegin)) return false;
   const size_t end = name.find_first_not_of("0123456789", kBegin.size());

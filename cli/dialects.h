@@ -19,9 +19,12 @@ enum class Dialect : uint8_t {
 const std::vector<std::string>& dialect_names();
 Dialect parse_dialect(const std::string& name);  // one of these
 
+// The whole graph with ONNX's sharding annotations, beside those of the dialects.
+inline constexpr const char* kAnnotatedFile = "annotated.onnx";
+
 // Of a sharded model's folder: "rank_3.onnx", "rank_3.ort.onnx"; "emulated.onnx" for all ranks.
 std::string graph_file(Dialect dialect, int64_t rank);
-// Whether a file's name is one that graph_file could give.
+// Whether a file's name is one of these.
 bool is_graph_file(const std::string& name);
 
 // The graph of one rank as the bundled executor runs it, which `plan` predicts from.

@@ -39,13 +39,14 @@ struct Arguments {
   std::filesystem::path out;
   std::filesystem::path depfile;
   std::vector<std::string> dialects = {"autosp"};
+  bool annotate = false;
   bool json = false;
 };
 
-std::set<Dialect> dialects_of(const Arguments& arguments) {
-  std::set<Dialect> dialects;
-  for (const std::string& name : arguments.dialects) dialects.insert(parse_dialect(name));
-  return dialects;
+FolderContents contents_of(const Arguments& arguments) {
+  FolderContents contents{.dialects = {}, .annotate = arguments.annotate};
+  for (const std::string& name : arguments.dialects) contents.dialects.insert(parse_dialect(name));
+  return contents;
 }
 
 std::string shape_text(const ir::Shape& shape) {
@@ -137,7 +138,7 @@ int run(const Arguments& arguments) {
   const transforms::SpmdProgram& program = recomputed.program;
   onnx_io::Manifest manifest = make_manifest(model, program);
   manifest.recompute = recomputed.summary;
-  write_folder(model, program, manifest, dialects_of(arguments), arguments.out);
+  write_folder(model, program, manifest, contents_of(arguments), arguments.out);
   write_depfile(arguments, files);
   if (arguments.json) {
     fmt::print("{}", onnx_io::to_json(manifest));
@@ -176,6 +177,9 @@ void add_shard(CLI::App& app, Action& action) {
       ->allow_extra_args(false)
       ->check(CLI::IsMember(dialect_names()))
       ->capture_default_str();
+  command->add_flag("--annotate", arguments->annotate,
+                    "Also writes OUT/annotated.onnx, the whole graph with the plan as ONNX's "
+                    "sharding annotations (file format 11), and puts these into rank graphs");
   command
       ->add_option("--depfile", arguments->depfile,
                    "Writes which files the result depends on, as make and ninja read it")

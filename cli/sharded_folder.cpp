@@ -19,6 +19,7 @@
 #include "transforms/decompose_attention.h"
 #include "transforms/decompose_draws.h"
 #include "transforms/recompute/barriers.h"
+#include "transforms/spmd/describe_sharding.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/geometry.h"
 #include "transforms/spmd/tile_loop.h"
@@ -170,7 +171,7 @@ void check_replaceable(const fs::path& folder) {
     return;
   }
   std::set<fs::path> files = files_in(folder);
-  std::set<fs::path> graphs;
+  std::set<fs::path> graphs = {kAnnotatedFile};
   try {
     for (const auto& rank : onnx_io::read_manifest(folder).ranks) {
       graphs.insert(rank.file);
@@ -403,7 +404,7 @@ Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
 }
 
 void write_folder(const LoadedModel& model, const SpmdProgram& program, const Manifest& manifest,
-                  const std::set<Dialect>& dialects, const fs::path& folder) {
+                  const FolderContents& contents, const fs::path& folder) {
   if (folder.empty()) {
     throw Error("-o names no folder: it is empty")
         .note("the sharded model is a folder of files")
@@ -418,18 +419,25 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
   place_external_data(model.graph, model.path.parent_path(), pending.path());
   const onnx_io::DataFile data = own_parameters(model);
   if (!data.empty()) data.write(pending.path());
-  const onnx_io::ExportOptions options{.data = &data, .function_body = own_operator_body};
+  onnx_io::ExportOptions options{.data = &data, .function_body = own_operator_body};
   const auto write = [&](ir::Graph graph, const std::string& signed_as, const std::string& file) {
     sign(graph, manifest, signed_as);
     onnx_io::export_model(graph, pending.path() / file, options);
     HeldSignals::check();
   };
   HeldSignals::check();
-  if (dialects.contains(Dialect::kStandard)) {
+  if (contents.dialects.contains(Dialect::kStandard)) {
     write(dialect_graph(program, Dialect::kStandard, 0), kAllRanks,
           graph_file(Dialect::kStandard, 0));
   }
-  for (const Dialect dialect : dialects) {
+  ir::GraphSharding sharding;
+  if (contents.annotate) {
+    options.sharding = &sharding;
+    sharding = describe_sharding(program, transforms::AnnotatedGraph::kWhole);
+    write(program.graph(), "", kAnnotatedFile);
+    sharding = describe_sharding(program, transforms::AnnotatedGraph::kRank);
+  }
+  for (const Dialect dialect : contents.dialects) {
     if (dialect == Dialect::kStandard) continue;
     for (const auto& rank : manifest.ranks) {
       write(dialect_graph(program, dialect, rank.rank), std::to_string(rank.rank),

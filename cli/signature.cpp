@@ -21,7 +21,7 @@ std::string plan_signature(const onnx_io::Manifest& manifest) {
 }
 
 void sign(ir::Graph& graph, const onnx_io::Manifest& manifest, const std::string& rank) {
-  graph.metadata[kRankKey] = rank;
+  if (!rank.empty()) graph.metadata[kRankKey] = rank;
   graph.metadata[kRanksKey] = std::to_string(manifest.ranks.size());
   graph.metadata[kPlanKey] = plan_signature(manifest);
   graph.metadata[kToolKey] = "autosp-onnx";

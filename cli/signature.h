@@ -22,6 +22,7 @@ struct Signature {
 // Of model and plan: the graphs of one folder carry the same.
 std::string plan_signature(const onnx_io::Manifest& manifest);
 
+// `rank`: as in Signature; empty for the whole graph, which is no rank's.
 void sign(ir::Graph& graph, const onnx_io::Manifest& manifest, const std::string& rank);
 
 // Nothing for a graph that is not sharded.

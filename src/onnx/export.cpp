@@ -14,6 +14,7 @@
 #include "onnx/model.h"
 #include "onnx/operation.h"
 #include "onnx/proto.h"
+#include "onnx/sharding.h"
 
 namespace autosp::onnx_io {
 
@@ -88,6 +89,7 @@ class Exporter {
       : graph_(graph),
         names_(choose_names(graph)),
         data_(options.data),
+        sharding_(options.sharding),
         functions_(graph, options.function_body) {}
 
   onnx::ModelProto run() {
@@ -106,6 +108,10 @@ class Exporter {
 
   void set_header() {
     model_.set_ir_version(ir_version_for(graph_.opset));
+    if (sharding_ != nullptr) {
+      model_.set_ir_version(std::max(model_.ir_version(), kShardingIrVersion));
+      add_configuration(*sharding_, &model_);
+    }
     model_.set_producer_name("autosp-onnx");
     const auto import = [&](const std::string& domain, int64_t version) {
       auto* opset = model_.add_opset_import();
@@ -177,6 +183,14 @@ class Exporter {
     functions_.bind(node, proto);
     add_property(kOriginKey, node.origin, proto);
     add_property(kPhaseKey, node.phase, proto);
+    add_sharding(node, proto);
+  }
+
+  void add_sharding(const ir::Node& node, onnx::NodeProto* proto) const {
+    if (sharding_ == nullptr) return;
+    const auto found = sharding_->nodes.find(node.name);
+    if (found == sharding_->nodes.end() || found->second.origin != node.origin) return;
+    add_device_configuration(*sharding_, found->second, proto);
   }
 
   static void add_property(const char* key, const std::string& value, onnx::NodeProto* node) {
@@ -217,6 +231,7 @@ class Exporter {
   const ir::Graph& graph_;
   Names names_;
   const DataFile* data_;
+  const ir::GraphSharding* sharding_;
   Functions functions_;
   onnx::ModelProto model_;
   onnx::GraphProto* out_ = nullptr;

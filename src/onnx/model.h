@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ir/graph.h"
+#include "ir/sharding.h"
 #include "onnx/data_file.h"
 
 namespace autosp::onnx_io {
@@ -57,6 +58,8 @@ struct ExportOptions {
   const DataFile* data = nullptr;
   // Bodies for operators of other domains than the default, written as functions of the model.
   FunctionBody function_body;
+  // Written as ONNX's sharding annotations, which raise the file format to version 11.
+  const ir::GraphSharding* sharding = nullptr;
 };
 
 // Writes a model; appears under its name by rename, complete or not at all. Deterministic: the same
