@@ -17,6 +17,6 @@ enum class CollectiveDialect : uint8_t { kOnnxRuntime, kTensorRt };
 // `graph` is a rank's, `ranks` how many there are. Collectives keep their nodes' names. Throws
 // Error, naming the node, for what the dialect cannot say: boxes and summed pieces of different
 // sizes, element types, and in ONNX Runtime groups of some ranks only.
-ir::Graph lower_collectives(const ir::Graph& graph, CollectiveDialect dialect, int64_t ranks);
+ir::Graph lower_collectives(const ir::Graph& graph, CollectiveDialect kind, int64_t ranks);
 
 }  // namespace autosp::transforms
