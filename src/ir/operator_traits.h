@@ -5,6 +5,9 @@
 
 namespace autosp::ir {
 
+// ONNX's operators that update parameters (Adam, Momentum, Adagrad).
+inline constexpr std::string_view kTrainingDomain = "ai.onnx.preview.training";
+
 // The result has its operand's elements in its operand's order: it needs no bytes of its own.
 bool is_view(const Node& node);
 

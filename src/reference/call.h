@@ -78,5 +78,6 @@ std::span<const KernelRow> generator_kernels();
 std::span<const KernelRow> loss_kernels();
 std::span<const KernelRow> attention_kernels();  // of this project's domain
 std::span<const KernelRow> draw_kernels();       // likewise
+std::span<const KernelRow> training_kernels();   // of ai.onnx.preview.training
 
 }  // namespace autosp::reference

@@ -4,6 +4,7 @@
 #include <unordered_map>
 
 #include "base/context.h"
+#include "ir/operator_traits.h"
 #include "reference/call.h"
 
 namespace autosp::reference {
@@ -36,11 +37,22 @@ const Table& own_table() {
   return table;
 }
 
+const Table& training_table() {
+  static const Table table = make_table({training_kernels()});
+  return table;
+}
+
+const Table* table_of(std::string_view domain) {
+  if (domain.empty()) return &standard_table();
+  if (domain == ir::kAutospDomain) return &own_table();
+  return domain == ir::kTrainingDomain ? &training_table() : nullptr;
+}
+
 const KernelRow* find_row(std::string_view domain, std::string_view op) {
-  if (!domain.empty() && domain != ir::kAutospDomain) return nullptr;
-  const Table& table = domain.empty() ? standard_table() : own_table();
-  const auto found = table.find(op);
-  return found == table.end() ? nullptr : found->second;
+  const Table* table = table_of(domain);
+  if (table == nullptr) return nullptr;
+  const auto found = table->find(op);
+  return found == table->end() ? nullptr : found->second;
 }
 
 }  // namespace
@@ -57,7 +69,9 @@ Aliasing aliasing_of(std::string_view domain, std::string_view op) {
 
 std::vector<std::string> operators_with_kernels() {
   std::vector<std::string> names;
-  for (const auto& [op, row] : standard_table()) names.emplace_back(op);
+  for (const Table* table : {&standard_table(), &training_table()}) {
+    for (const auto& [op, row] : *table) names.emplace_back(op);
+  }
   std::ranges::sort(names);
   return names;
 }

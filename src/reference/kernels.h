@@ -52,7 +52,7 @@ Kernel find_kernel(std::string_view domain, std::string_view op);
 // Of that kernel; kNone when there is none.
 Aliasing aliasing_of(std::string_view domain, std::string_view op);
 
-// All standard operators with a kernel, sorted.
+// All operators of ONNX's domains with a kernel, sorted.
 std::vector<std::string> operators_with_kernels();
 
 // Evaluates one node on host tensors; throws Error when the operator has no kernel.
