@@ -125,6 +125,34 @@ Graph rewrite_nodes(const Graph& graph,
   return std::move(rewriter).finish();
 }
 
+Graph initializers_as_inputs(const Graph& graph, const std::set<std::string>& names) {
+  Graph result;
+  copy_header(graph, result);
+  std::vector<ValueId> map(graph.values().size());
+  for (ValueId input : graph.inputs()) {
+    map[input.index()] = result.add_input(graph.name_of(input), graph.type(input));
+  }
+  for (size_t v = 0; v < graph.values().size(); ++v) {
+    const Value& value = graph.values()[v];
+    if (value.kind == ValueKind::kInput || value.kind == ValueKind::kResult) continue;
+    map[v] = names.contains(value.name) ? result.add_input(value.name, value.type)
+                                        : copy_leaf(value, result);
+  }
+  for (const Node& node : graph.nodes()) {
+    std::vector<ValueId> inputs;
+    for (ValueId input : node.inputs) inputs.push_back(input ? map[input.index()] : ValueId());
+    const NodeId id = copy_node(graph, node, std::move(inputs), result);
+    for (size_t k = 0; k < node.outputs.size(); ++k) {
+      if (node.outputs[k]) map[node.outputs[k].index()] = result.node(id).outputs[k];
+    }
+  }
+  for (const Output& output : graph.outputs()) {
+    result.add_output(output.name, map[output.value.index()]);
+  }
+  verify(result);
+  return result;
+}
+
 Graph without_dead_nodes(const Graph& graph) { return with_interface(graph, graph.outputs(), {}); }
 
 Graph with_interface(const Graph& graph, const std::vector<Output>& outputs,

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <functional>
+#include <set>
 
 #include "ir/builder.h"
 #include "ir/graph.h"
@@ -55,5 +56,8 @@ Graph without_dead_nodes(const Graph& graph);
 // need any more. Dead nodes go.
 Graph with_interface(const Graph& graph, const std::vector<Output>& outputs,
                      const std::unordered_set<std::string>& dropped_inputs);
+
+// The graph with these initializers as inputs, after those that it has, in the order of its values.
+Graph initializers_as_inputs(const Graph& graph, const std::set<std::string>& names);
 
 }  // namespace autosp::ir

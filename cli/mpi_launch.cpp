@@ -1,0 +1,67 @@
+#include "mpi_launch.h"
+
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <thread>
+
+#include "base/error.h"
+
+namespace autosp::cli {
+
+void start_mpirun(int64_t ranks, const std::vector<std::string>& arguments) {
+  std::vector<std::string> words = {"mpirun",
+                                    "--oversubscribe",
+                                    "--bind-to",
+                                    "none",
+                                    "-np",
+                                    std::to_string(ranks),
+                                    std::filesystem::read_symlink("/proc/self/exe").string()};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  // Containers run as root, which Open MPI asks to confirm.
+  ::setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+  ::setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+  std::vector<char*> pointers;
+  for (std::string& word : words) pointers.push_back(word.data());
+  pointers.push_back(nullptr);
+  ::execvp("mpirun", pointers.data());
+  throw Error("mpirun could not be started: {}", std::strerror(errno))
+      .note("--transport mpi starts the ranks with it")
+      .help("install Open MPI, or use --transport threads");
+}
+
+void agree_to_start(const executor::MpiSession& session, const std::optional<Failure>& problem) {
+  const auto texts = session.gather(problem ? problem->text : "");
+  const auto codes = session.gather(std::to_string(problem ? problem->code : 0));
+  for (size_t k = 0; k < texts.size(); ++k) {
+    if (codes[k] != "0") session.abort(texts[k], std::stoi(codes[k]));
+  }
+  if (!problem) return;
+  std::this_thread::sleep_for(std::chrono::seconds(30));  // rank 0 ends this process
+  std::_Exit(problem->code);
+}
+
+int run_as_rank(const std::function<int(executor::MpiSession&)>& run_rank) {
+  executor::MpiSession session;
+  try {
+    return run_rank(session);
+  } catch (...) {
+    const Failure failure = current_failure();
+    session.abort(failure.text, failure.code);
+  }
+}
+
+void refuse_threads_under_mpirun(const std::string& transport,
+                                 const executor::MpiSession& session) {
+  if (transport != "threads") return;
+  throw Error("mpirun has started {} processes, of which each would run all ranks as threads",
+              session.size())
+      .note("--transport threads runs every rank in one process")
+      .help("leave --transport out, or run it without mpirun");
+}
+
+}  // namespace autosp::cli

@@ -1,0 +1,27 @@
+// Starting ranks as processes, and ending them together.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "command.h"
+#include "executor/run.h"
+
+namespace autosp::cli {
+
+// Replaces this process by mpirun, which starts this program once per rank with these arguments.
+[[noreturn]] void start_mpirun(int64_t ranks, const std::vector<std::string>& arguments);
+
+// What ranks find wrong is said once, by rank 0, before any collective runs. All ranks call this.
+void agree_to_start(const executor::MpiSession& session, const std::optional<Failure>& problem);
+
+// Runs this process as one rank. A rank that fails ends the others, which would wait for it.
+int run_as_rank(const std::function<int(executor::MpiSession&)>& run_rank);
+
+// Under mpirun, --transport threads would run every rank in each process.
+void refuse_threads_under_mpirun(const std::string& transport, const executor::MpiSession& session);
+
+}  // namespace autosp::cli
