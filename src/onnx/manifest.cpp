@@ -47,6 +47,32 @@ std::vector<int64_t> get(const google::protobuf::RepeatedField<int32_t>& from) {
 
 // --- To the message.
 
+void set(const ManifestTraining& from, proto::Training* to) {
+  to->set_optimizer(from.optimizer);
+  for (const ManifestSetting& setting : from.settings) {
+    auto* entry = to->add_settings();
+    entry->set_name(setting.name);
+    entry->set_value(setting.value);
+  }
+  to->set_zero(narrow(from.zero));
+  to->set_accumulate(narrow(from.accumulate));
+  for (const std::string& name : from.parameters) to->add_parameters(name);
+  set(from.group, to->mutable_group());
+  for (const ManifestBucket& bucket : from.buckets) {
+    auto* entry = to->add_buckets();
+    entry->set_name(bucket.name);
+    for (const std::string& name : bucket.parameters) entry->add_parameters(name);
+    for (int64_t cut : bucket.cuts) entry->add_cuts(static_cast<double>(cut));
+  }
+  for (const ManifestBytes& bytes : from.bytes) {
+    auto* entry = to->add_bytes();
+    entry->set_parameters(static_cast<double>(bytes.parameters));
+    entry->set_gradients(static_cast<double>(bytes.gradients));
+    entry->set_optimizer_state(static_cast<double>(bytes.optimizer_state));
+  }
+  to->set_loss_weight(from.loss_weight);
+}
+
 proto::Manifest to_message(const Manifest& manifest) {
   proto::Manifest message;
   message.set_format(kManifestFormat);
@@ -120,6 +146,7 @@ proto::Manifest to_message(const Manifest& manifest) {
     message.mutable_random()->set_seed(static_cast<double>(manifest.random->seed));
     message.mutable_random()->set_step_input(manifest.random->step_input);
   }
+  if (manifest.training) set(*manifest.training, message.mutable_training());
   message.set_plan_hash(manifest.plan_hash);
   return message;
 }
@@ -157,6 +184,7 @@ class Reader {
       manifest.random = {.seed = static_cast<int64_t>(message_.random().seed()),
                          .step_input = message_.random().step_input()};
     }
+    if (message_.has_training()) manifest.training = read(message_.training(), manifest);
     manifest.plan_hash = message_.plan_hash();
     return manifest;
   }
@@ -237,6 +265,37 @@ class Reader {
             .parameter = output.parameter()};
   }
 
+  ManifestTraining read(const proto::Training& entry, const Manifest& manifest) const {
+    ManifestTraining training{.optimizer = entry.optimizer(),
+                              .settings = {},
+                              .zero = entry.zero(),
+                              .accumulate = entry.accumulate(),
+                              .parameters = {entry.parameters().begin(), entry.parameters().end()},
+                              .group = get(entry.group()),
+                              .buckets = {},
+                              .bytes = {},
+                              .loss_weight = entry.loss_weight()};
+    const auto whole = [](double value) { return static_cast<int64_t>(value); };
+    for (const auto& setting : entry.settings()) {
+      training.settings.push_back({setting.name(), setting.value()});
+    }
+    for (const auto& bucket : entry.buckets()) {
+      if (static_cast<size_t>(bucket.cuts_size()) != manifest.ranks.size() + 1) {
+        fail(fmt::format("'{}' is cut into {} shards for {} ranks", bucket.name(),
+                         bucket.cuts_size() - 1, manifest.ranks.size()));
+      }
+      ManifestBucket& to = training.buckets.emplace_back();
+      to.name = bucket.name();
+      to.parameters.assign(bucket.parameters().begin(), bucket.parameters().end());
+      for (double cut : bucket.cuts()) to.cuts.push_back(whole(cut));
+    }
+    for (const auto& bytes : entry.bytes()) {
+      training.bytes.push_back(
+          {whole(bytes.parameters()), whole(bytes.gradients()), whole(bytes.optimizer_state())});
+    }
+    return training;
+  }
+
   static ManifestCollective read(const proto::Collective& entry) {
     return {.node = entry.node(),
             .kind = entry.kind(),
@@ -269,6 +328,7 @@ ManifestTotals Manifest::totals() const {
   for (const ManifestCollective& entry : collectives) {
     ++totals.collectives;
     totals.bytes_per_rank += entry.bytes_per_rank;
+    if (entry.phase == Phase::kUpdate) continue;
     (entry.phase == Phase::kForward ? totals.forward_bytes_per_rank
                                     : totals.backward_bytes_per_rank) += entry.bytes_per_rank;
   }
@@ -292,12 +352,15 @@ std::string_view name_of(Phase phase) {
       return "backward";
     case Phase::kRecompute:
       return "recompute";
+    case Phase::kUpdate:
+      return "update";
   }
   return "";
 }
 
 std::string_view name_of(Purpose purpose) {
   if (purpose == Purpose::kLoss) return "loss";
+  if (purpose == Purpose::kParameter) return "parameter";
   return purpose == Purpose::kGradient ? "gradient" : "reshard";
 }
 

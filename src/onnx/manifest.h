@@ -39,8 +39,8 @@ struct ManifestSlice {
 
 enum class InputRole : uint8_t { kData, kParameter };
 enum class OutputRole : uint8_t { kOther, kLoss, kGradient };
-enum class Phase : uint8_t { kForward, kBackward, kRecompute };
-enum class Purpose : uint8_t { kReshard, kGradient, kLoss };
+enum class Phase : uint8_t { kForward, kBackward, kRecompute, kUpdate };
+enum class Purpose : uint8_t { kReshard, kGradient, kLoss, kParameter };
 
 struct ManifestInput {
   std::string name;
@@ -85,6 +85,35 @@ struct ManifestRandom {
   std::string step_input;
 };
 
+struct ManifestSetting {
+  std::string name;
+  double value = 0;
+};
+
+struct ManifestBucket {
+  std::string name;
+  std::vector<std::string> parameters;
+  std::vector<int64_t> cuts;
+};
+
+struct ManifestBytes {
+  int64_t parameters = 0;
+  int64_t gradients = 0;
+  int64_t optimizer_state = 0;
+};
+
+struct ManifestTraining {
+  std::string optimizer;
+  std::vector<ManifestSetting> settings;
+  int64_t zero = 0;
+  int64_t accumulate = 1;
+  std::vector<std::string> parameters;
+  std::vector<int64_t> group;
+  std::vector<ManifestBucket> buckets;
+  std::vector<ManifestBytes> bytes;  // by rank
+  std::string loss_weight;
+};
+
 struct Manifest {
   std::string tool_version;
   std::string model_name;
@@ -100,6 +129,7 @@ struct Manifest {
   std::vector<std::string> warnings;
   ManifestRecompute recompute;
   std::optional<ManifestRandom> random;
+  std::optional<ManifestTraining> training;
   std::string plan_hash;
 
   // Sums over `collectives`.

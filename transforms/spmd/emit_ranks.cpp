@@ -8,6 +8,7 @@
 #include "transforms/spmd/geometry.h"
 #include "transforms/spmd/localize.h"
 #include "transforms/spmd/tile_loop.h"
+#include "transforms/training/emit_exchange.h"
 
 namespace autosp::transforms {
 
@@ -20,7 +21,10 @@ class RankEmitter {
         mesh_(program.plan->mesh),
         rank_(rank),
         build_(out_),
-        local_(program.placed.size()) {}
+        local_(program.placed.size()),
+        exchange_(
+            program, rank, [this](PlacedId id) { return local(id); },
+            [this](PlacedId id, ValueId value) { local_[id.index()] = value; }, build_) {}
 
   ir::Graph emit() {
     const ir::Graph& graph = program_.graph();
@@ -28,33 +32,30 @@ class RankEmitter {
     out_.opset = graph.opset;
     out_.metadata = graph.metadata;
     for (size_t k = 0; k < graph.inputs().size(); ++k) {
+      if (exchange_.shards_input(program_.inputs[k])) continue;
       const Placed& placed = program_.at(program_.inputs[k]);
       const ir::Value& value = graph.value(graph.inputs()[k]);
       local_[program_.inputs[k].index()] =
           out_.add_input(value.name, {value.type.dtype, local_shape(placed, mesh_, rank_)});
     }
+    exchange_.add_shards();
     auto loop = program_.tile_loops.begin();
     for (size_t k = 0; k < program_.instructions.size(); ++k) {
+      exchange_.before(k);
       if (loop != program_.tile_loops.end() && loop->first == k) {
         emit_loop(*loop);
         k += loop->count - 1;
         ++loop;
-        continue;
+      } else if (!exchange_.replaces(k)) {
+        emit_instruction(program_.instructions[k]);
       }
-      const Instruction& instruction = program_.instructions[k];
-      const size_t first = out_.nodes().size();
-      if (const auto* compute = std::get_if<Compute>(&instruction)) {
-        emit_compute(*compute);
-      } else {
-        emit_move(std::get<Move>(instruction));
-      }
-      for (size_t n = first; n < out_.nodes().size(); ++n) {
-        out_.set_phase(NodeId(n), name_of(phase_of(instruction)));
-      }
+      exchange_.after(k);
     }
     for (size_t k = 0; k < program_.outputs.size(); ++k) {
+      if (exchange_.carries_output(k)) continue;
       out_.add_output(graph.outputs()[k].name, local(program_.outputs[k]));
     }
+    exchange_.add_bucket_outputs();
     ir::Graph result = ir::without_dead_nodes(out_);
     ir::verify(result);
     return result;
@@ -73,6 +74,18 @@ class RankEmitter {
       value = out_.add_external(original.name, original.type, original.external);
     }
     return value;
+  }
+
+  void emit_instruction(const Instruction& instruction) {
+    const size_t first = out_.nodes().size();
+    if (const auto* compute = std::get_if<Compute>(&instruction)) {
+      emit_compute(*compute);
+    } else {
+      emit_move(std::get<Move>(instruction));
+    }
+    for (size_t n = first; n < out_.nodes().size(); ++n) {
+      out_.set_phase(NodeId(n), name_of(phase_of(instruction)));
+    }
   }
 
   void emit_loop(const TileLoop& loop) {
@@ -172,6 +185,7 @@ class RankEmitter {
   ir::Graph out_;
   ir::Builder build_;
   std::vector<ValueId> local_;  // by placed value
+  ExchangeEmitter exchange_;
 };
 
 }  // namespace
@@ -185,12 +199,40 @@ std::string move_name(const SpmdProgram& program, const Move& move) {
                      name_of(move.kind), move.to.index(), name_suffix(move.phase));
 }
 
+namespace {
+
+CollectiveRecord record_of(const ExchangeRecord& entry, const shard::Mesh& mesh) {
+  CollectiveRecord record{.node = entry.node,
+                          .kind = entry.kind,
+                          .value = entry.value,
+                          .mesh_axes = {},
+                          .group_size = mesh.size(),
+                          .bytes_per_rank = entry.bytes,
+                          .phase = entry.phase,
+                          .purpose = entry.purpose};
+  for (const shard::MeshAxis& axis : mesh.axes()) {
+    if (axis.size > 1) record.mesh_axes.push_back(axis.name);
+  }
+  return record;
+}
+
+}  // namespace
+
 std::vector<CollectiveRecord> list_collectives(const SpmdProgram& program) {
   std::vector<CollectiveRecord> records;
   const shard::Mesh& mesh = program.plan->mesh;
-  for (const Instruction& instruction : program.instructions) {
-    const auto* move = std::get_if<Move>(&instruction);
-    if (move == nullptr || !is_collective(move->kind)) continue;
+  const auto add = [&](const std::vector<ExchangeRecord>& exchanged) {
+    for (const ExchangeRecord& entry : exchanged) {
+      records.push_back(record_of(entry, mesh));
+    }
+  };
+  for (size_t k = 0; k < program.instructions.size(); ++k) {
+    add(records_before(program, k));
+    const auto* move = std::get_if<Move>(&program.instructions[k]);
+    if (move == nullptr || !is_collective(move->kind) || is_replaced(program, k)) {
+      add(records_after(program, k));
+      continue;
+    }
     CollectiveRecord record{.node = move_name(program, *move),
                             .kind = move->kind,
                             .value = program.graph().name_of(program.at(move->to).value),
@@ -204,6 +246,7 @@ std::vector<CollectiveRecord> list_collectives(const SpmdProgram& program) {
       record.bytes_per_rank = std::max(record.bytes_per_rank, bytes_sent(program, *move, rank));
     }
     records.push_back(std::move(record));
+    add(records_after(program, k));
   }
   return records;
 }

@@ -32,6 +32,8 @@ std::string_view name_of(Purpose purpose) {
       return "gradient";
     case Purpose::kLoss:
       return "loss";
+    case Purpose::kParameter:
+      return "parameter";
   }
   return "";
 }

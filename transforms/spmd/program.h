@@ -37,7 +37,7 @@ struct Compute {
   Phase phase = Phase::kForward;
 };
 
-enum class Purpose : uint8_t { kReshard, kGradient, kLoss };
+enum class Purpose : uint8_t { kReshard, kGradient, kLoss, kParameter };
 std::string_view name_of(Phase phase);
 // What the names of an instruction's nodes and values end in: "~recompute", or nothing.
 std::string name_suffix(Phase phase);
@@ -60,6 +60,7 @@ std::vector<PlacedId> operands_of(const Instruction& instruction);
 std::vector<PlacedId> results_of(const Instruction& instruction);
 
 struct TiledStretch;  // spmd/tile_loop.h
+struct Exchange;      // training/exchange.h
 
 // Instructions [first, first + count) run once per tile of tokens (tile/tile.h). They are a legal
 // program as they stand, too: whoever knows nothing of tiles executes each of them once.
@@ -75,7 +76,8 @@ struct SpmdProgram {
   std::vector<PlacedId> inputs;   // by graph input; the layout in which a rank is fed
   std::vector<PlacedId> outputs;  // by graph output; replicated
   std::vector<Instruction> instructions;
-  std::vector<TileLoop> tile_loops = {};  // in order, apart
+  std::vector<TileLoop> tile_loops = {};               // in order, apart
+  std::shared_ptr<const Exchange> exchange = nullptr;  // null: moves carry every gradient
 
   const ir::Graph& graph() const { return plan->graph(); }
   const Placed& at(PlacedId id) const { return placed[id.index()]; }

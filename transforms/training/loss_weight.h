@@ -1,0 +1,16 @@
+// How much a batch weighs among others.
+#pragma once
+
+#include <optional>
+
+#include "ir/graph.h"
+#include "shard/roles.h"
+
+namespace autosp::transforms {
+
+// What the loss is divided by last: the number of its valid tokens, or the sum of their weights.
+// The mean over several batches is that of their losses, each times this. Nullopt when the loss is
+// no quotient by a single number (a sum, or a sum of several means).
+std::optional<ValueId> loss_weight(const ir::Graph& graph, const shard::Roles& roles);
+
+}  // namespace autosp::transforms
