@@ -39,5 +39,6 @@ void add_completion(CLI::App& app, Action& action);
 void add_report(CLI::App& app, Action& action);
 void add_replay(CLI::App& app, Action& action);
 void add_feed(CLI::App& app, Action& action);
+void add_train(CLI::App& app, Action& action);
 
 }  // namespace autosp::cli

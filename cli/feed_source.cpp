@@ -66,9 +66,11 @@ std::vector<InputFile> files_of(const FeedFiles& arguments, const onnx_io::Manif
 FeedSource::FeedSource(const onnx_io::Manifest& manifest, const FeedFiles& arguments)
     : manifest_(manifest), arguments_(arguments) {
   check_arguments(arguments);
-  if (!arguments.whole.empty()) {
+  const executor::Arrays given = with_initial_parameters(
+      arguments.folder,
+      arguments.whole.empty() ? executor::Arrays() : executor::read_npz(arguments.whole));
+  if (!arguments.whole.empty() || !given.empty()) {
     const std::string where = fmt::format("'{}'", arguments.whole.string());
-    const executor::Arrays given = executor::read_npz(arguments.whole);
     // With files for the ranks, it holds the rest.
     whole_ =
         by_rank() ? select_present(manifest, given, where) : select_feeds(manifest, given, where);
@@ -99,7 +101,7 @@ executor::Arrays FeedSource::of_rank(int64_t rank) {
   }
   executor::Arrays feeds = select_feeds(local, own, where);
   for (const auto& [name, tensor] : feeds) digest_.taken[name] = checksum(tensor);
-  return feeds;
+  return with_shards(manifest_, std::move(feeds), rank);
 }
 
 }  // namespace autosp::cli

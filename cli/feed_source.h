@@ -17,6 +17,7 @@ struct FeedFiles {
   std::filesystem::path whole;  // --feed
   std::string by_rank;          // --feed-rank: a path with "{rank}" in it
   std::optional<int64_t> step;
+  std::filesystem::path folder;  // of the sharded model, whose initial parameters may be left out
 };
 
 // The files that a run reads its inputs from, for check_output_files.

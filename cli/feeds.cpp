@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "training/arguments.h"
+#include "training/shards.h"
 
 namespace autosp::cli {
 
@@ -85,13 +87,56 @@ ir::Tensor rank_feed(const onnx_io::ManifestInput& input, const ir::Tensor& whol
   return whole.block(slice.begin, slice.extent);
 }
 
-executor::Arrays rank_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& global,
-                            int64_t rank) {
+executor::Arrays with_initial_parameters(const std::filesystem::path& folder,
+                                         executor::Arrays given) {
+  const std::filesystem::path path = folder / kInitialFile;
+  if (std::filesystem::exists(path)) given.merge(executor::read_npz(path));
+  return given;
+}
+
+namespace {
+
+// The rank's part of every input that `takes` accepts.
+template <typename Takes>
+executor::Arrays slices(const onnx_io::Manifest& manifest, const executor::Arrays& global,
+                        int64_t rank, Takes&& takes) {
   executor::Arrays feeds;
   for (const onnx_io::ManifestInput& input : manifest.inputs) {
+    if (!takes(input.name)) continue;
     feeds[input.name] = rank_feed(input, global.at(input.name), rank);
   }
   return feeds;
+}
+
+}  // namespace
+
+executor::Arrays with_shards(const onnx_io::Manifest& manifest, executor::Arrays feeds,
+                             int64_t rank) {
+  if (!manifest.training || manifest.training->zero < 3) return feeds;
+  const transforms::TrainingPlan plan = training_plan(manifest, "the sharded model");
+  executor::Arrays shards;
+  for (const transforms::Bucket& bucket : plan.buckets) {
+    shards[bucket.name] =
+        shard_of(plan, bucket, rank,
+                 [&](const std::string& name) -> const ir::Tensor& { return feeds.at(name); });
+  }
+  for (const std::string& name : manifest.training->parameters) feeds.erase(name);
+  feeds.merge(shards);
+  return feeds;
+}
+
+executor::Arrays rank_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& global,
+                            int64_t rank) {
+  return with_shards(manifest,
+                     slices(manifest, global, rank, [](const std::string&) { return true; }), rank);
+}
+
+executor::Arrays data_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& global,
+                            int64_t rank) {
+  const std::vector<std::string>& trained = manifest.training->parameters;
+  return slices(manifest, global, rank, [&](const std::string& name) {
+    return std::ranges::find(trained, name) == trained.end();
+  });
 }
 
 }  // namespace autosp::cli

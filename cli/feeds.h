@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 
 #include "executor/npz.h"
 #include "ir/graph.h"
@@ -23,9 +24,20 @@ executor::Arrays select_present(const onnx_io::Manifest& manifest, const executo
 // nothing at random.
 void set_step(const onnx_io::Manifest& manifest, int64_t step, executor::Arrays& feeds);
 
+// The arrays, and what else of parameters lies beside the rank graphs: the values that the model
+// gave them itself.
+executor::Arrays with_initial_parameters(const std::filesystem::path& folder,
+                                         executor::Arrays given);
+
 // The part of a whole input, or of all of them, that a rank takes.
 ir::Tensor rank_feed(const onnx_io::ManifestInput& input, const ir::Tensor& whole, int64_t rank);
 executor::Arrays rank_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& global,
+                            int64_t rank);
+// The feeds of a rank, of whole parameters, with shards in place of those that ranks share out.
+executor::Arrays with_shards(const onnx_io::Manifest& manifest, executor::Arrays feeds,
+                             int64_t rank);
+// What rank_feeds gives without the parameters that are trained.
+executor::Arrays data_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& global,
                             int64_t rank);
 
 // Random inputs that make sense for the graph: weights of trained size, token numbers within their

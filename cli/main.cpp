@@ -25,6 +25,7 @@ Start with these:
   autosp-onnx shard model.onnx --dim seq=4096 --sp 4 -o out
   autosp-onnx validate model.onnx out                  compares loss and gradients with the whole model
   autosp-onnx run out --feed inputs.npz --output results.npz
+  autosp-onnx train out --data batches.npz --steps 100  of a model sharded with --optimizer
 
 'autosp-onnx COMMAND --help' explains a command.
 Exit codes: 0 success, 1 results differ or are not finite (validate, report) or something failed (batch, check), 2 an error you can mend, 70 a bug of this program.)";
@@ -103,6 +104,7 @@ int main(int argc, char** argv) {
   cli::add_shard(app, action);
   cli::add_feed(app, action);
   cli::add_run(app, action);
+  cli::add_train(app, action);
   cli::add_validate(app, action);
   cli::add_inspect(app, action);
   cli::add_explain(app, action);

@@ -9,6 +9,7 @@
 
 #include "base/context.h"
 #include "base/error.h"
+#include "ir/rewriter.h"
 #include "signature.h"
 
 namespace autosp::cli {
@@ -245,6 +246,20 @@ void check_not_sharded(const ir::Graph& graph, const std::filesystem::path& path
       .help("give the model that it was made from; the manifest.json beside it names it");
 }
 
+// An update gives parameters new values: they cannot be part of the graph. Returns whether any was.
+bool train_initializers(LoadedModel& model) {
+  std::set<std::string> names;
+  for (const shard::Gradient& gradient : model.roles.gradients) {
+    const auto value = model.graph.find(gradient.parameter);
+    if (!value || model.graph.value(*value).kind == ir::ValueKind::kInput) continue;
+    if (names.insert(gradient.parameter).second) {
+      model.initial.push_back(model.graph.value(*value));
+    }
+  }
+  if (!names.empty()) model.graph = ir::initializers_as_inputs(model.graph, names);
+  return !names.empty();
+}
+
 }  // namespace
 
 LoadedModel load_model(const ModelArguments& arguments, const PassArguments& passes) {
@@ -260,7 +275,8 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
                     .graph = {},
                     .roles = {},
                     .attention = {},
-                    .timings = {}};
+                    .timings = {},
+                    .initial = {}};
   const shard::RoleOptions role_choices = role_options(arguments);
   for (const auto& [parameter, gradient] : role_choices.gradients) {
     model.bindings.parameters.insert(parameter);
@@ -295,6 +311,7 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
   };
   model.graph = transforms::run_passes(model.graph, options);
   find_roles();
+  if (arguments.train && train_initializers(model)) find_roles();
   if (passes.passes.empty() && passes.attention == "fused") {
     for (const transforms::Pass& pass : transforms::attention_passes()) {
       options.passes.emplace_back(pass.name);

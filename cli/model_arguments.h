@@ -23,6 +23,7 @@ struct ModelArguments {
   std::string loss;                    // output name
   std::vector<std::string> gradients;  // PARAMETER=OUTPUT
   int64_t seed = 0;                    // of random operators without one
+  bool train = false;                  // trained initializers become inputs
 };
 
 struct PassArguments {
@@ -69,6 +70,7 @@ struct LoadedModel {
   shard::Roles roles;
   std::vector<transforms::AttentionRegion> attention;  // empty when it is to stay unfused
   std::vector<transforms::PassTiming> timings;         // reading the file first
+  std::vector<ir::Value> initial;                      // trained initializers that became inputs
 };
 
 // Prints what --print-after asks for to stdout, and what --timing asks for to stderr.

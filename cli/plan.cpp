@@ -10,6 +10,7 @@
 #include "longest_sequence.h"
 #include "onnx/model.h"
 #include "prediction.h"
+#include "training/arguments.h"
 
 namespace autosp::cli {
 
@@ -20,7 +21,8 @@ using Json = nlohmann::ordered_json;
 constexpr const char* kFooter = R"(
 Nothing is run: memory is what the executor would set aside at one thread per rank, to the byte; work
 and time follow from shapes and the device's rates. Memory is of the rank that takes most, time of the
-one that computes longest; the optimizer is not included.
+one that computes longest. With --optimizer, its state is part of the memory; the time of an update
+is not included.
 
 All this is for the sequence that --dim gives. Where that is a symbolic dimension ('inspect --dims'
 lists them), the longest sequence that fits into --memory is told as well, to 64 tokens.
@@ -35,6 +37,7 @@ struct Arguments {
   PassArguments passes;
   PlanArguments plan;
   RecomputeArguments recompute;
+  TrainingArguments training;
   DeviceArguments device;
   bool sweep = false;
   bool tile_given = false;
@@ -48,12 +51,29 @@ struct Planned {
   int64_t sequence = 0;
 };
 
+LoadedModel load(const Arguments& arguments) {
+  LoadedModel model = load_model(arguments.model, arguments.passes);
+  add_loss_weight(arguments.training, model);
+  return model;
+}
+
+// What a rank has in its memory beside results and scratch: fed values, and what training keeps.
+int64_t outside_bytes(const transforms::SpmdProgram& program, const TrainingArguments& training) {
+  const auto exchange = plan_training(training, program);
+  if (exchange == nullptr) return fed_bytes(program);
+  const transforms::TrainingBytes kept = transforms::training_bytes(exchange->plan, 0);
+  int64_t whole = 0;  // of the parameters that it has a part of
+  for (const auto& parameter : exchange->plan.parameters) whole += parameter.type.num_bytes();
+  return fed_bytes(program) - whole + kept.parameters + kept.optimizer_state + kept.gradient_sums;
+}
+
 Planned plan_once(const LoadedModel& model, const Arguments& arguments, const cost::Device& device,
                   int64_t memory) {
   const shard::Plan plan = plan_model(model, arguments.plan);
   const transforms::SpmdProgram kept = transforms::build_program(plan);
-  const RecomputedProgram program =
-      with_recompute(kept, arguments.recompute, device, memory - fed_bytes(kept));
+  RecomputedProgram program = with_recompute(kept, arguments.recompute, device,
+                                             memory - outside_bytes(kept, arguments.training));
+  program.program.exchange = plan_training(arguments.training, program.program);
   return {.prediction = predict(model, program.program, device),
           .mesh = plan.mesh.to_string(),
           .policy = program.summary.policy,
@@ -90,7 +110,7 @@ int64_t accepted_multiple(const Arguments& arguments, const std::string& dim, in
   const auto accepts = [&](int64_t sequence) {
     try {
       const Arguments there = at_length(arguments, dim, sequence);
-      plan_model(load_model(there.model, there.passes), there.plan);
+      plan_model(load(there), there.plan);
       return true;
     } catch (const Error&) {
       return false;
@@ -136,7 +156,7 @@ class LengthSearch {
   std::optional<Ranks> plan_at(const Arguments& like, int64_t sequence) const {
     try {
       const Arguments there = at_length(like, dim_, sequence);
-      const LoadedModel model = load_model(there.model, there.passes);
+      const LoadedModel model = load(there);
       return plan_once(model, there, device_, memory_).prediction.ranks;
     } catch (const Error&) {  // no budget is small enough, or the model does not go that far
       return std::nullopt;
@@ -189,6 +209,13 @@ void print_memory(const Planned& planned, int64_t memory) {
     fmt::print("  {:<24} {:>12}\n", name_of(static_cast<executor::Bucket>(k)),
                format_bytes(static_cast<double>(bytes)));
   }
+  const transforms::TrainingBytes& kept = planned.prediction.kept;
+  const auto print_kept = [](const char* name, int64_t bytes) {
+    if (bytes == 0) return;
+    fmt::print("  {:<24} {:>12}\n", name, format_bytes(static_cast<double>(bytes)));
+  };
+  print_kept("optimizer state", kept.optimizer_state);
+  print_kept("gradient sums", kept.gradient_sums);
   fmt::print("  {:<24} {:>12}   {} {}\n", "total",
              format_bytes(static_cast<double>(planned.prediction.peak)),
              planned.prediction.peak <= memory ? "fits into" : "exceeds",
@@ -276,10 +303,11 @@ int sweep(const Arguments& arguments, const LoadedModel& model, const cost::Devi
   return 0;
 }
 
-int run(const Arguments& arguments) {
+int run(Arguments arguments) {
   const cost::Device device = load_device(arguments.device.device);
   const int64_t memory = arguments.device.memory_bytes(device);
-  const LoadedModel model = load_model(arguments.model, arguments.passes);
+  settle(arguments.training);
+  const LoadedModel model = load(arguments);
   if (arguments.sweep) return sweep(arguments, model, device, memory);
   const Planned planned = plan_once(model, arguments, device, memory);
   std::optional<int64_t> longest;
@@ -314,6 +342,7 @@ void add_plan(CLI::App& app, Action& action) {
   add_model_options(*command, arguments->model);
   add_plan_options(*command, arguments->plan);
   add_recompute_options(*command, arguments->recompute);
+  add_training_options(*command, arguments->training);
   add_device_options(*command, arguments->device);
   command->add_flag(
       "--sweep", arguments->sweep,
@@ -322,6 +351,7 @@ void add_plan(CLI::App& app, Action& action) {
   add_pass_options(*command, arguments->passes);
   command->callback([arguments, command, &action] {
     arguments->tile_given = command->count("--tile") > 0;
+    arguments->model.train = arguments->training.wanted();
     action = [arguments] { return run(*arguments); };
   });
 }

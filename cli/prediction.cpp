@@ -15,6 +15,7 @@
 #include "rank_kinds.h"
 #include "sharded_folder.h"
 #include "transforms/spmd/emit_ranks.h"
+#include "transforms/training/exchange.h"
 
 namespace autosp::cli {
 
@@ -184,6 +185,16 @@ Work work_of(const ir::Graph& graph, const cost::Device& device) {
   return work;
 }
 
+// Of a rank graph's inputs: what the model does not know are shards of its parameters.
+std::vector<bool> parameter_inputs(const ir::Graph& graph, const LoadedModel& model) {
+  std::vector<bool> result;
+  for (ValueId input : graph.inputs()) {
+    const auto whole = model.graph.find(graph.name_of(input));
+    result.push_back(!whole || model.roles.is_parameter[whole->index()]);
+  }
+  return result;
+}
+
 int64_t sum(const executor::MemoryBuckets& memory) {
   return std::accumulate(memory.begin(), memory.end(), int64_t{0});
 }
@@ -205,21 +216,23 @@ void add_device_options(CLI::App& command, DeviceArguments& arguments) {
 Prediction predict(const LoadedModel& model, const transforms::SpmdProgram& program,
                    const cost::Device& device) {
   Prediction prediction;
-  std::vector<bool> is_parameter;
-  for (ValueId input : model.graph.inputs()) {
-    is_parameter.push_back(model.roles.is_parameter[input.index()]);
-  }
   for (int64_t rank : rank_kinds(program)) {
     const auto graph = std::make_shared<const ir::Graph>(rank_graph(program, rank));
     const executor::Program compiled = executor::compile(graph);
-    const executor::MemoryBuckets memory = executor::memory_at_peak(compiled, is_parameter);
+    const executor::MemoryBuckets memory =
+        executor::memory_at_peak(compiled, parameter_inputs(*graph, model));
+    const transforms::TrainingBytes kept =
+        program.exchange == nullptr ? transforms::TrainingBytes()
+                                    : transforms::training_bytes(program.exchange->plan, rank);
+    const int64_t total = sum(memory) + kept.optimizer_state + kept.gradient_sums;
     prediction.arena = std::max(prediction.arena, compiled.memory().arena);
-    prediction.ranks.push_back({.outside = sum(memory) - compiled.memory().arena,
+    prediction.ranks.push_back({.outside = total - compiled.memory().arena,
                                 .arena = compiled.memory().arena,
                                 .buffers = compiled.buffers()});
-    if (sum(memory) > prediction.peak) {
-      prediction.peak = sum(memory);
+    if (total > prediction.peak) {
+      prediction.peak = total;
       prediction.memory = memory;
+      prediction.kept = kept;
       prediction.rank = rank;
     }
     const Work work = work_of(*graph, device);
@@ -243,6 +256,10 @@ Json to_json(const Prediction& prediction) {
   for (size_t k = 0; k < executor::kBuckets; ++k) {
     memory[std::string(name_of(static_cast<executor::Bucket>(k)))] = prediction.memory[k];
   }
+  if (prediction.kept.optimizer_state > 0) {
+    memory["optimizer state"] = prediction.kept.optimizer_state;
+  }
+  if (prediction.kept.gradient_sums > 0) memory["gradient sums"] = prediction.kept.gradient_sums;
   return {{"peak_bytes", prediction.peak},
           {"planned_peak_bytes", prediction.arena},
           {"peak_rank", prediction.rank},

@@ -9,6 +9,7 @@
 #include "executor/memory_buckets.h"
 #include "model_arguments.h"
 #include "recompute_arguments.h"
+#include "transforms/training/training_plan.h"
 
 namespace autosp::cli {
 
@@ -36,10 +37,12 @@ struct RankMemory {
 // Memory is of the rank that takes most, work and time of the one that computes longest.
 struct Prediction {
   executor::MemoryBuckets memory{};  // at the peak
-  int64_t peak = 0;                  // bytes: the sum of the buckets
-  int64_t rank = 0;                  // whose peak that is
-  int64_t arena = 0;                 // bytes: the largest of any rank
-  std::vector<RankMemory> ranks;     // one of every kind
+  transforms::TrainingBytes
+      kept{};                     // between steps, on the rank of the peak; zero without optimizer
+  int64_t peak = 0;               // bytes: the buckets, optimizer state and sums of gradients
+  int64_t rank = 0;               // whose peak that is
+  int64_t arena = 0;              // bytes: the largest of any rank
+  std::vector<RankMemory> ranks;  // one of every kind
   double forward_flops = 0;
   double backward_flops = 0;
   double recompute_flops = 0;

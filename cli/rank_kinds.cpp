@@ -3,6 +3,7 @@
 #include <set>
 
 #include "sharded_folder.h"
+#include "transforms/training/exchange.h"
 
 namespace autosp::cli {
 
@@ -21,6 +22,11 @@ std::vector<int64_t> kind_of(const SpmdProgram& program, int64_t rank) {
   for (const transforms::Placed& placed : program.placed) {
     const ir::Shape shape = transforms::local_shape(placed, mesh, rank);
     kind.insert(kind.end(), shape.begin(), shape.end());
+  }
+  if (program.exchange != nullptr) {
+    for (const transforms::Bucket& bucket : program.exchange->plan.buckets) {
+      kind.push_back(bucket.shard_elements(rank));
+    }
   }
   return kind;
 }

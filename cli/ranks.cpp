@@ -7,6 +7,7 @@
 #include "feeds.h"
 #include "onnx/model.h"
 #include "signature.h"
+#include "training/shards.h"
 
 namespace autosp::cli {
 
@@ -38,6 +39,7 @@ std::shared_ptr<const ir::Graph> load_rank(const std::filesystem::path& folder,
   auto graph = std::make_shared<ir::Graph>(onnx_io::import_model(path));
   check_signature(*graph, path, manifest, rank);
   for (const onnx_io::ManifestInput& input : manifest.inputs) {
+    if (is_shared_out(manifest, input.name)) continue;
     const auto value = graph->find(input.name);
     const ir::Shape& shape =
         input.slices.empty() ? input.type.shape : input.slices[static_cast<size_t>(rank)].extent;
@@ -60,7 +62,11 @@ executor::RunResult run_ranks(const std::filesystem::path& folder,
   for (const onnx_io::ManifestRank& rank : manifest.ranks) {
     graphs.push_back(load_rank(folder, manifest, rank.rank));
   }
-  return executor::run_in_threads(graphs, feeds, options);
+  executor::RunResult result = executor::run_in_threads(graphs, feeds, options);
+  std::vector<executor::Arrays*> outputs;
+  for (executor::RankResult& rank : result.ranks) outputs.push_back(&rank.outputs);
+  name_gradients(manifest, outputs);
+  return result;
 }
 
 executor::RunResult run_ranks(const std::filesystem::path& folder,

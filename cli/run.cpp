@@ -1,13 +1,8 @@
 // autosp-onnx run OUT --feed inputs.npz: the ranks of a sharded model, as threads or under MPI.
-#include <unistd.h>
-
-#include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
-#include <thread>
 
 #include "base/error.h"
 #include "command.h"
@@ -18,8 +13,10 @@
 #include "feeds.h"
 #include "json_text.h"
 #include "model_arguments.h"
+#include "mpi_launch.h"
 #include "output_file.h"
 #include "ranks.h"
+#include "training/shards.h"
 
 namespace autosp::cli {
 
@@ -66,6 +63,12 @@ onnx_io::Manifest read_manifest(const Arguments& arguments, int64_t started) {
         .help(fmt::format("run it with {} ranks, or shard the model again", ranks));
   }
   return manifest;
+}
+
+FeedFiles feed_files(const Arguments& arguments) {
+  FeedFiles files = arguments.feed;
+  files.folder = arguments.folder;
+  return files;
 }
 
 void check_outputs(const Arguments& arguments, const onnx_io::Manifest& manifest) {
@@ -156,7 +159,7 @@ void print_report(const Json& ranks, const Arguments& arguments, const std::stri
 
 int run_threads(const Arguments& arguments) {
   const onnx_io::Manifest manifest = read_manifest(arguments, arguments.np);
-  FeedSource source(manifest, arguments.feed);
+  FeedSource source(manifest, feed_files(arguments));
   check_outputs(arguments, manifest);
   std::vector<executor::Arrays> feeds;
   std::vector<FeedDigest> digests;
@@ -193,18 +196,6 @@ executor::TraceEvent to_event(const Json& json) {
           .bytes = json[5]};
 }
 
-// What ranks find wrong is said once, by rank 0, before any collective runs.
-void agree_to_start(const executor::MpiSession& session, const std::optional<Failure>& problem) {
-  const auto texts = session.gather(problem ? problem->text : "");
-  const auto codes = session.gather(std::to_string(problem ? problem->code : 0));
-  for (size_t k = 0; k < texts.size(); ++k) {
-    if (codes[k] != "0") session.abort(texts[k], std::stoi(codes[k]));
-  }
-  if (!problem) return;
-  std::this_thread::sleep_for(std::chrono::seconds(30));  // rank 0 ends this process
-  std::_Exit(problem->code);
-}
-
 // Rank 0 compares; what it throws ends every rank.
 void agree_on_batch(const executor::MpiSession& session, const onnx_io::Manifest& manifest,
                     const FeedDigest& own) {
@@ -222,14 +213,9 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   std::shared_ptr<const ir::Graph> graph;
   std::optional<Failure> problem;
   try {
-    if (arguments.transport == "threads") {
-      throw Error("mpirun has started {} processes, of which each would run all ranks as threads",
-                  session.size())
-          .note("--transport threads runs every rank in one process")
-          .help("leave --transport out, or run it without mpirun");
-    }
+    refuse_threads_under_mpirun(arguments.transport, session);
     manifest = read_manifest(arguments, session.size());
-    FeedSource source(manifest, arguments.feed);
+    FeedSource source(manifest, feed_files(arguments));
     feeds = source.of_rank(session.rank());
     digest = source.digest();
     if (session.rank() == 0) check_outputs(arguments, manifest);
@@ -239,9 +225,9 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   }
   agree_to_start(session, problem);
   if (!arguments.feed.by_rank.empty()) agree_on_batch(session, manifest, digest);
-  const executor::RunResult result =
-      executor::run_mpi_rank(session, graph, feeds, run_options(arguments));
-  const executor::RankResult& own = result.ranks.front();
+  executor::RunResult result = executor::run_mpi_rank(session, graph, feeds, run_options(arguments));
+  executor::RankResult& own = result.ranks.front();
+  name_gradients(manifest, own.outputs, session.communicator(arguments.timeout));
   if (session.rank() == 0) write_results(arguments, own.outputs);
   Json message{{"report", rank_report(own, result.resident_peak, manifest)},
                {"events", Json::array()}};
@@ -262,30 +248,11 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   return 0;
 }
 
-// A rank that fails must end the others, which would wait for it.
-int run_mpi(const Arguments& arguments) {
-  executor::MpiSession session;
-  try {
-    return run_rank(session, arguments);
-  } catch (...) {
-    const Failure failure = current_failure();
-    session.abort(failure.text, failure.code);
-  }
-}
-
-// Replaces this process by mpirun, which starts it again once per rank.
-[[noreturn]] void start_mpirun(const Arguments& arguments) {
+// Starts this program again under mpirun, once per rank.
+[[noreturn]] void start_processes(const Arguments& arguments) {
   const onnx_io::Manifest manifest = read_manifest(arguments, arguments.np);
-  const auto ranks = static_cast<int64_t>(manifest.ranks.size());
-  FeedSource(manifest, arguments.feed);  // one message here is clearer than mpirun's
-  std::vector<std::string> words = {"mpirun",
-                                    "--oversubscribe",
-                                    "--bind-to",
-                                    "none",
-                                    "-np",
-                                    std::to_string(ranks),
-                                    std::filesystem::read_symlink("/proc/self/exe").string(),
-                                    "run",
+  FeedSource(manifest, feed_files(arguments));  // one message here is clearer than mpirun's
+  std::vector<std::string> words = {"run",
                                     arguments.folder.string(),
                                     "--transport",
                                     "mpi",
@@ -308,24 +275,17 @@ int run_mpi(const Arguments& arguments) {
   }
   if (arguments.json) words.emplace_back("--json");
   if (arguments.fuse) words.emplace_back("--fuse");
-  // Containers run as root, which Open MPI asks to confirm.
-  ::setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
-  ::setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
-  std::vector<char*> pointers;
-  for (std::string& word : words) pointers.push_back(word.data());
-  pointers.push_back(nullptr);
-  ::execvp("mpirun", pointers.data());
-  throw Error("mpirun could not be started: {}", std::strerror(errno))
-      .note("--transport mpi starts the ranks with it")
-      .help("install Open MPI, or use --transport threads");
+  start_mpirun(static_cast<int64_t>(manifest.ranks.size()), words);
 }
 
 int run(const Arguments& arguments) {
   executor::restart_with_fast_openblas();
   const int started = executor::mpi_processes();
   const bool mpi = arguments.transport.empty() ? started > 0 : arguments.transport == "mpi";
-  if (started > 1 || (mpi && started > 0)) return run_mpi(arguments);
-  if (mpi) start_mpirun(arguments);
+  if (started > 1 || (mpi && started > 0)) {
+    return run_as_rank([&](executor::MpiSession& session) { return run_rank(session, arguments); });
+  }
+  if (mpi) start_processes(arguments);
   return run_threads(arguments);
 }
 

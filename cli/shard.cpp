@@ -13,6 +13,7 @@
 #include "ranks.h"
 #include "recompute_arguments.h"
 #include "sharded_folder.h"
+#include "training/arguments.h"
 
 namespace autosp::cli {
 
@@ -25,6 +26,7 @@ fed and lists every collective. OUT appears complete or not at all.
 Examples:
   autosp-onnx shard model.onnx --sp 4 -o out
   autosp-onnx shard model.onnx --dim seq=4096 --sp 4 --dp 2 -o out      8 ranks
+  autosp-onnx shard model.onnx --sp 4 -o out --optimizer adamw --zero 1   then: autosp-onnx train
   autosp-onnx shard model.onnx --sp 4 -o out --dialect standard         OUT/emulated.onnx, which any
                                                                         ONNX runtime can run)";
 
@@ -35,6 +37,7 @@ struct Arguments {
   PassArguments passes;
   PlanArguments plan;
   RecomputeArguments recompute;
+  TrainingArguments training;
   std::string device = "h100";
   std::filesystem::path out;
   std::filesystem::path depfile;
@@ -90,6 +93,21 @@ void print_collectives(const onnx_io::Manifest& manifest) {
              format_bytes(static_cast<double>(totals.bytes_per_rank)));
 }
 
+void print_training(const onnx_io::Manifest& manifest) {
+  if (!manifest.training) return;
+  const onnx_io::ManifestTraining& training = *manifest.training;
+  fmt::print("training {}, zero {}: {} parameters; kept between steps (rank with most)\n",
+             training.optimizer, training.zero, training.parameters.size());
+  const auto most = [&](int64_t onnx_io::ManifestBytes::*field) {
+    int64_t bytes = 0;
+    for (const auto& rank : training.bytes) bytes = std::max(bytes, rank.*field);
+    return format_bytes(static_cast<double>(bytes));
+  };
+  fmt::print("  parameters {}, gradients {}, optimizer state {}\n",
+             most(&onnx_io::ManifestBytes::parameters), most(&onnx_io::ManifestBytes::gradients),
+             most(&onnx_io::ManifestBytes::optimizer_state));
+}
+
 void print_report(const shard::Plan& plan, const onnx_io::Manifest& manifest,
                   const std::filesystem::path& out) {
   fmt::print("{} over {}: {}\n", manifest.model_name, count_of_ranks(manifest.ranks.size()),
@@ -101,6 +119,7 @@ void print_report(const shard::Plan& plan, const onnx_io::Manifest& manifest,
   fmt::print("recompute {}: {} operators again, {} kept for the backward pass\n",
              manifest.recompute.policy, manifest.recompute.operators,
              format_bytes(static_cast<double>(manifest.recompute.kept_bytes)));
+  print_training(manifest);
   for (const std::string& warning : manifest.warnings) {
     fmt::print(stderr, "warning: {}\n", warning);
   }
@@ -112,8 +131,10 @@ using Files = std::vector<std::filesystem::path>;
 // What the depfile is to name; it must be none of these itself.
 Files dependencies(const Arguments& arguments) {
   if (arguments.depfile.empty()) return {};
-  const Files files =
+  Files files =
       files_read(arguments.model.model, {arguments.device, arguments.plan.deepspeed_config});
+  const std::filesystem::path& optimizer = arguments.training.optimizer_model;
+  if (!optimizer.empty()) files.push_back(std::filesystem::absolute(optimizer));
   std::vector<InputFile> inputs;
   for (const std::filesystem::path& file : files) inputs.push_back({"shard", file});
   check_output_files({{.option = "--depfile", .path = arguments.depfile}}, inputs);
@@ -128,14 +149,17 @@ void write_depfile(const Arguments& arguments, const Files& files) {
                     [&](const std::filesystem::path& to) { onnx_io::write_file(to, rule); });
 }
 
-int run(const Arguments& arguments) {
+int run(Arguments arguments) {
   const Files files = dependencies(arguments);
-  const LoadedModel model = load_model(arguments.model, arguments.passes);
+  settle(arguments.training);
+  LoadedModel model = load_model(arguments.model, arguments.passes);
+  add_loss_weight(arguments.training, model);
   const shard::Plan plan = plan_model(model, arguments.plan);
   const transforms::SpmdProgram kept = transforms::build_program(plan);
   const RecomputedProgram recomputed = with_recompute(
       kept, arguments.recompute, load_device(arguments.device), memory_of_this_machine(kept));
-  const transforms::SpmdProgram& program = recomputed.program;
+  transforms::SpmdProgram program = recomputed.program;
+  program.exchange = plan_training(arguments.training, program);
   onnx_io::Manifest manifest = make_manifest(model, program);
   manifest.recompute = recomputed.summary;
   write_folder(model, program, manifest, contents_of(arguments), arguments.out);
@@ -157,6 +181,7 @@ void add_shard(CLI::App& app, Action& action) {
   add_model_options(*command, arguments->model);
   add_plan_options(*command, arguments->plan);
   add_recompute_options(*command, arguments->recompute);
+  add_training_options(*command, arguments->training);
   command
       ->add_option("--device", arguments->device,
                    "Whose rates price recomputation under a budget: h100, h200, a100, cpu, or a "
@@ -191,7 +216,10 @@ void add_shard(CLI::App& app, Action& action) {
       ->check(at_most(kLargestSeed))
       ->capture_default_str();
   add_pass_options(*command, arguments->passes);
-  command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
+  command->callback([arguments, &action] {
+    arguments->model.train = arguments->training.wanted();
+    action = [arguments] { return run(*arguments); };
+  });
 }
 
 }  // namespace autosp::cli

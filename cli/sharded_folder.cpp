@@ -6,16 +6,20 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <fstream>
 
 #include "base/error.h"
+#include "executor/memory.h"
+#include "executor/npz.h"
 #include "interruption.h"
 #include "ir/operator_traits.h"
 #include "onnx/model.h"
 #include "signature.h"
+#include "training/arguments.h"
 #include "transforms/decompose_attention.h"
 #include "transforms/decompose_draws.h"
 #include "transforms/recompute/barriers.h"
@@ -23,6 +27,7 @@
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/geometry.h"
 #include "transforms/spmd/tile_loop.h"
+#include "transforms/training/emit_update.h"
 
 namespace autosp::cli {
 
@@ -70,6 +75,12 @@ std::string plan_hash(const SpmdProgram& program,
   for (const transforms::TileLoop& loop : program.tile_loops) {
     text += fmt::format("\n{} from {}: {} tiles", loop.count, loop.first, loop.stretch->tiles);
   }
+  if (program.exchange != nullptr) {
+    const transforms::TrainingPlan& training = program.exchange->plan;
+    const transforms::OptimizerSettings& o = training.optimizer;
+    text += fmt::format("\n{} {} {} {} {} {} {} {} {}", o.name, o.momentum, o.beta1, o.beta2,
+                        o.epsilon, o.weight_decay, o.clip_norm, training.zero, training.accumulate);
+  }
   return onnx_io::fingerprint(text);
 }
 
@@ -111,6 +122,8 @@ onnx_io::Purpose in_manifest(transforms::Purpose purpose) {
       return onnx_io::Purpose::kGradient;
     case transforms::Purpose::kLoss:
       return onnx_io::Purpose::kLoss;
+    case transforms::Purpose::kParameter:
+      return onnx_io::Purpose::kParameter;
   }
   internal_error(__FILE__, __LINE__, fmt::format("purpose {}", static_cast<int>(purpose)));
 }
@@ -152,6 +165,15 @@ std::set<fs::path> files_in(const fs::path& folder) {
   return files;
 }
 
+// "optimizer_rank_12.onnx", "accumulate_rank_12.onnx", and what parameters begin with.
+bool is_training_file(const std::string& name) {
+  if (name == kInitialFile) return true;
+  return std::ranges::any_of(std::array{"optimizer_", "accumulate_"}, [&](std::string_view begin) {
+    return name.starts_with(begin) && name.substr(begin.size()).starts_with("rank_") &&
+           is_graph_file(name.substr(begin.size()));
+  });
+}
+
 // An earlier result may be replaced: a folder in which every file is one that `shard` writes.
 // Anything else is not ours to remove.
 void check_replaceable(const fs::path& folder) {
@@ -187,6 +209,7 @@ void check_replaceable(const fs::path& folder) {
     }
   }
   files.erase(onnx_io::kManifestFile);
+  std::erase_if(files, [](const fs::path& file) { return is_training_file(file.string()); });
   std::set<fs::path> present;
   for (const fs::path& graph : graphs) {
     if (files.erase(graph) > 0) present.insert(graph);
@@ -365,6 +388,33 @@ std::optional<ir::Graph> own_operator_body(const ir::Graph& graph, const ir::Nod
   return std::nullopt;
 }
 
+// The update of every rank, and the values that parameters begin with.
+void write_training(const LoadedModel& model, const SpmdProgram& program, const Manifest& manifest,
+                    const fs::path& folder) {
+  const transforms::TrainingPlan& plan = program.exchange->plan;
+  const auto write = [&](ir::Graph graph, int64_t rank, const std::string& file) {
+    graph.opset = program.graph().opset;
+    sign(graph, manifest, std::to_string(rank));
+    onnx_io::export_model(graph, folder / file);
+  };
+  for (int64_t rank = 0; rank < plan.ranks; ++rank) {
+    HeldSignals::check();
+    write(transforms::emit_update(plan, rank), rank, update_file(rank));
+    if (plan.accumulate == 1) continue;
+    write(transforms::emit_accumulate(plan, rank), rank, accumulate_file(rank));
+  }
+  executor::MappedFiles files(model.path.parent_path());
+  executor::Arrays initial;
+  for (const ir::Value& value : model.initial) {
+    initial[value.name] =
+        value.kind == ir::ValueKind::kConstant
+            ? value.constant
+            : ir::Tensor(value.type,
+                         {files.data(value), static_cast<size_t>(value.type.num_bytes())});
+  }
+  if (!initial.empty()) executor::write_npz(folder / kInitialFile, initial);
+}
+
 }  // namespace
 
 Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
@@ -399,6 +449,7 @@ Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
         entry.axis, format_bytes(static_cast<double>(entry.bytes)), entry.reason));
   }
   manifest.random = draws_of(model);
+  describe_training(program, manifest);
   manifest.plan_hash = plan_hash(program, manifest.random);
   return manifest;
 }
@@ -426,6 +477,7 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
     HeldSignals::check();
   };
   HeldSignals::check();
+  if (program.exchange != nullptr) write_training(model, program, manifest, pending.path());
   if (contents.dialects.contains(Dialect::kStandard)) {
     write(dialect_graph(program, Dialect::kStandard, 0), kAllRanks,
           graph_file(Dialect::kStandard, 0));

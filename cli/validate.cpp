@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "command.h"
 #include "compare.h"
+#include "diagnose.h"
 #include "executor/openblas.h"
 #include "executor/run.h"
 #include "feeds.h"
@@ -15,6 +16,8 @@
 #include "model_arguments.h"
 #include "onnx/manifest.h"
 #include "ranks.h"
+#include "training/curves.h"
+#include "training/shards.h"
 #include "whole_model.h"
 
 namespace autosp::cli {
@@ -27,11 +30,13 @@ constexpr const char* kFooter = R"(
 Runs the whole model and the ranks on the same inputs and compares the loss and every gradient on
 every rank. Errors are relative to the largest entry of each tensor. A gradient that differs is run in
 float64 too: where it is zero there, both sides hold rounding, and count as equal. A loss or gradient that is NaN
-or infinite in the whole model is reported as such and never counts as equal.
+or infinite in the whole model is reported as such and never counts as equal. Where results differ, known
+faults of sequence parallelism are tried on the whole model, and the one that gives the ranks' numbers is named.
 
 Examples:
   autosp-onnx validate model.onnx out                       on generated inputs
   autosp-onnx validate model.onnx out --feed inputs.npz --all
+  autosp-onnx validate model.onnx out --steps 5             training curves, after shard --optimizer
 Exit code 1 means that something differs or is not finite; the first such tensor is named.)";
 
 struct Arguments {
@@ -41,6 +46,8 @@ struct Arguments {
   std::optional<int64_t> step;
   std::optional<double> tolerance;
   double timeout = 60;
+  int64_t steps = 0;
+  double rate = 1e-3;
   bool all = false;
   bool json = false;
 };
@@ -108,15 +115,87 @@ void print_report(const std::vector<TensorComparison>& tensors, const Arguments&
       first->actual, first->rank, first->expected);
 }
 
+void print_curves(const Curves& curves, const Arguments& arguments) {
+  fmt::print("{:>6} {:>14} {:>14} {:>14}\n", "step", "whole", "least rank", "most rank");
+  for (size_t k = 0; k < curves.losses.size(); ++k) {
+    const LossPoint& point = curves.losses[k];
+    fmt::print("{:>6} {:>14.9g} {:>14.9g} {:>14.9g}\n", k + 1, point.whole,
+               *std::ranges::min_element(point.ranks), *std::ranges::max_element(point.ranks));
+  }
+  fmt::print("  {:<48} {:<9} {:>10} {:>10}\n", "largest errors over the steps", "role", "error",
+             "tolerance");
+  const auto print = [&](const std::vector<TensorComparison>& tensors, const char* what) {
+    const auto worst = std::ranges::max_element(
+        tensors, {}, [](const TensorComparison& t) { return t.relative_error(); });
+    for (const TensorComparison& tensor : tensors) {
+      if (!arguments.all && tensor.equal() && &tensor != &*worst) continue;
+      fmt::print("  {:<48} {:<9} {:>10.2e} {:>10.0e}  {}\n", tensor.name,
+                 what != nullptr ? what : name_of(tensor.role), tensor.relative_error(),
+                 tensor.tolerance,
+                 what != nullptr && tensor.is_rounding ? "equal: its gradient is rounding"
+                                                       : verdict(tensor));
+    }
+  };
+  print(curves.tensors, nullptr);
+  print(curves.parameters, "parameter");
+  fmt::print("{}: {} steps, {} gradients at each, {} parameters after the last\n",
+             curves.equal() ? "equal" : "DIFFERENT", curves.losses.size(),
+             curves.tensors.size() - 1, curves.parameters.size());
+}
+
+int validate_curves(const Arguments& arguments, const onnx_io::Manifest& manifest,
+                    const std::shared_ptr<const ir::Graph>& whole) {
+  training_plan(manifest, arguments.folder.string());
+  const Curves curves = compare_curves(whole, manifest,
+                                       {.folder = arguments.folder,
+                                        .data_folder = arguments.model.parent_path(),
+                                        .feed = arguments.inputs.feed,
+                                        .seed = arguments.inputs.seed,
+                                        .steps = arguments.steps,
+                                        .rate = arguments.rate,
+                                        .tolerance = arguments.tolerance,
+                                        .timeout = arguments.timeout});
+  print_notices();
+  if (arguments.json) {
+    Json report{{"equal", curves.equal()},
+                {"losses", Json::array()},
+                {"outputs", Json::array()},
+                {"parameters", Json::array()}};
+    for (const LossPoint& point : curves.losses) {
+      report["losses"].push_back({{"whole", point.whole}, {"ranks", point.ranks}});
+    }
+    for (size_t k = 0; k < curves.tensors.size(); ++k) {
+      Json tensor = to_json(curves.tensors[k]);
+      tensor["step"] = curves.steps[k];
+      report["outputs"].push_back(std::move(tensor));
+    }
+    for (const auto& tensor : curves.parameters) report["parameters"].push_back(to_json(tensor));
+    fmt::print("{}\n", json_text(report));
+  } else {
+    print_curves(curves, arguments);
+  }
+  return curves.equal() ? 0 : kMismatch;
+}
+
+executor::Arrays make_feeds(const Arguments& arguments, const onnx_io::Manifest& manifest,
+                            const ir::Graph& whole) {
+  if (!arguments.inputs.feed.empty()) {
+    return select_feeds(
+        manifest, with_initial_parameters(arguments.folder, executor::read_npz(arguments.inputs.feed)),
+        fmt::format("'{}'", arguments.inputs.feed.string()));
+  }
+  executor::Arrays feeds = with_initial_parameters(arguments.folder, {});
+  feeds.merge(generate_feeds(whole, manifest, arguments.inputs.seed));
+  return feeds;
+}
+
 int run(const Arguments& arguments) {
   executor::restart_with_fast_openblas();
   const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
   const auto whole_graph =
       std::make_shared<const ir::Graph>(load_whole(arguments.model, arguments.folder, manifest));
-  executor::Arrays feeds = arguments.inputs.feed.empty()
-                               ? generate_feeds(*whole_graph, manifest, arguments.inputs.seed)
-                               : select_feeds(manifest, executor::read_npz(arguments.inputs.feed),
-                                              fmt::format("'{}'", arguments.inputs.feed.string()));
+  if (arguments.steps > 0) return validate_curves(arguments, manifest, whole_graph);
+  executor::Arrays feeds = make_feeds(arguments, manifest, *whole_graph);
   if (arguments.step) set_step(manifest, *arguments.step, feeds);
   executor::RunOptions options;
   options.timeout = arguments.timeout;
@@ -133,6 +212,10 @@ int run(const Arguments& arguments) {
         .help("shard the model again");
   }
   const bool equal = std::ranges::all_of(tensors, &TensorComparison::equal);
+  std::vector<std::string> causes;
+  if (std::ranges::any_of(tensors, [](const auto& tensor) { return !tensor.agrees(); })) {
+    causes = likely_causes({manifest, whole_graph, options, feeds, whole, ranks, tensors});
+  }
   print_notices();
   if (arguments.json) {
     Json report{{"equal", equal},
@@ -142,6 +225,7 @@ int run(const Arguments& arguments) {
                 {"outputs", Json::array()}};
     for (const auto& rank : ranks) report["rank_losses"].push_back(loss_of(rank, manifest));
     for (const TensorComparison& tensor : tensors) report["outputs"].push_back(to_json(tensor));
+    report["causes"] = causes;
     fmt::print("{}\n", json_text(report));
   } else {
     fmt::print("loss {:.9g} whole", loss_of(whole, manifest));
@@ -150,6 +234,7 @@ int run(const Arguments& arguments) {
     }
     fmt::print("\n");
     print_report(tensors, arguments);
+    for (const std::string& cause : causes) fmt::print("likely cause: {}\n", cause);
   }
   return equal ? 0 : kMismatch;
 }
@@ -177,6 +262,16 @@ void add_validate(CLI::App& app, Action& action) {
       ->check(tolerance())
       ->type_name("ERROR");
   add_timeout_option(*command, arguments->timeout);
+  command
+      ->add_option(
+          "--steps", arguments->steps,
+          "Trains both this long and compares losses, the gradients of every step, and the "
+          "parameters at the end; of a model sharded with --optimizer")
+      ->check(at_least_one())
+      ->type_name("N");
+  command->add_option("--lr", arguments->rate, "Learning rate of --steps")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   command->add_flag("--all", arguments->all, "Lists every tensor, not only the worst");
   command->add_flag("--json", arguments->json, "Prints the report as JSON");
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });

@@ -4,6 +4,7 @@
 #include <cstdio>
 
 #include "base/error.h"
+#include "ir/rewriter.h"
 #include "model_arguments.h"
 #include "onnx/model.h"
 #include "transforms/pipeline.h"
@@ -23,6 +24,10 @@ ir::Graph load_whole(const std::filesystem::path& model, const std::filesystem::
   }
   onnx_io::ImportOptions options;
   for (const onnx_io::ManifestDim& dim : manifest.dims) options.dims[dim.name] = dim.value;
+  if (manifest.training) {
+    options.parameters = {manifest.training->parameters.begin(),
+                          manifest.training->parameters.end()};
+  }
   ir::Graph graph = onnx_io::import_model(model, options);
   // ONNX Runtime's own operators have no kernels here: these graphs are compared from where they
   // consist of standard operators.
@@ -33,13 +38,21 @@ ir::Graph load_whole(const std::filesystem::path& model, const std::filesystem::
   if (guests) passes.emplace_back("lower_microsoft_operators");
   // Random numbers are the ranks' where both draw them by place.
   if (manifest.random) passes.emplace_back("decompose_random");
-  if (passes.empty()) return graph;
-  transforms::PipelineOptions pipeline{.passes = std::move(passes)};
-  if (manifest.random) {
-    pipeline.context.draws = {.seed = static_cast<uint64_t>(manifest.random->seed),
-                              .step_input = kStepInput};
+  if (!passes.empty()) {
+    transforms::PipelineOptions pipeline{.passes = std::move(passes)};
+    if (manifest.random) {
+      pipeline.context.draws = {.seed = static_cast<uint64_t>(manifest.random->seed),
+                                .step_input = kStepInput};
+    }
+    graph = transforms::run_passes(graph, pipeline);
   }
-  return transforms::run_passes(graph, pipeline);
+  // Initializers that the ranks take as inputs, because they are trained.
+  std::set<std::string> trained;
+  for (const onnx_io::ManifestInput& input : manifest.inputs) {
+    const auto value = graph.find(input.name);
+    if (value && graph.value(*value).kind != ir::ValueKind::kInput) trained.insert(input.name);
+  }
+  return trained.empty() ? std::move(graph) : ir::initializers_as_inputs(graph, trained);
 }
 
 namespace {

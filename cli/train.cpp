@@ -1,0 +1,284 @@
+// autosp-onnx train OUT --data batches.npz: steps and updates of a sharded model.
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "base/error.h"
+#include "command.h"
+#include "executor/openblas.h"
+#include "executor/world.h"
+#include "json_text.h"
+#include "model_arguments.h"
+#include "mpi_launch.h"
+#include "output_file.h"
+#include "ranks.h"
+#include "training/loop.h"
+
+namespace autosp::cli {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kFooter = R"(
+OUT was sharded with --optimizer. The data hold every data input, whole: arrays of the inputs' shapes,
+or of as many batches along one axis more; a folder of such files is taken in the order of names.
+Batches are taken in turn, --accumulate of them per step, and from the beginning again after the last.
+Parameters begin as the checkpoint, --init, the data file or the model has them.
+
+A checkpoint holds whole parameters and optimizer state: --resume goes on from the latest one, over
+other ranks and at another --zero too. Over the same ranks, results are those of an uninterrupted run,
+to the bit.
+
+Examples:
+  autosp-onnx train out --data batches.npz --steps 100 --lr 1e-3 --output trained.npz
+  autosp-onnx train out --data batches.npz --steps 100 --checkpoint saved --every 10 --resume
+  autosp-onnx train out --data batches.npz --steps 100 --transport mpi    starts mpirun by itself)";
+
+struct Arguments {
+  TrainingRun run;
+  int64_t np = 0;
+  std::string transport;
+  std::filesystem::path output;
+  double timeout = 60;
+  int threads_per_rank = 0;
+  bool json = false;
+};
+
+constexpr int64_t kMostThreads = 1024;
+
+void print_step(const LoopStep& step) {
+  fmt::print("{:>6} {:>14.8g} {:>14.8g} {:>14.8g} {:>12} {:>9.3f}\n", step.step,
+             step.rank_losses.front(), *std::ranges::min_element(step.rank_losses),
+             *std::ranges::max_element(step.rank_losses),
+             step.gradient_norm ? fmt::format("{:.6g}", *step.gradient_norm) : "", step.seconds);
+  std::fflush(stdout);
+}
+
+Json to_json(const LoopStep& step) {
+  Json json{{"step", step.step},
+            {"loss", step.rank_losses.front()},
+            {"rank_losses", step.rank_losses},
+            {"seconds", step.seconds}};
+  if (step.gradient_norm) json["gradient_norm"] = *step.gradient_norm;
+  return json;
+}
+
+Json to_json(const transforms::TrainingBytes& bytes) {
+  return {{"parameters", bytes.parameters},
+          {"gradients", bytes.gradients},
+          {"optimizer_state", bytes.optimizer_state}};
+}
+
+// What rank 0 tells of a run.
+class Report {
+ public:
+  explicit Report(const Arguments& arguments) : arguments_(arguments) {}
+
+  void begin(const TrainingJob& job) {
+    if (arguments_.json) return;
+    fmt::print("{}: {}, zero {}, {} batches, {} per step\n",
+               count_of_ranks(job.manifest.ranks.size()), job.plan.optimizer.name, job.plan.zero,
+               job.batches.count(), job.plan.accumulate);
+    if (job.first_step > 1) {
+      fmt::print("resumed after step {} from {}\n", job.first_step - 1, job.resumed_from.string());
+    }
+    fmt::print("{:>6} {:>14} {:>14} {:>14} {:>12} {:>9}\n", "step", "loss", "least rank",
+               "most rank", "gradient", "seconds");
+  }
+
+  void step(const LoopStep& step) {
+    if (arguments_.json) {
+      steps_.push_back(to_json(step));
+    } else {
+      print_step(step);
+    }
+  }
+
+  void end(const TrainingJob& job, const std::vector<transforms::TrainingBytes>& held) {
+    if (arguments_.json) {
+      Json ranks = Json::array();
+      for (size_t k = 0; k < held.size(); ++k) {
+        const onnx_io::ManifestBytes& planned = job.manifest.training->bytes[k];
+        ranks.push_back({{"rank", k},
+                         {"planned_bytes",
+                          to_json(transforms::TrainingBytes{planned.parameters, planned.gradients,
+                                                            planned.optimizer_state})},
+                         {"measured_bytes", to_json(held[k])}});
+      }
+      fmt::print("{}\n",
+                 json_text(Json{{"zero", job.plan.zero}, {"steps", steps_}, {"ranks", ranks}}));
+      return;
+    }
+    fmt::print("{:>6} {:>14} {:>14} {:>14}   kept between steps\n", "rank", "parameters",
+               "gradients", "state");
+    for (size_t k = 0; k < held.size(); ++k) {
+      fmt::print("{:>6} {:>14} {:>14} {:>14}\n", k, text(held[k].parameters),
+                 text(held[k].gradients), text(held[k].optimizer_state));
+    }
+    if (!arguments_.output.empty()) fmt::print("wrote {}\n", arguments_.output.string());
+  }
+
+ private:
+  static std::string text(int64_t bytes) { return format_bytes(static_cast<double>(bytes)); }
+
+  const Arguments& arguments_;
+  Json steps_ = Json::array();
+};
+
+// The loop of one rank; rank 0 reports, and writes what is to be written.
+void train_rank(const TrainingJob& job, const Arguments& arguments, Report& report,
+                executor::Communicator& communicator, int workers) {
+  const bool first = communicator.rank() == 0;
+  if (first) report.begin(job);
+  const LoopResult result = run_loop(job, arguments.run, communicator, workers,
+                                     !arguments.output.empty(), [&](const LoopStep& step) {
+                                       if (first) report.step(step);
+                                     });
+  if (!first) return;
+  if (!arguments.output.empty()) {
+    write_output_file(arguments.output, [&](const std::filesystem::path& path) {
+      executor::write_npz(path, result.parameters);
+    });
+  }
+  report.end(job, result.held);
+}
+
+void check_output(const Arguments& arguments, const TrainingJob& job) {
+  check_output_files({{"--output", arguments.output}},
+                     {{"--data", arguments.run.data}, {"--init", arguments.run.initial}},
+                     arguments.run.folder, job.manifest);
+}
+
+int train_in_threads(const Arguments& arguments) {
+  const TrainingJob job = prepare(arguments.run, arguments.np);
+  check_output(arguments, job);
+  const int ranks = static_cast<int>(job.manifest.ranks.size());
+  const int workers = arguments.threads_per_rank > 0 ? arguments.threads_per_rank
+                                                     : executor::default_blas_threads(ranks);
+  executor::set_blas_threads(workers);
+  Report report(arguments);
+  executor::run_world(ranks, arguments.timeout, [&](int, executor::Communicator& communicator) {
+    train_rank(job, arguments, report, communicator, workers);
+  });
+  print_notices();
+  return 0;
+}
+
+int train_as_process(executor::MpiSession& session, const Arguments& arguments) {
+  std::optional<TrainingJob> job;
+  std::optional<Failure> problem;
+  try {
+    refuse_threads_under_mpirun(arguments.transport, session);
+    job = prepare(arguments.run, session.size());
+    if (session.rank() == 0) check_output(arguments, *job);
+  } catch (...) {
+    problem = current_failure();
+  }
+  agree_to_start(session, problem);
+  const int workers = arguments.threads_per_rank > 0 ? arguments.threads_per_rank : session.cores();
+  executor::set_blas_threads(workers);
+  Report report(arguments);
+  train_rank(*job, arguments, report, session.communicator(arguments.timeout), workers);
+  if (session.rank() == 0) print_notices();
+  return 0;
+}
+
+[[noreturn]] void start_processes(const Arguments& arguments) {
+  const TrainingJob job = prepare(arguments.run, arguments.np);  // its errors once, and clearer
+  const TrainingRun& run = arguments.run;
+  std::vector<std::string> words = {"train",
+                                    run.folder.string(),
+                                    "--transport",
+                                    "mpi",
+                                    "--data",
+                                    run.data.string(),
+                                    "--steps",
+                                    std::to_string(run.steps),
+                                    "--lr",
+                                    fmt::format("{}", run.rate),
+                                    "--timeout",
+                                    fmt::format("{}", arguments.timeout),
+                                    "--threads-per-rank",
+                                    std::to_string(arguments.threads_per_rank)};
+  const auto pass_on = [&](const char* option, const std::string& value) {
+    if (!value.empty()) words.insert(words.end(), {option, value});
+  };
+  pass_on("--init", run.initial.string());
+  pass_on("--checkpoint", run.checkpoint.string());
+  if (run.every > 0) pass_on("--every", std::to_string(run.every));
+  pass_on("--output", arguments.output.string());
+  if (run.resume) words.emplace_back("--resume");
+  if (arguments.json) words.emplace_back("--json");
+  start_mpirun(static_cast<int64_t>(job.manifest.ranks.size()), words);
+}
+
+int run(const Arguments& arguments) {
+  executor::restart_with_fast_openblas();
+  const int started = executor::mpi_processes();
+  const bool mpi = arguments.transport.empty() ? started > 0 : arguments.transport == "mpi";
+  if (started > 1 || (mpi && started > 0)) {
+    return run_as_rank(
+        [&](executor::MpiSession& session) { return train_as_process(session, arguments); });
+  }
+  if (mpi) start_processes(arguments);
+  return train_in_threads(arguments);
+}
+
+}  // namespace
+
+void add_train(CLI::App& app, Action& action) {
+  auto arguments = std::make_shared<Arguments>();
+  CLI::App* command = app.add_subcommand("train", "Trains a sharded model on this machine");
+  command->footer(kFooter);
+  TrainingRun& run_options = arguments->run;
+  command->add_option("folder", run_options.folder, "What 'shard --optimizer' wrote")
+      ->required()
+      ->type_name("OUT");
+  command->add_option("--data", run_options.data, "Batches: an .npz file, or a folder of such")
+      ->required()
+      ->type_name("FILE");
+  command->add_option("--steps", run_options.steps, "Updates in all, those before --resume too")
+      ->required()
+      ->check(at_least_one())
+      ->type_name("N");
+  command->add_option("--lr", run_options.rate, "Learning rate")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command->add_option("--init", run_options.initial, "Parameters to begin with")->type_name("NPZ");
+  command
+      ->add_option("--checkpoint", run_options.checkpoint,
+                   "Folder of checkpoints; one is written after the last step")
+      ->type_name("DIR");
+  command->add_option("--every", run_options.every, "Steps between checkpoints")
+      ->check(at_least_one())
+      ->type_name("K");
+  command->add_flag("--resume", run_options.resume, "Goes on from the latest checkpoint, if any");
+  command->add_option("--output", arguments->output, "Where to write the trained parameters")
+      ->type_name("NPZ");
+  command->add_option("--np", arguments->np, "Ranks; must be what the model was sharded for")
+      ->check(at_least_one())
+      ->type_name("N");
+  command
+      ->add_option("--transport", arguments->transport,
+                   "threads: all ranks in this process (default); mpi: a process per rank (default "
+                   "under mpirun)")
+      ->check(CLI::IsMember({"threads", "mpi"}));
+  command
+      ->add_option("--timeout", arguments->timeout,
+                   "Seconds that a collective waits for other ranks before the run ends")
+      ->check(seconds())
+      ->capture_default_str();
+  command
+      ->add_option("--threads-per-rank", arguments->threads_per_rank,
+                   "Threads of a rank's kernels; 0: the cores divided by the ranks")
+      ->check(at_most(kMostThreads))
+      ->type_name("N")
+      ->capture_default_str();
+  command->add_flag("--json", arguments->json, "Prints the report as JSON");
+  command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
+}
+
+}  // namespace autosp::cli

@@ -1,0 +1,220 @@
+#include "training/arguments.h"
+
+#include <fmt/ranges.h>
+
+#include <numeric>
+
+#include "base/error.h"
+#include "ir/operator_traits.h"
+#include "prediction.h"
+#include "training/runtime_optimizer.h"
+#include "transforms/training/emit_update.h"
+#include "transforms/training/loss_weight.h"
+
+namespace autosp::cli {
+
+using transforms::TrainingPlan;
+
+namespace {
+
+CLI::Validator number(double least, double most, const std::string& what) {
+  return CLI::Validator(
+      [=](const std::string& text) {
+        double value = 0;
+        const bool ok = CLI::detail::lexical_cast(text, value) && value >= least && value <= most;
+        return ok ? std::string() : fmt::format("'{}' is not {}", text, what);
+      },
+      "NUMBER");
+}
+
+constexpr double kHuge = 1e30;
+
+}  // namespace
+
+void add_training_options(CLI::App& command, TrainingArguments& arguments) {
+  std::vector<std::string> names;
+  for (const auto& row : transforms::optimizers()) names.emplace_back(row.name);
+  const std::string group = "Training";
+  command
+      .add_option(
+          "--optimizer", arguments.optimizer.name,
+          fmt::format("Writes the update too, a graph per rank: {}", fmt::join(names, ", ")))
+      ->type_name("NAME")
+      ->group(group);
+  command
+      .add_option("--optimizer-model", arguments.optimizer_model,
+                  "The same from ONNX Runtime's training artifacts: optimizer_model.onnx")
+      ->type_name("FILE")
+      ->group(group);
+  command
+      .add_option("--zero", arguments.zero,
+                  "What ranks share out between them: 0 nothing, 1 optimizer state, 2 gradients "
+                  "too, 3 parameters too")
+      ->check(CLI::IsMember({"0", "1", "2", "3"}))
+      ->type_name("STAGE")
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--accumulate", arguments.accumulate, "Micro-batches per update")
+      ->check(at_least_one())
+      ->type_name("N")
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--clip-norm", arguments.optimizer.clip_norm,
+                  "The most that the norm of all gradients together may be")
+      ->check(number(0, kHuge, "a number from 0 on"))
+      ->type_name("NORM")
+      ->group(group);
+  command.add_option("--momentum", arguments.optimizer.momentum, "Of sgd")
+      ->check(number(0, 1, "a number from 0 to 1"))
+      ->capture_default_str()
+      ->group(group);
+  const auto below_one = number(0, 1 - 1e-12, "a number from 0 to below 1");
+  command.add_option("--beta1", arguments.optimizer.beta1, "Of adam and adamw")
+      ->check(below_one)
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--beta2", arguments.optimizer.beta2, "Of adam and adamw")
+      ->check(below_one)
+      ->capture_default_str()
+      ->group(group);
+  command.add_option("--epsilon", arguments.optimizer.epsilon, "Of adam, adamw and adagrad")
+      ->check(number(0, kHuge, "a number from 0 on"))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--weight-decay", arguments.optimizer.weight_decay,
+                  "Of adamw apart from the gradient; of the others added to it")
+      ->check(number(0, kHuge, "a number from 0 on"))
+      ->capture_default_str()
+      ->group(group);
+  command
+      .add_option("--bucket", arguments.bucket,
+                  "Gradients that are sent together, at most; at --zero 3 each goes alone")
+      ->type_name("BYTES")
+      ->capture_default_str()
+      ->group(group);
+}
+
+void settle(TrainingArguments& arguments) {
+  if (!arguments.optimizer_model.empty()) {
+    if (!arguments.optimizer.name.empty()) {
+      throw Error("--optimizer and --optimizer-model are both given")
+          .note("either says how parameters are updated")
+          .help("leave one of them out");
+    }
+    const double clip_norm = arguments.optimizer.clip_norm;
+    arguments.optimizer = read_optimizer_model(arguments.optimizer_model);
+    if (clip_norm > 0) arguments.optimizer.clip_norm = clip_norm;
+    arguments.optimizer_model.clear();
+  }
+  if (arguments.wanted()) {
+    transforms::find_optimizer(arguments.optimizer.name);
+    return;
+  }
+  const TrainingArguments defaults;
+  const char* given = arguments.zero != defaults.zero               ? "--zero"
+                      : arguments.accumulate != defaults.accumulate ? "--accumulate"
+                      : arguments.optimizer.clip_norm > 0           ? "--clip-norm"
+                                                                    : nullptr;
+  if (given == nullptr) return;
+  throw Error("{} is given without an optimizer", given)
+      .note("without --optimizer a rank graph is a step: loss and gradients, and no update")
+      .help("add --optimizer, for example --optimizer adamw");
+}
+
+void add_loss_weight(const TrainingArguments& arguments, LoadedModel& model) {
+  if (!arguments.wanted() || arguments.accumulate == 1) return;
+  const auto weight = transforms::loss_weight(model.graph, model.roles);
+  if (weight) model.graph.add_output(kLossWeight, *weight);
+}
+
+std::shared_ptr<const transforms::Exchange> plan_training(const TrainingArguments& arguments,
+                                                          const transforms::SpmdProgram& program) {
+  if (!arguments.wanted()) return nullptr;
+  return std::make_shared<const transforms::Exchange>(
+      transforms::plan_exchange(program, arguments.optimizer, arguments.zero,
+                                parse_bytes(arguments.bucket, "--bucket"), arguments.accumulate));
+}
+
+namespace {
+
+void add_update_collectives(const TrainingPlan& plan, onnx_io::Manifest& manifest) {
+  const ir::Graph update = transforms::emit_update(plan, 0);
+  for (const ir::Node& node : update.nodes()) {
+    if (!ir::is_collective(node)) continue;
+    const int64_t bytes = update.type(node.inputs[0]).num_bytes();
+    const int64_t kept = update.type(node.outputs[0]).num_bytes();
+    const transforms::StepKind kind = node.op == "AllGather" ? transforms::StepKind::kAllGather
+                                      : node.op == "ReduceScatter"
+                                          ? transforms::StepKind::kReduceScatter
+                                          : transforms::StepKind::kAllReduce;
+    onnx_io::ManifestCollective entry{.node = node.name,
+                                      .kind = std::string(transforms::name_of(kind)),
+                                      .value = node.name.substr(0, node.name.find('@')),
+                                      .mesh_axes = {},
+                                      .group_size = plan.ranks,
+                                      .bytes_per_rank = 0,
+                                      .phase = onnx_io::Phase::kUpdate,
+                                      .purpose = onnx_io::Purpose::kGradient};
+    for (const onnx_io::ManifestAxis& axis : manifest.mesh) {
+      if (axis.size > 1) entry.mesh_axes.push_back(axis.name);
+    }
+    if (node.op == "AllGather") {
+      entry.bytes_per_rank = bytes * (plan.ranks - 1);  // rank 0 has the largest shard
+      entry.purpose = onnx_io::Purpose::kParameter;
+    } else if (node.op == "ReduceScatter") {
+      // Most is sent by the rank with the smallest shard, the last.
+      const auto sizes = node.attributes.get_ints("sizes");
+      entry.bytes_per_rank = bytes - kept / std::max<int64_t>(sizes.front(), 1) * sizes.back();
+    } else {
+      entry.bytes_per_rank = 2 * bytes * (plan.ranks - 1) / plan.ranks;
+    }
+    manifest.collectives.push_back(std::move(entry));
+  }
+}
+
+}  // namespace
+
+void describe_training(const transforms::SpmdProgram& program, onnx_io::Manifest& manifest) {
+  if (program.exchange == nullptr) return;
+  const TrainingPlan& plan = program.exchange->plan;
+  const transforms::OptimizerSettings& settings = plan.optimizer;
+  onnx_io::ManifestTraining training{.optimizer = settings.name,
+                                     .settings = {{"momentum", settings.momentum},
+                                                  {"beta1", settings.beta1},
+                                                  {"beta2", settings.beta2},
+                                                  {"epsilon", settings.epsilon},
+                                                  {"weight_decay", settings.weight_decay},
+                                                  {"clip_norm", settings.clip_norm}},
+                                     .zero = plan.zero,
+                                     .accumulate = plan.accumulate,
+                                     .parameters = {},
+                                     .group = {},
+                                     .buckets = {},
+                                     .bytes = {},
+                                     .loss_weight = ""};
+  for (const auto& parameter : plan.parameters) training.parameters.push_back(parameter.name);
+  for (int64_t rank = 0; rank < plan.ranks; ++rank) {
+    training.group.push_back(rank);
+    const transforms::TrainingBytes bytes = transforms::training_bytes(plan, rank);
+    training.bytes.push_back({bytes.parameters, bytes.gradients, bytes.optimizer_state});
+  }
+  for (const transforms::Bucket& bucket : plan.buckets) {
+    onnx_io::ManifestBucket& entry = training.buckets.emplace_back();
+    entry.name = bucket.name;
+    entry.cuts = bucket.cuts;
+    for (const auto& member : bucket.members)
+      entry.parameters.push_back(plan.parameter(member).name);
+  }
+  for (const ir::Output& output : program.graph().outputs()) {
+    if (output.name == kLossWeight) training.loss_weight = kLossWeight;
+  }
+  add_update_collectives(plan, manifest);
+  manifest.training = std::move(training);
+}
+
+std::string update_file(int64_t rank) { return fmt::format("optimizer_rank_{}.onnx", rank); }
+std::string accumulate_file(int64_t rank) { return fmt::format("accumulate_rank_{}.onnx", rank); }
+
+}  // namespace autosp::cli

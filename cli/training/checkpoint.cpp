@@ -1,0 +1,53 @@
+#include "training/checkpoint.h"
+
+#include <charconv>
+
+#include "base/error.h"
+
+namespace autosp::cli {
+
+namespace {
+
+constexpr const char* kStepArray = "step";
+constexpr std::string_view kBegin = "step_";
+constexpr std::string_view kEnd = ".npz";
+
+// Of "step_00000012.npz"; nullopt for other names, such as those of files that are being written.
+std::optional<int64_t> step_of(const std::string& name) {
+  if (!name.starts_with(kBegin) || !name.ends_with(kEnd)) return std::nullopt;
+  const char* first = name.data() + kBegin.size();
+  const char* last = name.data() + name.size() - kEnd.size();
+  int64_t step = 0;
+  const auto [end, error] = std::from_chars(first, last, step);
+  return error == std::errc() && end == last ? std::optional(step) : std::nullopt;
+}
+
+}  // namespace
+
+void write_checkpoint(const std::filesystem::path& folder, int64_t step, executor::Arrays whole) {
+  std::filesystem::create_directories(folder);
+  whole[kStepArray] = ir::Tensor::int64s({step});
+  executor::write_npz(folder / fmt::format("{}{:08}{}", kBegin, step, kEnd), whole);
+}
+
+std::optional<Checkpoint> latest_checkpoint(const std::filesystem::path& folder) {
+  std::optional<Checkpoint> latest;
+  if (!std::filesystem::is_directory(folder)) return latest;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const auto step = step_of(entry.path().filename().string());
+    if (!step || (latest && *step <= latest->step)) continue;
+    latest = {.step = *step, .file = entry.path(), .arrays = {}};
+  }
+  if (!latest) return latest;
+  latest->arrays = executor::read_npz(latest->file);
+  const auto found = latest->arrays.find(kStepArray);
+  if (found == latest->arrays.end() || found->second.as_int64s() != std::vector{latest->step}) {
+    throw Error("'{}' is not a checkpoint of step {}", latest->file.string(), latest->step)
+        .note("its array 'step' says otherwise")
+        .help("remove it, or give another folder with --checkpoint");
+  }
+  latest->arrays.erase(found);
+  return latest;
+}
+
+}  // namespace autosp::cli

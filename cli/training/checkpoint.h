@@ -1,0 +1,24 @@
+// Whole parameters and optimizer state in a file per step, whatever they were sharded over.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+
+#include "executor/npz.h"
+
+namespace autosp::cli {
+
+// FOLDER/step_00000012.npz: parameters by their names, state as "mean/NAME", and "step". Appears
+// under its name when it is complete; the folder is made.
+void write_checkpoint(const std::filesystem::path& folder, int64_t step, executor::Arrays whole);
+
+struct Checkpoint {
+  int64_t step = 0;
+  std::filesystem::path file;
+  executor::Arrays arrays;
+};
+// The one of the latest step; nullopt when there is none. Throws Error for a file that is damaged.
+std::optional<Checkpoint> latest_checkpoint(const std::filesystem::path& folder);
+
+}  // namespace autosp::cli

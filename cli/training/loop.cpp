@@ -1,0 +1,195 @@
+#include "training/loop.h"
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "base/error.h"
+#include "feeds.h"
+#include "training/checkpoint.h"
+#include "training/session.h"
+#include "training/shards.h"
+
+namespace autosp::cli {
+
+using executor::Arrays;
+using ir::Tensor;
+
+namespace {
+
+void check_ranks(const TrainingRun& run, const onnx_io::Manifest& manifest, int64_t started) {
+  const auto ranks = static_cast<int64_t>(manifest.ranks.size());
+  if (started == 0 || started == ranks) return;
+  throw Error("'{}' is sharded over {} ranks, but {} are to run", run.folder.string(), ranks,
+              started)
+      .note("every rank runs a graph of its own")
+      .help(fmt::format("run it with {} ranks, or shard the model again", ranks));
+}
+
+void check_every(const TrainingRun& run) {
+  if (!run.checkpoint.empty() || (run.every == 0 && !run.resume)) return;
+  throw Error("{} is given without --checkpoint", run.resume ? "--resume" : "--every")
+      .note("checkpoints are written to, and read from, the folder that --checkpoint names")
+      .help("add --checkpoint DIR");
+}
+
+// The array of a parameter, from the first of these that has it.
+const Tensor& find_parameter(const onnx_io::ManifestInput& input,
+                             std::initializer_list<const Arrays*> sources) {
+  for (const Arrays* arrays : sources) {
+    const auto found = arrays->find(input.name);
+    if (found == arrays->end()) continue;
+    if (found->second.type() == input.type) return found->second;
+    throw Error("parameter '{}' is {}, not {}", input.name, ir::to_string(found->second.type()),
+                ir::to_string(input.type))
+        .note("as it is given by --init, the data or the checkpoint")
+        .help("give the parameters of this model");
+  }
+  throw Error("parameter '{}' {} has no value to begin with", input.name, ir::to_string(input.type))
+      .note(
+          "neither --init nor the data has an array of that name, and the model takes it as input")
+      .help("give the parameters with --init NPZ");
+}
+
+void load_state(const TrainingRun& run, TrainingJob& job) {
+  std::optional<Checkpoint> checkpoint;
+  if (run.resume) checkpoint = latest_checkpoint(run.checkpoint);
+  const Arrays saved = checkpoint ? checkpoint->arrays : Arrays();
+  const Arrays given = run.initial.empty() ? Arrays() : executor::read_npz(run.initial);
+  const Arrays initial = with_initial_parameters(run.folder, {});
+  std::map<std::string, const onnx_io::ManifestInput*> inputs;
+  for (const onnx_io::ManifestInput& input : job.manifest.inputs) inputs[input.name] = &input;
+  for (const transforms::TrainedParameter& parameter : job.plan.parameters) {
+    job.state[parameter.name] = find_parameter(*inputs.at(parameter.name),
+                                               {&saved, &given, &job.batches.others(), &initial});
+    for (const std::string& state : transforms::state_names(job.plan, parameter.type.dtype)) {
+      const std::string name = whole_state_name(state, parameter.name);
+      const auto found = saved.find(name);
+      if (found == saved.end()) {
+        if (!checkpoint || state == transforms::kMaster) continue;
+        throw Error("'{}' has no '{}'", checkpoint->file.string(), name)
+            .note(fmt::format("{} keeps it for every parameter", job.plan.optimizer.name))
+            .help(
+                "resume with the optimizer that wrote the checkpoint, or give its parameters with "
+                "--init");
+      }
+      job.state[name] = found->second;
+    }
+    inputs.erase(parameter.name);
+  }
+  for (const auto& [name, input] : inputs) {
+    if (input->role != onnx_io::InputRole::kParameter) continue;
+    job.frozen[name] = find_parameter(*input, {&given, &job.batches.others(), &initial});
+  }
+  if (!checkpoint) return;
+  job.first_step = checkpoint->step + 1;
+  job.resumed_from = checkpoint->file;
+}
+
+// 32 bits of a hash of all arrays, which a double holds.
+double digest(const Arrays& arrays) {
+  uint64_t hash = 0xcbf29ce484222325;
+  for (const auto& [name, tensor] : arrays) {
+    for (const std::byte byte : tensor.bytes()) {
+      hash = (hash ^ static_cast<uint64_t>(byte)) * 0x100000001b3;
+    }
+  }
+  return static_cast<double>(hash >> 32);
+}
+
+// Every rank computes all parameters (up to zero 2) from the same sums: to the bit.
+void check_replicas(RankTrainer& trainer, executor::Communicator& communicator) {
+  const std::vector<double> digests =
+      gather_numbers({digest(trainer.whole_parameters())}, "replicas", communicator);
+  for (size_t k = 1; k < digests.size(); ++k) {
+    AUTOSP_CHECK(digests[k] == digests[0], "ranks 0 and {} hold different parameters", k);
+  }
+}
+
+}  // namespace
+
+std::vector<double> gather_numbers(const std::vector<double>& own, const std::string& what,
+                                   executor::Communicator& communicator) {
+  const auto ranks = static_cast<size_t>(communicator.size());
+  std::vector<double> all(own.size() * ranks);
+  if (ranks == 1) return own;
+  std::vector<int> group(ranks);
+  std::iota(group.begin(), group.end(), 0);
+  const auto count = static_cast<int64_t>(own.size());
+  communicator.all_gather({what, "AllGather", group, ir::DataType::kFloat64}, {own.data(), {count}},
+                          {all.data(), {count * static_cast<int64_t>(ranks)}}, 0,
+                          std::vector<int64_t>(ranks, count));
+  return all;
+}
+
+TrainingJob prepare(const TrainingRun& run, int64_t started) {
+  const onnx_io::Manifest manifest = onnx_io::read_manifest(run.folder);
+  training_plan(manifest, run.folder.string());
+  return prepare(run, started, Batches(run.data, manifest));
+}
+
+TrainingJob prepare(const TrainingRun& run, int64_t started, Batches batches) {
+  check_every(run);
+  onnx_io::Manifest manifest = onnx_io::read_manifest(run.folder);
+  check_ranks(run, manifest, started);
+  transforms::TrainingPlan plan = training_plan(manifest, run.folder.string());
+  TrainingJob job{.manifest = std::move(manifest),
+                  .plan = std::move(plan),
+                  .batches = std::move(batches),
+                  .state = {},
+                  .frozen = {}};
+  load_state(run, job);
+  return job;
+}
+
+Arrays whole_batch(const TrainingJob& job, int64_t batch) {
+  Arrays whole = job.batches.at(static_cast<size_t>(batch));
+  whole.insert(job.frozen.begin(), job.frozen.end());
+  if (job.manifest.random && !job.manifest.random->step_input.empty()) {
+    set_step(job.manifest, batch, whole);
+  }
+  return whole;
+}
+
+Arrays batch_feeds(const TrainingJob& job, int64_t batch, int64_t rank) {
+  return data_feeds(job.manifest, whole_batch(job, batch), rank);
+}
+
+LoopResult run_loop(const TrainingJob& job, const TrainingRun& run,
+                    executor::Communicator& communicator, int workers, bool wants_parameters,
+                    const std::function<void(const LoopStep&)>& report) {
+  const int rank = communicator.rank();
+  RankTrainer trainer(load_training_graphs(run.folder, job.manifest, job.plan, rank), job.plan,
+                      job.manifest, run.folder, communicator, workers);
+  trainer.load(job.state);
+  for (int64_t step = job.first_step; step <= run.steps; ++step) {
+    std::vector<Arrays> micro_batches;
+    for (int64_t m = 0; m < job.plan.accumulate; ++m) {
+      micro_batches.push_back(batch_feeds(job, (step - 1) * job.plan.accumulate + m, rank));
+    }
+    const StepReport done = trainer.step(micro_batches, run.rate, step);
+    report({.step = step,
+            .rank_losses = gather_numbers({done.loss}, "losses", communicator),
+            .gradient_norm = done.gradient_norm,
+            .seconds = done.seconds});
+    if (run.checkpoint.empty()) continue;
+    if (step != run.steps && (run.every == 0 || step % run.every != 0)) continue;
+    Arrays whole = trainer.whole_state();
+    if (rank == 0) write_checkpoint(run.checkpoint, step, std::move(whole));
+  }
+  check_replicas(trainer, communicator);
+  LoopResult result;
+  if (wants_parameters) result.parameters = trainer.whole_parameters();
+  const transforms::TrainingBytes held = trainer.held_bytes();
+  const std::vector<double> all =
+      gather_numbers({static_cast<double>(held.parameters), static_cast<double>(held.gradients),
+                      static_cast<double>(held.optimizer_state)},
+                     "held bytes", communicator);
+  for (size_t k = 0; k < all.size(); k += 3) {
+    result.held.push_back({static_cast<int64_t>(all[k]), static_cast<int64_t>(all[k + 1]),
+                           static_cast<int64_t>(all[k + 2])});
+  }
+  return result;
+}
+
+}  // namespace autosp::cli

@@ -1,0 +1,88 @@
+// One rank of a training run: its programs, and what it keeps from step to step.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "executor/communicator.h"
+#include "executor/npz.h"
+#include "executor/program.h"
+#include "onnx/manifest.h"
+#include "transforms/training/training_plan.h"
+
+namespace autosp::cli {
+
+// A rank's graphs. Programs of the step, the update and the sum of micro-batches, which is null
+// where there is one only.
+struct TrainingGraphs {
+  std::shared_ptr<const ir::Graph> step;
+  std::shared_ptr<const ir::Graph> accumulate;
+  std::shared_ptr<const ir::Graph> update;
+};
+
+// The graphs of one rank of a sharded model. Throws Error for a folder without an optimizer.
+TrainingGraphs load_training_graphs(const std::filesystem::path& folder,
+                                    const onnx_io::Manifest& manifest,
+                                    const transforms::TrainingPlan& plan, int64_t rank);
+
+struct StepReport {
+  double loss = 0;                      // of all micro-batches together, as this rank has it
+  std::optional<double> gradient_norm;  // before clipping
+  double seconds = 0;
+  executor::Arrays gradients;  // where asked for: as the rank's graph names them
+};
+
+class RankTrainer {
+ public:
+  // `communicator` and `plan` must outlive it. `data_folder`: what external data is relative to.
+  RankTrainer(const TrainingGraphs& graphs, const transforms::TrainingPlan& plan,
+              const onnx_io::Manifest& manifest, const std::filesystem::path& data_folder,
+              executor::Communicator& communicator, int workers);
+
+  // Parameters and optimizer state by whole arrays: parameters by their names, state as
+  // whole_state() names it, and zeros where it has none.
+  void load(const executor::Arrays& whole);
+  // All of them, on every rank; all ranks call it together.
+  executor::Arrays whole_state();
+  // Parameters only.
+  executor::Arrays whole_parameters();
+
+  // Forward, backward and update. One feed per micro-batch, with this rank's slices. `step` counts
+  // from 1.
+  StepReport step(const std::vector<executor::Arrays>& micro_batches, double rate, int64_t step,
+                  bool keep_gradients = false);
+
+  // What it holds between steps, measured; bytes. Gradients are those of the last step.
+  transforms::TrainingBytes held_bytes() const;
+
+ private:
+  executor::Arrays run(const executor::Program& program, const executor::Arrays& feeds);
+  executor::Arrays accumulate(const std::vector<executor::Arrays>& micro_batches, double& loss,
+                              double& weight);
+  executor::Arrays mean_gradients(executor::Arrays gradients,
+                                  const executor::Arrays& scalars) const;
+  void add_whole(const std::string& prefix, const transforms::UpdateUnit& unit,
+                 const ir::Tensor& part, executor::Arrays& arrays);
+  double number(const executor::Arrays& outputs, const std::string& name) const;
+
+  const transforms::TrainingPlan& plan_;
+  std::string loss_;
+  std::string loss_weight_;
+  std::filesystem::path data_folder_;
+  executor::Communicator& communicator_;
+  executor::Program step_;
+  std::optional<executor::Program> accumulate_;
+  executor::Program update_;
+  std::vector<transforms::UpdateUnit> units_;
+  executor::Arrays parameters_;  // by name, or shards by bucket
+  executor::Arrays states_;      // by "<unit>.<state>"
+  int64_t gradient_bytes_ = 0;
+};
+
+// Name of a parameter's state among whole arrays: "mean/model.norm.weight".
+std::string whole_state_name(const std::string& state, const std::string& parameter);
+
+}  // namespace autosp::cli

@@ -1,0 +1,441 @@
+"""`train` against training in numpy over stock ONNX Runtime, and against itself: resumed, over other ranks, by stages."""
+
+import json
+import pathlib
+import subprocess
+import time
+
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+import training_reference as reference
+from training_graph import GRAPHS, TrainingGraph
+
+STEPS = 5
+SIZES = {"seq": 22}
+ACCUMULATE = {"accumulate": 3}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    graph = TrainingGraph(GRAPHS / "llama.onnx")
+    data, parameters = reference.batches_of(graph, SIZES, count=4)
+    folder = tmp_path_factory.mktemp("llama")
+    np.savez(folder / "data.npz", **data)
+    np.savez(folder / "parameters.npz", **parameters)
+    return graph, data, parameters, folder
+
+
+def shard(autosp_onnx, graph, out, *options, sizes=SIZES):
+    dims = [f"{name}={size}" for name, size in sizes.items()]
+    dims = [word for dim in dims for word in ("--dim", dim)]
+    result = autosp_onnx("shard", graph.path, *dims, "-o", out, *options)
+    assert result.returncode == 0, result.stderr
+
+
+def train(autosp_onnx, out, data, *options, steps=STEPS):
+    """The report as JSON, and the parameters after the last step."""
+    trained = out.with_suffix(".npz")
+    result = autosp_onnx("train", out, "--data", data, "--steps", steps, "--output", trained, "--json", *options)
+    assert result.returncode == 0, result.stderr
+    with np.load(trained) as archive:
+        return json.loads(result.stdout), {name: archive[name] for name in archive.files}
+
+
+def assert_close(actual, expected, start, tolerance=1e-4):
+    """Parameters, relative to the largest entry of each, and what they have moved, relative to the largest move."""
+    assert set(actual) == set(expected)
+    largest = max(np.abs(expected[name] - start[name]).max() for name in start)
+    for name, array in expected.items():
+        error = np.abs(actual[name].astype(np.float64) - array).max()
+        assert error <= tolerance * max(np.abs(array).max(), largest), name
+        moved = np.abs(array.astype(np.float64) - start[name]).max()
+        assert error <= 2e-2 * max(moved, 1e-3 * largest), name
+
+
+OPTIMIZERS = {
+    "sgd": (["--optimizer", "sgd"], 0.1, reference.sgd(0.1)),
+    "momentum": (
+        ["--optimizer", "sgd", "--momentum", 0.9, "--weight-decay", 0.01],
+        0.05,
+        reference.sgd(0.05, 0.9, 0.01),
+    ),
+    "adam": (["--optimizer", "adam", "--epsilon", 1e-6], 1e-3, reference.adam(1e-3, epsilon=1e-6)),
+    "adamw": (
+        ["--optimizer", "adamw", "--weight-decay", 0.1, "--epsilon", 1e-6, "--beta1", 0.8],
+        1e-3,
+        reference.adam(1e-3, beta1=0.8, decay=0.1, epsilon=1e-6, decoupled=True),
+    ),
+    "adamw_after": (
+        ["--optimizer", "adamw_after", "--weight-decay", 0.1, "--epsilon", 1e-6],
+        1e-3,
+        reference.adam(1e-3, decay=0.1, epsilon=1e-6, decay_after=True),
+    ),
+    "adagrad": (["--optimizer", "adagrad", "--epsilon", 1e-2], 1e-2, reference.adagrad(1e-2, epsilon=1e-2)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("zero", [0, 2])
+def test_optimizers_do_what_they_do_in_numpy(autosp_onnx, llama, tmp_path, name, zero):
+    graph, data, parameters, folder = llama
+    options, rate, update = OPTIMIZERS[name]
+    out = tmp_path / "out"
+    shard(autosp_onnx, graph, out, "--sp", 3, "--zero", zero, *options)
+    report, trained = train(autosp_onnx, out, folder / "data.npz", "--init", folder / "parameters.npz", "--lr", rate)
+    expected = reference.Reference(graph, parameters, update).run(data, STEPS)
+    losses = [step["loss"] for step in report["steps"]]
+    np.testing.assert_allclose(losses, expected.losses, rtol=1e-4)
+    assert losses[0] != losses[-1]
+    assert all(len(set(step["rank_losses"])) == 1 for step in report["steps"])
+    assert_close(trained, expected.parameters, parameters)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_gradients_are_clipped_once_by_their_norm_over_all_ranks(autosp_onnx, llama, tmp_path, zero):
+    graph, data, parameters, folder = llama
+    out = tmp_path / "out"
+    shard(autosp_onnx, graph, out, "--sp", 2, "--dp", 3, "--optimizer", "sgd", "--clip-norm", 0.5, "--zero", zero)
+    report, trained = train(autosp_onnx, out, folder / "data.npz", "--init", folder / "parameters.npz", "--lr", 0.5)
+    expected = reference.Reference(graph, parameters, reference.sgd(0.5), clip_norm=0.5).run(data, STEPS)
+    assert min(expected.norms) > 0.5
+    np.testing.assert_allclose([step["gradient_norm"] for step in report["steps"]], expected.norms, rtol=1e-4)
+    np.testing.assert_allclose([step["loss"] for step in report["steps"]], expected.losses, rtol=1e-4)
+    assert_close(trained, expected.parameters, parameters)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_micro_batches_weigh_as_many_tokens_as_they_have(autosp_onnx, llama, tmp_path, zero):
+    graph, data, parameters, folder = llama
+    out = tmp_path / "out"
+    shard(autosp_onnx, graph, out, "--sp", 2, "--optimizer", "sgd", "--accumulate", 4, "--zero", zero)
+    report, trained = train(
+        autosp_onnx, out, folder / "data.npz", "--init", folder / "parameters.npz", "--lr", 0.5, steps=2
+    )
+    expected = reference.Reference(graph, parameters, reference.sgd(0.5), accumulate=4).run(data, 2)
+    np.testing.assert_allclose([step["loss"] for step in report["steps"]], expected.losses, rtol=1e-5)
+    assert_close(trained, expected.parameters, parameters)
+
+
+@pytest.mark.parametrize("sp, dp", [(2, 1), (5, 1), (8, 1), (2, 3)])
+def test_stages_agree_to_the_bit_and_hold_what_was_planned(autosp_onnx, llama, tmp_path, sp, dp):
+    graph, data, parameters, folder = llama
+    whole = sum(array.nbytes for array in parameters.values())
+    results = []
+    for zero in range(4):
+        out = tmp_path / f"zero{zero}"
+        shard(
+            autosp_onnx,
+            graph,
+            out,
+            "--sp",
+            sp,
+            "--dp",
+            dp,
+            "--optimizer",
+            "adamw",
+            "--zero",
+            zero,
+            "--bucket",
+            "100KiB",
+        )
+        report, trained = train(autosp_onnx, out, folder / "data.npz", "--init", folder / "parameters.npz", steps=3)
+        results.append(([step["loss"] for step in report["steps"]], trained))
+        ranks = sp * dp
+        for rank in report["ranks"]:
+            assert rank["measured_bytes"] == rank["planned_bytes"]
+            # A shard is even to one element of each of the buckets, of which there are no more than parameters.
+            slack = 8 * len(parameters)
+            state = 2 * whole / (ranks if zero >= 1 else 1)
+            gradients = whole / (ranks if zero >= 2 else 1)
+            held = whole / (ranks if zero == 3 else 1)
+            assert abs(rank["measured_bytes"]["optimizer_state"] - state) <= slack
+            assert abs(rank["measured_bytes"]["gradients"] - gradients) <= slack
+            assert abs(rank["measured_bytes"]["parameters"] - held) <= slack
+    for losses, trained in results[1:]:
+        assert losses == results[0][0]
+        for name, array in results[0][1].items():
+            assert array.tobytes() == trained[name].tobytes(), name
+
+
+@pytest.mark.parametrize("zero, sp, dp", [(0, 3, 1), (1, 2, 2), (3, 4, 1)])
+def test_resumed_runs_are_uninterrupted_ones_to_the_bit(autosp_onnx, llama, tmp_path, zero, sp, dp):
+    graph, data, parameters, folder = llama
+    out, saved = tmp_path / "out", tmp_path / "saved"
+    shard(autosp_onnx, graph, out, "--sp", sp, "--dp", dp if dp != 2 else 3, "--optimizer", "adamw", "--zero", zero)
+    start = ["--init", folder / "parameters.npz"]
+    _, uninterrupted = train(autosp_onnx, out, folder / "data.npz", *start, steps=6)
+    checkpoints = ["--checkpoint", saved, "--every", 2]
+    train(autosp_onnx, out, folder / "data.npz", *start, *checkpoints, steps=4)
+    assert sorted(path.name for path in saved.iterdir()) == ["step_00000002.npz", "step_00000004.npz"]
+    # What a run that was killed while it wrote leaves behind, and one that it had not got to.
+    (saved / "step_00000004.npz").unlink()
+    (saved / "step_00000004.npz.Xy12ab").write_bytes(b"half")
+    report, resumed = train(autosp_onnx, out, folder / "data.npz", *checkpoints, "--resume", steps=6)
+    assert [step["step"] for step in report["steps"]] == [3, 4, 5, 6]
+    for name, array in uninterrupted.items():
+        assert array.tobytes() == resumed[name].tobytes(), name
+
+    other = tmp_path / "other"
+    shard(autosp_onnx, graph, other, "--sp", 6, "--optimizer", "adamw", "--zero", 3 - zero)
+    (saved / "step_00000006.npz").unlink()
+    (saved / "step_00000004.npz").unlink()
+    report, elsewhere = train(autosp_onnx, other, folder / "data.npz", *checkpoints, "--resume", steps=6)
+    assert [step["step"] for step in report["steps"]] == [3, 4, 5, 6]
+    assert_close(elsewhere, uninterrupted, parameters)
+
+
+@pytest.mark.parametrize("zero", [0, 2])
+def test_killed_runs_resume(autosp_onnx, llama, tmp_path, request, zero):
+    graph, data, parameters, folder = llama
+    out, saved = tmp_path / "out", tmp_path / "saved"
+    shard(autosp_onnx, graph, out, "--sp", 2, "--optimizer", "adamw", "--zero", zero)
+    start = ["--init", folder / "parameters.npz"]
+    _, uninterrupted = train(autosp_onnx, out, folder / "data.npz", *start, steps=30)
+    binary = pathlib.Path(request.config.getoption("--autosp-onnx")).resolve()
+    words = ["train", out, "--data", folder / "data.npz", *start, "--steps", 30, "--checkpoint", saved, "--every", 1]
+    running = subprocess.Popen([binary, *map(str, words)], stdout=subprocess.DEVNULL)
+    while running.poll() is None and len(list(saved.glob("step_*.npz"))) < 4:
+        time.sleep(0.001)
+    running.kill()
+    running.wait()
+    done = max(int(path.stem.removeprefix("step_")) for path in saved.glob("step_*.npz"))
+    report, resumed = train(autosp_onnx, out, folder / "data.npz", "--checkpoint", saved, "--resume", steps=30)
+    assert [step["step"] for step in report["steps"]] == list(range(done + 1, 31))
+    for name, array in uninterrupted.items():
+        assert array.tobytes() == resumed[name].tobytes(), name
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_processes_train_as_threads_do(autosp_onnx, llama, tmp_path, zero):
+    graph, data, parameters, folder = llama
+    out = tmp_path / "out"
+    shard(autosp_onnx, graph, out, "--sp", 3, "--optimizer", "adam", "--zero", zero)
+    options = ["--init", folder / "parameters.npz", "--checkpoint", tmp_path / "saved"]
+    report, threads = train(autosp_onnx, out, folder / "data.npz", *options, steps=3)
+    mpi, processes = train(autosp_onnx, out, folder / "data.npz", *options, "--transport", "mpi", steps=3)
+    assert [step["rank_losses"] for step in report["steps"]] == [step["rank_losses"] for step in mpi["steps"]]
+    assert report["ranks"] == mpi["ranks"]
+    for name, array in threads.items():
+        assert array.tobytes() == processes[name].tobytes(), name
+
+
+@pytest.mark.parametrize("name", ["gpt2_onnx_ad", "nano_ort_training", "llama_ort_training_model"])
+def test_graphs_of_every_route_are_trained(autosp_onnx, tmp_path, name):
+    graph = TrainingGraph(GRAPHS / f"{name}.onnx")
+    out = tmp_path / "out"
+    shard(autosp_onnx, graph, out, "--sp", 4, "--optimizer", "sgd", "--zero", 2, sizes={})
+    for options in ([], ["--steps", 3, "--lr", 0.1]):
+        result = autosp_onnx("validate", graph.path, out, "--feed", graph.feed, *options)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+
+def with_initializers(graph, parameters, path):
+    """The graph with its parameters in it: every other one in a file beside it."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    kept = [value for value in model.graph.input if value.name not in parameters]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    for k, (name, array) in enumerate(parameters.items()):
+        tensor = onnx.numpy_helper.from_array(array, name)
+        if k % 2 == 0:
+            onnx.external_data_helper.set_external_data(tensor, "weights.bin")
+        model.graph.initializer.append(tensor)
+    onnx.save(model, path)
+    return TrainingGraph(path)
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_initializers_are_trained_too(autosp_onnx, llama, tmp_path, zero):
+    graph, data, parameters, folder = llama
+    own = with_initializers(graph, parameters, tmp_path / "own.onnx")
+    out = tmp_path / "out"
+    options = ["--sp", 4, "--optimizer", "sgd", "--zero", zero]
+    shard(autosp_onnx, own, out, *options)
+    report, trained = train(autosp_onnx, out, folder / "data.npz", "--lr", 0.5, steps=3)
+    shard(autosp_onnx, graph, tmp_path / "fed", *options)
+    start = ["--init", folder / "parameters.npz", "--lr", 0.5]
+    expected_report, expected = train(autosp_onnx, tmp_path / "fed", folder / "data.npz", *start, steps=3)
+    assert [step["loss"] for step in report["steps"]] == [step["loss"] for step in expected_report["steps"]]
+    for name, array in expected.items():
+        assert array.tobytes() == trained[name].tobytes(), name
+    for options in ([], ["--steps", 2]):
+        result = autosp_onnx("validate", own.path, out, *options)
+        assert result.returncode == 0, result.stdout + result.stderr
+    # What was written may be replaced, and run.
+    shard(autosp_onnx, own, out, "--sp", 2, "--optimizer", "adam", "--accumulate", 2)
+    np.savez(tmp_path / "one.npz", **{name: array[0] for name, array in data.items()})
+    assert autosp_onnx("run", out, "--feed", tmp_path / "one.npz").returncode == 0
+
+
+def test_update_graphs_pass_the_checker_and_the_reference_evaluator(autosp_onnx, llama, tmp_path):
+    graph, data, parameters, folder = llama
+    out = tmp_path / "out"
+    shard(autosp_onnx, graph, out, "--sp", 1, "--optimizer", "adamw", "--weight-decay", 0.1, "--clip-norm", 1)
+    model = onnx.load(out / "optimizer_rank_0.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    random = np.random.default_rng(0)
+    feeds = {}
+    for value in model.graph.input:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        feeds[value.name] = np.abs(random.standard_normal(shape)).astype(dtype)
+    feeds["step"] = np.array(3)
+    outputs = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
+    got = {value.name: array for value, array in zip(model.graph.output, outputs)}
+    names = [name for name in feeds if f"{name}.grad" in feeds]
+    norm = np.sqrt(sum((feeds[f"{name}.grad"].astype(np.float64) ** 2).sum() for name in names))
+    np.testing.assert_allclose(got["gradient_norm"], norm, rtol=1e-5)
+    update = reference.adam(float(feeds["learning_rate"]), decay=0.1, decoupled=True)
+    for name in names:
+        state = {key: feeds[f"{name}.{key}"].astype(np.float64) for key in ("mean", "square")}
+        want = update(feeds[name].astype(np.float64), feeds[f"{name}.grad"] / (norm + 1e-6), state, 3)
+        np.testing.assert_allclose(got[f"{name}.new"], want, rtol=1e-4, atol=1e-5)
+
+
+def optimizer_model(path, op, **attributes):
+    """What ONNX Runtime's artifacts have: one operator on sequences of tensors."""
+    sequence = onnx.helper.make_sequence_type_proto(onnx.helper.make_tensor_type_proto(1, None))
+    names = ["params", "gradients"] + ["first_order_moments", "second_order_moments"] * (op == "AdamWOptimizer")
+    scalars = [
+        onnx.helper.make_tensor_value_info(name, kind, [1]) for name, kind in (("learning_rate", 1), ("step", 7))
+    ]
+    inputs = scalars + [onnx.helper.make_value_info(name, sequence) for name in names]
+    node = onnx.helper.make_node(op, [value.name for value in inputs], ["flag"], domain="com.microsoft", **attributes)
+    graph = onnx.helper.make_graph([node], "optimizer", inputs, [onnx.helper.make_tensor_value_info("flag", 9, [1])])
+    opsets = [onnx.helper.make_opsetid("com.microsoft", 1), onnx.helper.make_opsetid("", 15)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets), path)
+    return path
+
+
+def test_optimizer_models_of_onnxruntime_say_the_same_as_options(autosp_onnx, llama, tmp_path):
+    graph, data, parameters, folder = llama
+    settings = dict(alpha=0.8, beta=0.99, epsilon=1e-6, weight_decay=0.05, correct_bias=1)
+    options = ["--beta1", 0.8, "--beta2", 0.99, "--epsilon", 1e-6, "--weight-decay", 0.05]
+    for mode, name in enumerate(["adamw", "adamw_after"]):
+        model = optimizer_model(tmp_path / "optimizer_model.onnx", "AdamWOptimizer", adam_mode=mode, **settings)
+        shard(autosp_onnx, graph, tmp_path / "model", "--sp", 2, "--optimizer-model", model)
+        shard(autosp_onnx, graph, tmp_path / "options", "--sp", 2, "--optimizer", name, *options)
+        for file in ("optimizer_rank_0.onnx", "optimizer_rank_1.onnx", "manifest.json"):
+            assert (tmp_path / "model" / file).read_bytes() == (tmp_path / "options" / file).read_bytes(), file
+    model = optimizer_model(tmp_path / "other.onnx", "AdamWOptimizer", correct_bias=0)
+    result = autosp_onnx("shard", graph.path, "--dim", "seq=22", "-o", tmp_path / "x", "--optimizer-model", model)
+    assert result.returncode == 2 and "correct_bias is 0" in result.stderr
+    result = autosp_onnx("shard", graph.path, "--dim", "seq=22", "-o", tmp_path / "x", "--optimizer-model", graph.path)
+    assert result.returncode == 2 and "has no optimizer" in result.stderr
+
+
+def in_sixteen_bits(graph, path):
+    """The graph with parameters and gradients of 16 bits; what is computed between them stays float32."""
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    names = {value.name for value in model.graph.output if value.name.endswith(".grad")}
+    parameters = {name.removesuffix(".grad") for name in names}
+    for node in model.graph.node:
+        for k, name in enumerate(node.input):
+            if name in parameters:
+                node.input[k] = f"{name}.wide"
+        for k, name in enumerate(node.output):
+            if name in names:
+                node.output[k] = f"{name}.wide"
+    for value in [*model.graph.input, *model.graph.output]:
+        if value.name in parameters | names:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    for name in sorted(parameters):
+        widen = onnx.helper.make_node("Cast", [name], [f"{name}.wide"], to=onnx.TensorProto.FLOAT)
+        model.graph.node.insert(0, widen)
+        narrow = onnx.helper.make_node("Cast", [f"{name}.grad.wide"], [f"{name}.grad"], to=onnx.TensorProto.FLOAT16)
+        model.graph.node.append(narrow)
+    onnx.save(model, path)
+    return TrainingGraph(path)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_sixteen_bits_are_updated_in_float32(autosp_onnx, llama, tmp_path, zero):
+    graph, data, parameters, folder = llama
+    narrow = in_sixteen_bits(graph, tmp_path / "narrow.onnx")
+    halves = {name: array.astype(np.float16) for name, array in parameters.items()}
+    np.savez(tmp_path / "halves.npz", **halves)
+    out = tmp_path / "out"
+    shard(autosp_onnx, narrow, out, "--sp", 3, "--optimizer", "sgd", "--zero", zero)
+    # So small a rate that most weights would not move in 16 bits.
+    options = ["--init", tmp_path / "halves.npz", "--lr", 1e-3, "--checkpoint", tmp_path / "saved"]
+    report, trained = train(autosp_onnx, out, folder / "data.npz", *options, steps=4)
+    wide = {name: array.astype(np.float32) for name, array in halves.items()}
+    expected = reference.Reference(graph, wide, reference.sgd(1e-3)).run(data, 4)
+    np.testing.assert_allclose([step["loss"] for step in report["steps"]], expected.losses, rtol=2e-3)
+    with np.load(tmp_path / "saved" / "step_00000004.npz") as saved:
+        for name, array in expected.parameters.items():
+            master = saved[f"master/{name}"]
+            assert master.dtype == np.float32 and trained[name].dtype == np.float16
+            assert (master.astype(np.float16) == trained[name]).all()
+            moved = np.abs(array - wide[name]).max()
+            assert np.abs(master - array).max() <= 0.05 * moved, name
+
+
+def test_frozen_parameters_stay(autosp_onnx, llama, tmp_path):
+    """Without a gradient a parameter is whole on every rank, at every stage, and not updated."""
+    graph, data, parameters, folder = llama
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    frozen = "model.embed_tokens.weight"
+    kept = [value for value in model.graph.output if value.name != f"{frozen}.grad"]
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+    onnx.save(model, tmp_path / "frozen.onnx")
+    partly = TrainingGraph(tmp_path / "frozen.onnx")
+    out = tmp_path / "out"
+    shard(autosp_onnx, partly, out, "--sp", 2, "--dp", 2, "--optimizer", "sgd", "--zero", 3)
+    report, trained = train(autosp_onnx, out, folder / "data.npz", "--init", folder / "parameters.npz", "--lr", 0.5)
+    assert frozen not in trained and len(trained) == len(parameters) - 1
+    rest = {name: array for name, array in parameters.items() if name != frozen}
+    run = FrozenReference(graph, parameters, frozen).run(data, STEPS)
+    np.testing.assert_allclose([step["loss"] for step in report["steps"]], run.losses, rtol=1e-4)
+    assert_close(trained, {name: run.parameters[name] for name in rest}, rest)
+
+
+class FrozenReference(reference.Reference):
+    """Descent at a rate of 0.5 that puts one parameter back after every step."""
+
+    def __init__(self, graph, parameters, frozen):
+        super().__init__(graph, parameters, reference.sgd(0.5))
+        self.frozen, self.value = frozen, parameters[frozen]
+
+    def step(self, micro_batches):
+        super().step(micro_batches)
+        self.parameters[self.frozen] = self.value
+
+
+def test_messages(autosp_onnx, llama, tmp_path):
+    graph, data, parameters, folder = llama
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    shard(autosp_onnx, graph, out, "--sp", 2, "--optimizer", "sgd")
+    shard(autosp_onnx, graph, plain, "--sp", 2)
+    np.savez(tmp_path / "bad.npz", **{**data, "labels": data["labels"][:, :, 1:]})
+
+    def fails(*arguments):
+        result = autosp_onnx(*arguments)
+        assert result.returncode == 2, result.stderr
+        kinds = [line.split(":")[0] for line in result.stderr.splitlines()]
+        assert kinds == ["error", "note", "help"], result.stderr
+        return result.stderr
+
+    good = ["--data", folder / "data.npz", "--steps", 2]
+    assert "has no optimizer" in fails("train", plain, *good)
+    assert "no value to begin with" in fails("train", out, *good)
+    assert "no batches of 'labels'" in fails("train", out, "--data", tmp_path / "bad.npz", "--steps", 2)
+    assert "--resume is given without --checkpoint" in fails("train", out, *good, "--resume")
+    assert "2 ranks, but 3" in fails("train", out, *good, "--np", 3)
+    message = fails("shard", graph.path, "--dim", "seq=22", "--sp", 2, "-o", tmp_path / "x", "--optimizer", "adan")
+    assert "did you mean 'adam'" in message
+    assert not (tmp_path / "x").exists()
+    assert "without an optimizer" in fails("shard", graph.path, "--dim", "seq=22", "-o", tmp_path / "x", "--zero", 1)
+    # The shards of another optimizer.
+    saved = tmp_path / "saved"
+    start = ["--init", folder / "parameters.npz"]
+    assert autosp_onnx("train", out, *good, *start, "--checkpoint", saved).returncode == 0
+    adam = tmp_path / "adam"
+    shard(autosp_onnx, graph, adam, "--sp", 2, "--optimizer", "adam")
+    assert "keeps it for every parameter" in fails("train", adam, *good, "--checkpoint", saved, "--resume")
