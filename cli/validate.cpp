@@ -181,7 +181,8 @@ executor::Arrays make_feeds(const Arguments& arguments, const onnx_io::Manifest&
                             const ir::Graph& whole) {
   if (!arguments.inputs.feed.empty()) {
     return select_feeds(
-        manifest, with_initial_parameters(arguments.folder, executor::read_npz(arguments.inputs.feed)),
+        manifest,
+        with_initial_parameters(arguments.folder, executor::read_npz(arguments.inputs.feed)),
         fmt::format("'{}'", arguments.inputs.feed.string()));
   }
   executor::Arrays feeds = with_initial_parameters(arguments.folder, {});

@@ -184,6 +184,7 @@ Curves compare_curves(const std::shared_ptr<const ir::Graph>& whole, const Manif
 
   const int ranks = static_cast<int>(manifest.ranks.size());
   const Manifest gradients = compared(manifest, false);
+  const auto precision = precisions(*whole);
   std::mutex mutex;
   std::vector<Arrays> rank_parameters(manifest.ranks.size());
   executor::run_world(ranks, options.timeout, [&](int rank, executor::Communicator& communicator) {
@@ -202,7 +203,7 @@ Curves compare_curves(const std::shared_ptr<const ir::Graph>& whole, const Manif
       Arrays outputs = named(std::move(report), loss);
       const auto at = static_cast<size_t>(step - 1);
       const std::optional<double> tolerance = options.tolerance;
-      auto tensors = compare_outputs(gradients, expected[at], {outputs}, tolerance);
+      auto tensors = compare_outputs(gradients, expected[at], {outputs}, precision, tolerance);
       for (TensorComparison& tensor : tensors) {
         tensor.rank = rank;
         // Of a curve: the losses of later steps carry what the earlier updates differed by.
@@ -217,7 +218,7 @@ Curves compare_curves(const std::shared_ptr<const ir::Graph>& whole, const Manif
     rank_parameters[static_cast<size_t>(rank)] = trainer.whole_parameters();
   });
   curves.parameters = compare_outputs(compared(manifest, true), whole_parameters, rank_parameters,
-                                      options.tolerance);
+                                      {}, options.tolerance);
   const std::set<std::string> rounding = moved_by_rounding(manifest, expected);
   double largest = 0;
   for (const TensorComparison& tensor : curves.parameters)
