@@ -77,7 +77,7 @@ def test_plan_tells_what_training_keeps(autosp_onnx):
     )
     peaks = []
     for zero in range(4):
-        options = ["--dim", "seq=24", "--sp", 4, "--optimizer", "adamw", "--zero", zero, "--json"]
+        options = ["--dim", "seq=24", "--sp", 4, "--optimizer", "adamw", "--zero", zero, "--bucket", "32KiB", "--json"]
         result = autosp_onnx("plan", graph, *options)
         assert result.returncode == 0, result.stderr
         memory = json.loads(result.stdout)["memory_bytes"]
