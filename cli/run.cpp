@@ -225,7 +225,8 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   }
   agree_to_start(session, problem);
   if (!arguments.feed.by_rank.empty()) agree_on_batch(session, manifest, digest);
-  executor::RunResult result = executor::run_mpi_rank(session, graph, feeds, run_options(arguments));
+  executor::RunResult result =
+      executor::run_mpi_rank(session, graph, feeds, run_options(arguments));
   executor::RankResult& own = result.ranks.front();
   name_gradients(manifest, own.outputs, session.communicator(arguments.timeout));
   if (session.rank() == 0) write_results(arguments, own.outputs);

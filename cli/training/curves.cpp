@@ -172,9 +172,7 @@ Curves compare_curves(const std::shared_ptr<const ir::Graph>& whole, const Manif
     for (int64_t step = 1; step <= options.steps; ++step) {
       std::vector<Arrays> micro_batches;
       for (int64_t m = 0; m < job.plan.accumulate; ++m) {
-        Arrays batch = job.batches.at(static_cast<size_t>(batch_of(step, m)));
-        batch.insert(job.frozen.begin(), job.frozen.end());
-        micro_batches.push_back(std::move(batch));
+        micro_batches.push_back(whole_batch(job, batch_of(step, m)));
       }
       expected.push_back(named(trainer.step(micro_batches, options.rate, step, true), loss));
       curves.losses.push_back({.whole = expected.back().at(loss).value_as_double(0), .ranks = {}});
