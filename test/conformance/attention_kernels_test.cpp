@@ -196,6 +196,15 @@ std::vector<AttentionCase> all_cases() {
       add_bias(more, {1, 4, 150, 150});
     }
   }
+  // Whole blocks of queries that see nothing, and blocks of keys that nobody sees.
+  for (const char* dead_rows : {"uniform", "zero", "nan"}) {
+    AttentionCase& blocks =
+        add(fmt::format("deadBlocks{}", dead_rows), {2, 2, 1, 300, 300, 32, 32});
+    add_window(blocks, 300);
+    blocks.optional["key_mask"] = numbers(
+        {1, 300}, [](int64_t k) { return k >= 210 ? 1 : 0; }, DataType::kBool);
+    blocks.attributes.set("dead_rows", std::string(dead_rows));
+  }
   AttentionCase& large = add("largeScores", {1, 2, 1, 200, 200, 64, 64});
   large.attributes.set("scale", 4.0F);
   // Of one key the weight is 1: what comes out as gradient of query and key is rounding.

@@ -356,7 +356,8 @@ inline void amx_forward(const Problem& p, int64_t batch, int64_t head, int64_t q
   fill(s.floats.max, kQueryBlock, p.sink == nullptr ? kLowest : p.sink[head]);
   fill(s.floats.sum, kQueryBlock, p.sink == nullptr ? 0.0F : 1.0F);
   const Span seen = seen_keys(p, batch, query, at.count, 0, p.sizes.keys);
-  for (int64_t key = seen.begin / kKeyBlock * kKeyBlock; key < seen.end; key += kKeyBlock) {
+  const int64_t first = seen.begin < seen.end ? seen.begin / kKeyBlock * kKeyBlock : seen.end;
+  for (int64_t key = first; key < seen.end; key += kKeyBlock) {
     visit_tiles(p, at, key, smaller(kKeyBlock, p.sizes.keys - key), s);
   }
   const auto* output = reinterpret_cast<const uint32_t*>(s.floats.output);
