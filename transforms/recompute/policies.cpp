@@ -37,11 +37,12 @@ bool is_fusible(const ir::Node& node) {
       "Softmax",    "Split",  "Tile",      "Transpose"};
   const bool elementwise =
       reference::aliasing_of(node.domain, node.op) == reference::Aliasing::kElementwise;
-  return elementwise || ir::is_view(node) || ir::is_draw(node) || (node.domain.empty() && kOps.contains(node.op));
+  return elementwise || ir::is_view(node) || ir::is_draw(node) ||
+         (node.domain.empty() && kOps.contains(node.op));
 }
 
-// What depends on data alone (masks, positions, counts) is small and the same for all layers. One of
-// ONNX's random operators would not draw the same again; autosp::RandomUniform does.
+// What depends on data alone (masks, positions, counts) is small and the same for all layers. One
+// of ONNX's random operators would not draw the same again; autosp::RandomUniform does.
 bool never_twice(const ForwardPass& forward, size_t k) {
   const ir::Node* node = forward.node(k);
   if (node != nullptr && is_random(*node) && !ir::is_draw(*node)) return true;

@@ -256,7 +256,8 @@ LocalForm local_range_op(LocalNode& local) {
           {}};
 }
 
-// The rank's part, as a box of the atoms' extents: a split atom need not be a dimension's major one.
+// The rank's part, as a box of the atoms' extents: a split atom need not be a dimension's major
+// one.
 LocalForm local_draw(LocalNode& local) {
   std::vector<int64_t> whole;
   std::vector<int64_t> begin;
