@@ -15,12 +15,14 @@ COMMANDS = [
     "check",
     "completion",
     "explain",
+    "feed",
     "inspect",
     "plan",
     "replay",
     "report",
     "run",
     "shard",
+    "train",
     "validate",
 ]
 

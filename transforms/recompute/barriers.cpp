@@ -28,6 +28,13 @@ ValueId waits_for(Builder& build, ValueId after) {
   return build.unary("IsNaN", scalar);
 }
 
+// x, by way of a condition that nobody knows. ONNX Runtime selects no bools.
+ValueId selected(Builder& build, ValueId condition, ValueId x, const std::string& name) {
+  if (build.dtype(x) != ir::DataType::kBool) return build.where(condition, x, x, name);
+  const ValueId bytes = build.cast(x, ir::DataType::kUInt8);
+  return build.cast(build.where(condition, bytes, bytes), ir::DataType::kBool, name);
+}
+
 // Values that a run of recomputed nodes could wait for, as the walk over the graph passes them.
 class LiveFloats {
  public:
@@ -145,7 +152,7 @@ class Guard {
                           std::string(ir::kAutospDomain), name);
     } else {
       if (!condition_) condition_ = waits_for(build, rewriter_.mapped(after_));
-      result = build.where(condition_, operand, operand, name);
+      result = selected(build, condition_, operand, name);
     }
     for (size_t n = first; n < build.graph().nodes().size(); ++n) {
       build.graph().set_phase(NodeId(n), name_of(Phase::kRecompute));
@@ -177,7 +184,7 @@ std::optional<Graph> barrier_body(const Graph& graph, const Node& node) {
   const ValueId x = body.add_input("x0", graph.type(node.inputs[0]));
   const ValueId after = body.add_input("x1", graph.type(node.inputs[1]));
   Builder build(body);
-  body.add_output("y0", build.where(waits_for(build, after), x, x));
+  body.add_output("y0", selected(build, waits_for(build, after), x, ""));
   return body;
 }
 

@@ -2,6 +2,7 @@
 // lets this process use it. The backward pass is AVX-512's, which computes in float32.
 #if defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
 #define AUTOSP_SIMD_NAME "AMX"
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -15,6 +16,17 @@ namespace autosp::executor::attention {
 
 #if defined(AUTOSP_SIMD_NAME)
 namespace {
+
+// Of leaf 7 of the processor's description; not every compiler has names for them.
+bool has_tiles() {
+  unsigned a = 0;
+  unsigned b = 0;
+  unsigned c = 0;
+  unsigned d = 0;
+  constexpr unsigned kBfloat16 = 1U << 22U;
+  constexpr unsigned kTile = 1U << 24U;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kBfloat16) != 0 && (d & kTile) != 0;
+}
 
 // The tiles' registers are saved by the kernel for processes that have asked for it.
 bool may_use_tiles() {
@@ -37,8 +49,7 @@ constexpr Functions kAmxFunctions = [] {
 
 const Functions* amx_functions() {
 #if defined(AUTOSP_SIMD_NAME)
-  static const bool kHasIt = avx512_functions() != nullptr && __builtin_cpu_supports("amx-tile") &&
-                             __builtin_cpu_supports("amx-bf16") && may_use_tiles();
+  static const bool kHasIt = avx512_functions() != nullptr && has_tiles() && may_use_tiles();
   return kHasIt ? &kAmxFunctions : nullptr;
 #else
   return nullptr;
