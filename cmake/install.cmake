@@ -27,7 +27,7 @@ install(FILES ${CMAKE_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
 # Made from the program itself, whenever it is linked.
 set(AUTOSP_SHARE ${CMAKE_BINARY_DIR}/share)
-set(AUTOSP_COMMANDS batch check completion explain inspect plan replay report run shard validate)
+set(AUTOSP_COMMANDS batch check completion explain feed inspect plan replay report run shard train validate)
 set(made ${AUTOSP_SHARE}/bash-completion/completions/autosp-onnx
          ${AUTOSP_SHARE}/fish/vendor_completions.d/autosp-onnx.fish)
 add_custom_command(

@@ -123,10 +123,10 @@ def test_function_bodies_run_where_there_are_no_kernels(autosp_onnx, case, tmp_p
     shard = autosp_onnx("shard", path, "--sp", 1, *TAGS, "-o", tmp_path / "out")
     assert shard.returncode == 0, shard.stderr
     model = onnx.load(tmp_path / "out" / "rank_0.onnx")
-    assert {function.name for function in model.functions} == {"Attention", "AttentionGrad"}
-    for node in model.graph.node:  # a group of one has nobody to talk to
+    assert {function.name for function in model.functions} == {"Attention", "AttentionGrad", "RecomputeBarrier"}
+    for node in model.graph.node:  # a group of one has nobody to talk to, and no order to keep
         if any(attribute.name == "group" for attribute in node.attribute):
-            node.CopyFrom(helper.make_node("Identity", node.input, node.output, name=node.name))
+            node.CopyFrom(helper.make_node("Identity", node.input[:1], node.output[:1], name=node.name))
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, tmp_path / "alone.onnx")
     check(run_in_onnxruntime(tmp_path / "alone.onnx", arrays))
@@ -145,9 +145,7 @@ def test_ranks_read_back_as_fused_operators(autosp_onnx, case, tmp_path):
     np.savez(tmp_path / "feeds.npz", **arrays)
     shard = autosp_onnx("shard", path, "--sp", 4, *TAGS, "-o", tmp_path / "out")
     assert shard.returncode == 0, shard.stderr
-    run = autosp_onnx(
-        "run", tmp_path / "out", "--feed", tmp_path / "feeds.npz", "--output", tmp_path / "results.npz"
-    )
+    run = autosp_onnx("run", tmp_path / "out", "--feed", tmp_path / "feeds.npz", "--output", tmp_path / "results.npz")
     assert run.returncode == 0, run.stderr
     with np.load(tmp_path / "results.npz") as results:
         check(results)

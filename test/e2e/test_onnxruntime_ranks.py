@@ -184,7 +184,7 @@ def test_a_script_of_ones_own(four_ranks):
     result = mpirun(4, four_ranks, LLAMA.feed, -1)
     assert result.returncode == 0, result.stderr
     loss = float(LLAMA.step(LLAMA.committed_inputs)["loss"])
-    assert sorted(result.stdout.splitlines()) == [f"rank {rank} has loss {loss:.6f}" for rank in range(4)]
+    assert sorted(filter(None, result.stdout.splitlines())) == [f"rank {rank} has loss {loss:.6f}" for rank in range(4)]
 
 
 def test_a_rank_that_does_not_come_is_named_in_time(four_ranks):
@@ -235,7 +235,9 @@ def test_tokens_keep_the_order_in_any_session(autosp_onnx, tmp_path):
     for script in (IN_ANY_ORDER, IN_ANY_ORDER.replace("ORT_DISABLE_ALL", "ORT_ENABLE_ALL")):
         result = mpirun(4, out, graph.feed, -1, script=script)
         assert result.returncode == 0, result.stderr
-        assert sorted(result.stdout.splitlines()) == [f"rank {rank} has loss {loss:.6f}" for rank in range(4)]
+        assert sorted(filter(None, result.stdout.splitlines())) == [
+            f"rank {rank} has loss {loss:.6f}" for rank in range(4)
+        ]
 
 
 @pytest.mark.parametrize(
