@@ -10,8 +10,20 @@
 #include <thread>
 
 #include "base/error.h"
+#include "model_arguments.h"
 
 namespace autosp::cli {
+
+void add_launch_options(CLI::App& command, int64_t& ranks, std::string& transport) {
+  command.add_option("--np", ranks, "Ranks; must be what the model was sharded for")
+      ->check(at_least_one())
+      ->type_name("N");
+  command
+      .add_option("--transport", transport,
+                  "threads: all ranks in this process (default); mpi: a process per rank (default "
+                  "under mpirun)")
+      ->check(CLI::IsMember({"threads", "mpi"}));
+}
 
 void start_mpirun(int64_t ranks, const std::vector<std::string>& arguments) {
   std::vector<std::string> words = {"mpirun",

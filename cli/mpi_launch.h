@@ -1,6 +1,7 @@
 // Starting ranks as processes, and ending them together.
 #pragma once
 
+#include <CLI/CLI.hpp>
 #include <filesystem>
 #include <functional>
 #include <optional>
@@ -11,6 +12,9 @@
 #include "executor/run.h"
 
 namespace autosp::cli {
+
+// --np and --transport.
+void add_launch_options(CLI::App& command, int64_t& ranks, std::string& transport);
 
 // Replaces this process by mpirun, which starts this program once per rank with these arguments.
 [[noreturn]] void start_mpirun(int64_t ranks, const std::vector<std::string>& arguments);

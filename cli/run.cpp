@@ -300,14 +300,7 @@ void add_run(CLI::App& app, Action& action) {
   command->add_option("folder", arguments->folder, "What 'shard' wrote")
       ->required()
       ->type_name("OUT");
-  command->add_option("--np", arguments->np, "Ranks; must be what the model was sharded for")
-      ->check(at_least_one())
-      ->type_name("N");
-  command
-      ->add_option("--transport", arguments->transport,
-                   "threads: all ranks in this process (default); mpi: a process per rank (default "
-                   "under mpirun)")
-      ->check(CLI::IsMember({"threads", "mpi"}));
+  add_launch_options(*command, arguments->np, arguments->transport);
   command
       ->add_option("--feed", arguments->feed.whole,
                    "The graph inputs, whole; with --feed-rank, those that its files lack")

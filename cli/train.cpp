@@ -258,19 +258,8 @@ void add_train(CLI::App& app, Action& action) {
   command->add_flag("--resume", run_options.resume, "Goes on from the latest checkpoint, if any");
   command->add_option("--output", arguments->output, "Where to write the trained parameters")
       ->type_name("NPZ");
-  command->add_option("--np", arguments->np, "Ranks; must be what the model was sharded for")
-      ->check(at_least_one())
-      ->type_name("N");
-  command
-      ->add_option("--transport", arguments->transport,
-                   "threads: all ranks in this process (default); mpi: a process per rank (default "
-                   "under mpirun)")
-      ->check(CLI::IsMember({"threads", "mpi"}));
-  command
-      ->add_option("--timeout", arguments->timeout,
-                   "Seconds that a collective waits for other ranks before the run ends")
-      ->check(seconds())
-      ->capture_default_str();
+  add_launch_options(*command, arguments->np, arguments->transport);
+  add_timeout_option(*command, arguments->timeout);
   command
       ->add_option("--threads-per-rank", arguments->threads_per_rank,
                    "Threads of a rank's kernels; 0: the cores divided by the ranks")
