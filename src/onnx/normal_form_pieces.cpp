@@ -124,7 +124,26 @@ Values split(Emitter& emitter, Operation& operation) {
   return std::nullopt;
 }
 
+// Positions beyond a table's end are found here, not in the run: a sequence may be longer than the
+// model has positions for.
+Values gather(Emitter& emitter, Operation& operation) {
+  const ValueId x = operand(operation, 0);
+  const auto axis = static_cast<size_t>(
+      checked_axis(operation, operation.attributes.get_int("axis", 0), emitter.rank(x)));
+  const int64_t extent = emitter.shape(x)[axis];
+  const auto indices = emitter.graph().constant_ints(operand(operation, 1));
+  if (!indices) return std::nullopt;
+  const auto outside = std::ranges::find_if(
+      *indices, [extent](int64_t index) { return index < -extent || index >= extent; });
+  if (outside == indices->end()) return std::nullopt;
+  throw Error("node '{}' takes entry {} along axis {} of '{}', of shape {}", operation.describe(),
+              *outside, axis, emitter.graph().name_of(x), ir::to_string(emitter.shape(x)))
+      .note(fmt::format("it has the entries 0 to {} there", extent - 1))
+      .help("if they are positions, the sequence is longer than the model has been made for");
+}
+
 constexpr RuleRow kRules[] = {
+    {"Gather", gather},
     {"Slice", slice},
     {"Pad", pad},
     {"Split", split},
