@@ -61,10 +61,16 @@ int64_t tile_tokens(const std::string& option) {
                                   : fmt::format("did you mean '{}'?", near));
 }
 
-SpmdProgram with_tiles(SpmdProgram program, const std::string& option) {
-  if (option == "off") return program;
-  if (option == "auto") return transforms::tile(program);
-  return transforms::tile(program, {.tokens = tile_tokens(option)});
+using MaybeTiles = std::optional<transforms::TilePlan>;
+
+MaybeTiles plan_tiles(const SpmdProgram& program, const std::string& option) {
+  if (option == "off") return std::nullopt;
+  if (option == "auto") return transforms::plan_tiles(program);
+  return transforms::plan_tiles(program, {.tokens = tile_tokens(option)});
+}
+
+SpmdProgram with_tiles(SpmdProgram program, const MaybeTiles& tiles) {
+  return tiles ? transforms::apply_tiles(program, *tiles) : std::move(program);
 }
 
 transforms::RecomputePlan plan_within(const SpmdProgram& program,
@@ -72,7 +78,7 @@ transforms::RecomputePlan plan_within(const SpmdProgram& program,
                                       const cost::Device& device, int64_t bytes) {
   const std::vector<int64_t> ranks = rank_kinds(program);
   const auto peak = [&](const SpmdProgram& candidate) {
-    const SpmdProgram tiled = with_tiles(candidate, arguments.tile);
+    const SpmdProgram tiled = with_tiles(candidate, plan_tiles(candidate, arguments.tile));
     int64_t most = 0;
     for (int64_t rank : ranks) most = std::max(most, compile_rank(tiled, rank).memory().arena);
     return most;
@@ -118,22 +124,29 @@ RecomputedProgram with_recompute(const SpmdProgram& program, const RecomputeArgu
   const std::string policy = !arguments.policy.empty() ? arguments.policy
                              : has_loss                ? "mincut"
                                                        : "none";
-  RecomputedProgram result{.program = program, .summary = {.policy = policy}};
-  if (!has_loss && policy == "none") {
-    result.program = with_tiles(program, arguments.tile);
-    return result;
+  RecomputedProgram result{
+      .program = program, .summary = {.policy = policy}, .recompute = {}, .tiles = {}};
+  if (has_loss || policy != "none") {
+    const std::optional<int64_t> budget = budget_of(arguments);
+    result.recompute = budget || policy == "auto"
+                           ? plan_within(program, arguments, device, budget.value_or(limit))
+                           : transforms::plan_recompute(program, parse_policy(policy));
+    result.program = transforms::apply_recompute(program, result.recompute);
   }
-  const std::optional<int64_t> budget = budget_of(arguments);
-  const transforms::RecomputePlan plan =
-      budget || policy == "auto" ? plan_within(program, arguments, device, budget.value_or(limit))
-                                 : transforms::plan_recompute(program, parse_policy(policy));
-  result.program = with_tiles(transforms::apply_recompute(program, plan), arguments.tile);
-  result.summary.kept_bytes = plan.kept_bytes;
+  result.tiles = plan_tiles(result.program, arguments.tile);
+  result.program = with_tiles(std::move(result.program), result.tiles);
+  result.summary.kept_bytes = result.recompute.kept_bytes;
   result.summary.operators = std::ranges::count_if(
       result.program.instructions, [](const transforms::Instruction& instruction) {
         return phase_of(instruction) == transforms::Phase::kRecompute;
       });
   return result;
+}
+
+SpmdProgram with_recompute_like(const SpmdProgram& program, const RecomputedProgram& like) {
+  const bool recomputes = !like.recompute.recomputed.empty();
+  return with_tiles(recomputes ? transforms::apply_recompute(program, like.recompute) : program,
+                    like.tiles);
 }
 
 }  // namespace autosp::cli

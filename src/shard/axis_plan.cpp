@@ -47,6 +47,19 @@ class Planner {
     return std::move(plan_);
   }
 
+  AxisPlan plan_as(const std::vector<Label>& labels) {
+    for (Label label : {Label::kHome, Label::kAlternative}) make_strategies(label);
+    settle();
+    plan_.labels = labels;
+    for (size_t n = 0; n < labels.size(); ++n) {
+      if (plan_.strategies[n][static_cast<size_t>(labels[n])]) continue;
+      throw Error("node '{}' cannot be split as at the length that was planned for",
+                  graph_.describe(graph_.nodes()[n]))
+          .note("one plan holds for all lengths");
+    }
+    return std::move(plan_);
+  }
+
  private:
   using FactorList = std::vector<const Factor*>;
 
@@ -349,6 +362,11 @@ class Planner {
 
 AxisPlan plan_axis(const FactorAnalysis& analysis, const AxisProblem& problem) {
   return Planner(analysis, problem).plan();
+}
+
+AxisPlan plan_axis_as(const FactorAnalysis& analysis, const AxisProblem& problem,
+                      const std::vector<Label>& labels) {
+  return Planner(analysis, problem).plan_as(labels);
 }
 
 Traffic planned_traffic(const FactorAnalysis& analysis, const AxisProblem& problem,

@@ -57,6 +57,10 @@ struct AxisPlan {
 
 AxisPlan plan_axis(const FactorAnalysis& analysis, const AxisProblem& problem);
 
+// With labels that were chosen at another length. Throws Error where an operator cannot run so.
+AxisPlan plan_axis_as(const FactorAnalysis& analysis, const AxisProblem& problem,
+                      const std::vector<Label>& labels);
+
 // What the chosen strategies make move: for every value, the bytes of each distinct layout that its
 // readers need, by the same formulas as the cut. Equal to cut_bytes less penalties and prices.
 struct Traffic {

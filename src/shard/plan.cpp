@@ -20,8 +20,9 @@ constexpr double kViewPrice = 0.01;
 
 class PlanMaker {
  public:
-  PlanMaker(const ir::Graph& graph, Roles roles, const PlanOptions& options)
-      : graph_(graph), options_(options) {
+  PlanMaker(const ir::Graph& graph, Roles roles, const PlanOptions& options,
+            const Plan* like = nullptr)
+      : graph_(graph), options_(options), like_(like) {
     plan_.roles = std::move(roles);
     plan_.analysis = std::make_shared<FactorAnalysis>(graph, plan_.roles.is_parameter);
     plan_.home = find_home(*plan_.analysis, plan_.roles);
@@ -98,6 +99,10 @@ class PlanMaker {
   }
 
   void choose_mesh() {
+    if (like_ != nullptr) {
+      plan_.mesh = like_->mesh;
+      return;
+    }
     const AttentionSizes sizes = plan_.attention_sizes();
     SpDivision division{.u = options_.sp};  // where nothing divides, attention is gathered
     if (!options_.sp_mesh.empty()) {
@@ -180,7 +185,9 @@ class PlanMaker {
       if (axis.name != "u") problem.view_replication_price = kViewPrice;
       problem.alternative_forbidden = forbidden_alternatives(k);
     }
-    plan_.axes[k] = plan_axis(*plan_.analysis, problem);
+    plan_.axes[k] = like_ == nullptr
+                        ? plan_axis(*plan_.analysis, problem)
+                        : plan_axis_as(*plan_.analysis, problem, like_->axes[k].labels);
     plan_.problems[k] = std::move(problem);
   }
 
@@ -272,6 +279,7 @@ class PlanMaker {
 
   const ir::Graph& graph_;
   const PlanOptions& options_;
+  const Plan* like_;  // may be null
   Plan plan_;
   const Alternative* kv_heads_ = nullptr;     // in plan_.attention
   const Alternative* head_groups_ = nullptr;  // likewise
@@ -281,6 +289,25 @@ class PlanMaker {
 
 Plan make_plan(const ir::Graph& graph, Roles roles, const PlanOptions& options) {
   return PlanMaker(graph, std::move(roles), options).make();
+}
+
+Plan make_plan_like(const ir::Graph& graph, Roles roles, const PlanOptions& options,
+                    const Plan& like) {
+  const ir::Graph& other = like.graph();
+  const size_t nodes = std::min(graph.nodes().size(), other.nodes().size());
+  for (size_t n = 0; n < nodes; ++n) {
+    const ir::Node& here = graph.nodes()[n];
+    const ir::Node& there = other.nodes()[n];
+    if (here.op == there.op && here.domain == there.domain) continue;
+    throw Error("node '{}' is '{}' at another length", graph.describe(here), other.describe(there))
+        .note("one plan holds for all lengths");
+  }
+  if (graph.nodes().size() != other.nodes().size()) {
+    throw Error("the graph has {} nodes at one length, {} at another", graph.nodes().size(),
+                other.nodes().size())
+        .note("one plan holds for all lengths");
+  }
+  return PlanMaker(graph, std::move(roles), options, &like).make();
 }
 
 AttentionSizes Plan::attention_sizes() const {

@@ -66,6 +66,11 @@ class Plan {
 // be gathered.
 Plan make_plan(const ir::Graph& graph, Roles roles, const PlanOptions& options);
 
+// The mesh and the choices of `like`, a plan of the same model at another length, on `graph`, where
+// extents and cut points are others. Throws Error when the graphs differ in their operators.
+Plan make_plan_like(const ir::Graph& graph, Roles roles, const PlanOptions& options,
+                    const Plan& like);
+
 // Why a value is laid out as it is: its dimensions, its layout over each axis, what its producer's
 // other option would have been and what the value's exchange costs. Several lines.
 std::string explain(const Plan& plan, ValueId value);

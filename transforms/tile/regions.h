@@ -1,4 +1,4 @@
-// Regions that can be tiled, found from factors alone. Private to this folder.
+// Regions that can be tiled, found from factors alone.
 #pragma once
 
 #include <map>

@@ -176,9 +176,10 @@ class StretchBuilder {
 
 class Gatherer {
  public:
-  Gatherer(const SpmdProgram& program, std::vector<Region> regions)
+  Gatherer(const SpmdProgram& program, const TilePlan& plan)
       : from_(program),
-        regions_(std::move(regions)),
+        regions_(plan.regions),
+        tiles_(plan.tiles),
         region_of_(program.instructions.size(), -1),
         emitted_(program.instructions.size(), false),
         producer_(program.placed.size(), -1) {
@@ -195,14 +196,14 @@ class Gatherer {
   }
 
   // A region stands where its first result is needed, everything else stays in order.
-  SpmdProgram gather(const TileOptions& options) {
+  SpmdProgram gather() {
     for (size_t k = 0; k < from_.instructions.size(); ++k) {
       if (region_of_[k] < 0) emit(k);
     }
     for (size_t k = 0; k < from_.instructions.size(); ++k) emit(k);
     for (TileLoop& loop : to_.tile_loops) {
-      const Region& region = regions_[first_region_.at(loop.first)];
-      loop.stretch = StretchBuilder(from_, region, number_of_tiles(from_, region, options)).build();
+      const size_t region = first_region_.at(loop.first);
+      loop.stretch = StretchBuilder(from_, regions_[region], tiles_[region]).build();
     }
     return std::move(to_);
   }
@@ -235,8 +236,9 @@ class Gatherer {
   }
 
   const SpmdProgram& from_;
-  std::vector<Region> regions_;
-  std::vector<int> region_of_;  // by instruction; -1: none
+  const std::vector<Region>& regions_;
+  const std::vector<int64_t>& tiles_;  // by region
+  std::vector<int> region_of_;         // by instruction; -1: none
   std::vector<bool> emitted_;
   std::vector<int> producer_;
   std::map<size_t, size_t> first_region_;  // by first instruction of the new program
@@ -245,15 +247,29 @@ class Gatherer {
 
 }  // namespace
 
-SpmdProgram tile(const SpmdProgram& program, const TileOptions& options) {
+TilePlan plan_tiles(const SpmdProgram& program, const TileOptions& options) {
   const auto worth_tiling = [&](const SpmdProgram& in) {
     std::vector<Region> regions = find_regions(in);
     std::erase_if(regions,
                   [&](const Region& region) { return number_of_tiles(in, region, options) < 2; });
     return regions;
   };
-  const SpmdProgram direct = read_originals(program, worth_tiling(program));
-  return Gatherer(direct, without_cycles(direct, worth_tiling(direct))).gather(options);
+  TilePlan plan{.candidates = worth_tiling(program), .regions = {}, .tiles = {}};
+  const SpmdProgram direct = read_originals(program, plan.candidates);
+  plan.regions = without_cycles(direct, worth_tiling(direct));
+  for (const Region& region : plan.regions) {
+    plan.tiles.push_back(number_of_tiles(direct, region, options));
+  }
+  return plan;
+}
+
+SpmdProgram apply_tiles(const SpmdProgram& program, const TilePlan& plan) {
+  const SpmdProgram direct = read_originals(program, plan.candidates);
+  return Gatherer(direct, plan).gather();
+}
+
+SpmdProgram tile(const SpmdProgram& program, const TileOptions& options) {
+  return apply_tiles(program, plan_tiles(program, options));
 }
 
 }  // namespace autosp::transforms

@@ -12,9 +12,10 @@
 // loss, so logits need not wait for the backward pass.
 #pragma once
 
-#include <string>
+#include <vector>
 
 #include "transforms/spmd/program.h"
+#include "transforms/tile/regions.h"
 
 namespace autosp::transforms {
 
@@ -24,8 +25,21 @@ struct TileOptions {
   int64_t tokens = 0;
 };
 
+// Instructions are those of one program; another of the same instructions, of the same model at
+// another length, can be tiled by the same plan, into as many tiles.
+struct TilePlan {
+  std::vector<Region> candidates;  // in which instructions read forward values instead of copies
+  std::vector<Region> regions;     // of the program in which they do
+  std::vector<int64_t> tiles;      // by region
+};
+
 // After recomputation has been decided: what is kept from forward to backward crosses a region's
 // border and limits what tiling can save.
+TilePlan plan_tiles(const SpmdProgram& program, const TileOptions& options = {});
+
+SpmdProgram apply_tiles(const SpmdProgram& program, const TilePlan& plan);
+
+// Both.
 SpmdProgram tile(const SpmdProgram& program, const TileOptions& options = {});
 
 }  // namespace autosp::transforms
