@@ -90,6 +90,7 @@ inline constexpr Function<62, OrtStatus*(const OrtTensorTypeAndShapeInfo*, int64
 inline constexpr Function<65, OrtStatus*(const OrtValue*, OrtTensorTypeAndShapeInfo**)>
     kGetTypeAndShape;
 inline constexpr Function<86, OrtStatus*(const OrtKernelInfo*, const char* name, int64_t*)> kGetInt;
+inline constexpr Function<88, OrtStatus*(const OrtKernelContext*, size_t*)> kGetInputCount;
 inline constexpr Function<89, OrtStatus*(const OrtKernelContext*, size_t*)> kGetOutputCount;
 inline constexpr Function<90, OrtStatus*(const OrtKernelContext*, size_t, const OrtValue**)>
     kGetInput;

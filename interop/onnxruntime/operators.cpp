@@ -10,6 +10,7 @@
 
 #include "base/context.h"
 #include "executor/kernels/rows.h"
+#include "ir/collective_numbers.h"
 #include "onnxruntime/recompute_barrier.h"
 #include "onnxruntime/session_settings.h"
 #include "onnxruntime/status.h"
@@ -43,6 +44,16 @@ std::vector<int64_t> get_ints(const OrtApi& api, const OrtKernelInfo* info, cons
   return values;
 }
 
+// Empty where the node has none: an operand holds the numbers (docs/collectives.md).
+std::vector<int64_t> get_ints_if_any(const OrtApi& api, const OrtKernelInfo* info,
+                                     const char* name) {
+  size_t count = 0;
+  OrtStatus* status = call(api, kGetInts, info, name, nullptr, &count);
+  if (status == nullptr) return get_ints(api, info, name);
+  call(api, kReleaseStatus, status);
+  return {};
+}
+
 std::string node_name(const OrtApi& api, const OrtKernelInfo* info) {
   size_t size = 0;
   check(api, call(api, kGetNodeName, info, nullptr, &size));
@@ -55,16 +66,15 @@ std::string node_name(const OrtApi& api, const OrtKernelInfo* info) {
 ir::Node read_node(const OrtApi& api, const OrtKernelInfo* info, const Operator& op) {
   ir::Node node{
       .name = node_name(api, info), .domain = std::string(ir::kAutospDomain), .op = op.op};
-  std::vector<const char*> lists = {"group"};
+  node.attributes.set("group", get_ints(api, info, "group"));
   if (op.op == "AllGather" || op.op == "ReduceScatter") {
-    lists.push_back("sizes");
     int64_t axis = 0;
     check(api, call(api, kGetInt, info, "axis", &axis));
     node.attributes.set("axis", axis);
-  } else if (op.op == "AllToAll") {
-    lists.insert(lists.end(), {"shape", "send_begin", "send_extent", "recv_begin", "recv_extent"});
   }
-  for (const char* list : lists) node.attributes.set(list, get_ints(api, info, list));
+  for (const char* list : ir::collective_lists(op.op)) {
+    node.attributes.set(list, get_ints_if_any(api, info, list));
+  }
   return node;
 }
 
@@ -92,6 +102,7 @@ class Kernel {
     const OrtValue* input = nullptr;
     check(api_, call(api_, kGetInput, context, 0, &input));
     const Tensor x = read_tensor(api_, input);
+    take_numbers(context, x.shape.size());
     Tensor y{.dtype = x.dtype, .shape = result_shape(x.shape)};
     OrtValue* output = nullptr;
     check(api_, call(api_, kGetOutput, context, 0, y.shape.data(), y.shape.size(), &output));
@@ -114,6 +125,19 @@ class Kernel {
     void* data = nullptr;
     check(api_, call(api_, kGetTensorData, token, &data));
     *static_cast<int64_t*>(data) = 0;
+  }
+
+  // Where the numbers are an operand, they become the node's.
+  void take_numbers(OrtKernelContext* context, size_t rank) {
+    size_t inputs = 0;
+    check(api_, call(api_, kGetInputCount, context, &inputs));
+    const OrtValue* input = nullptr;
+    if (inputs > 2) check(api_, call(api_, kGetInput, context, 2, &input));
+    if (input == nullptr) return;
+    const Tensor numbers = read_tensor(api_, input);
+    const auto* begin = static_cast<const int64_t*>(numbers.data);
+    const auto count = static_cast<size_t>(ir::num_elements(numbers.shape));
+    ir::set_collective_lists(node_.op, {begin, count}, rank, "the node", node_.attributes);
   }
 
   // Its extents are checked against the operand's where the collective is.
@@ -172,9 +196,11 @@ Operator::Operator(const Row& kernel_row, Settings session_settings)
     : row(&kernel_row), op(kernel_row.op), settings(std::move(session_settings)) {
   name = [](const OrtCustomOp* op) { return self(op).op.c_str(); };
   execution_provider = [](const OrtCustomOp*) -> const char* { return nullptr; };
-  // Operand and result of any type, then the tokens.
+  // Operand and result of any type, then the tokens and the numbers.
   input_type = element_type;
-  input_count = [](const OrtCustomOp*) -> size_t { return 2; };
+  input_count = [](const OrtCustomOp* op) -> size_t {
+    return ir::collective_lists(self(op).op).empty() ? 2 : 3;
+  };
   output_type = element_type;
   output_count = [](const OrtCustomOp*) -> size_t { return 2; };
   destroy_kernel = [](void* kernel) { delete static_cast<Kernel*>(kernel); };

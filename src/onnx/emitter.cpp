@@ -70,7 +70,8 @@ ValueId Emitter::emit(const Operation& original, const std::string& op, std::vec
                .op = op,
                .inputs = std::move(inputs),
                .attributes = std::move(attributes),
-               .results = {name}})[0];
+               .results = {name},
+               .phase = original.phase})[0];
 }
 
 ValueId Emitter::int64s(std::vector<int64_t> values) {
@@ -97,6 +98,7 @@ bool Emitter::worth_evaluating(const Operation& operation,
     if (!graph_->is_constant(input) || parameters_.contains(input)) return false;
     largest = std::max(largest, graph_->type(input).num_elements());
   }
+  if (operation.phase == kLengthPhase) return true;
   return std::ranges::all_of(types, [&](const ir::Type& type) {
     const int64_t size = type.num_elements();
     return size <= kEvaluatedElements && (type.rank() <= 1 || size <= largest);

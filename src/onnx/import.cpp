@@ -298,9 +298,10 @@ Operation Importer::resolve(const Scope& scope, const onnx::NodeProto& node) con
 }
 
 // Of a collective: here, the file's order is kept without (transforms/spmd/thread_tokens.h). The
-// next one's operand, which is dropped as well, still has to be something.
+// next one's operand, which is dropped as well, still has to be something. Operand 2 stays.
 void drop_tokens(Operation& operation) {
-  operation.inputs.resize(std::min<size_t>(operation.inputs.size(), 1));
+  if (operation.inputs.size() > 1) operation.inputs[1] = {};
+  if (!operation.input(2)) operation.inputs.resize(std::min<size_t>(operation.inputs.size(), 1));
   operation.results.resize(std::min<size_t>(operation.results.size(), 1));
   operation.declared.resize(operation.results.size());
 }

@@ -93,6 +93,7 @@ std::vector<ValueId> emit_normal_form(Emitter& emitter, Operation operation) {
       if (auto values = rule->second(emitter, operation)) return *std::move(values);
     }
   }
+  if (operation.domain == ir::kAutospDomain) take_collective_numbers(emitter, operation);
   return emitter.emit(operation);
 }
 

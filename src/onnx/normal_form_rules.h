@@ -45,6 +45,9 @@ Values identity(Emitter& emitter, const Operation& operation);
 Values reshape_to(Emitter& emitter, const Operation& operation, ValueId x, ir::Shape shape,
                   const std::string& name);
 
+// Of a collective: operand 2 becomes the attributes that it stands for.
+void take_collective_numbers(Emitter& emitter, Operation& operation);
+
 // 0, 1, ..., count - 1.
 std::vector<int64_t> iota(size_t count);
 

@@ -9,6 +9,10 @@
 
 namespace autosp::onnx_io {
 
+// The phase of a node that computes with the length of the sequence alone (transforms/open_length):
+// once the length is known, so is what it makes, and no node remains.
+inline constexpr const char* kLengthPhase = "length";
+
 struct Operation {
   std::string name;  // of the node; may be empty
   std::string domain;

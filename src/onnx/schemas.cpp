@@ -24,6 +24,9 @@ std::vector<int64_t> ints(const InferenceContext& context, const std::string& na
   return {attribute->ints().begin(), attribute->ints().end()};
 }
 
+// Whether the numbers are an operand, not known here, in the place of attributes.
+bool has_open_sizes(const InferenceContext& context) { return context.getNumInputs() > 2; }
+
 void require(bool condition, const std::string& message) {
   if (!condition) {
     fail_shape_inference(message);
@@ -67,9 +70,18 @@ int64_t total(const std::vector<int64_t>& sizes) {
   return sum;
 }
 
+void leave_axis_open(InferenceContext& context, const onnx::TensorShapeProto& shape) {
+  const int64_t axis = onnx::getAttribute(context, "axis", int64_t{0});
+  require(axis >= 0 && axis < shape.dim_size(), "'axis' is not an axis of the operand");
+  auto* result = result_shape(context);
+  *result = shape;
+  result->mutable_dim(static_cast<int>(axis))->clear_value();
+}
+
 void infer_all_gather(InferenceContext& context) {
   const auto* shape = operand_shape(context);
   if (shape == nullptr) return;
+  if (has_open_sizes(context)) return leave_axis_open(context, *shape);
   const auto sizes = ints(context, "sizes");
   const int axis = checked_axis(context, *shape, sizes);
   auto* result = result_shape(context);
@@ -82,6 +94,7 @@ void infer_all_gather(InferenceContext& context) {
 void infer_reduce_scatter(InferenceContext& context) {
   const auto* shape = operand_shape(context);
   if (shape == nullptr) return;
+  if (has_open_sizes(context)) return leave_axis_open(context, *shape);
   const auto sizes = ints(context, "sizes");
   const int axis = checked_axis(context, *shape, sizes);
   const auto& extent = shape->dim(axis);
@@ -96,6 +109,7 @@ void infer_reduce_scatter(InferenceContext& context) {
 
 void infer_all_to_all(InferenceContext& context) {
   const auto* shape = operand_shape(context);
+  if (has_open_sizes(context)) return;
   const auto extents = ints(context, "shape");
   const size_t members = ints(context, "group").size();
   for (const char* name : {"recv_begin", "recv_extent"}) {
@@ -168,7 +182,8 @@ OpSchema collective(const char* name, const char* doc) {
 OpSchema along_an_axis(const char* name, const char* doc) {
   return collective(name, doc)
       .Attr("axis", "the axis that is joined or cut", onnx::AttributeProto::INT, true)
-      .Attr("sizes", "each member's extent along it", onnx::AttributeProto::INTS, true);
+      .Attr("sizes", "each member's extent along it", onnx::AttributeProto::INTS, false)
+      .Input(2, "open_sizes", "in the place of 'sizes'", "tensor(int64)", OpSchema::Optional);
 }
 
 OpSchema random_uniform() {
@@ -247,10 +262,12 @@ void register_all() {
   onnx::RegisterSchema(dist_collective());
   onnx::RegisterSchema(simplified_layer_normalization());
   OpSchema exchange = collective("AllToAll", "An exchange of boxes: see docs/collectives.md.");
-  exchange.Attr("shape", "of the result", onnx::AttributeProto::INTS, true);
+  exchange.Attr("shape", "of the result", onnx::AttributeProto::INTS, false);
   for (const char* name : {"send_begin", "send_extent", "recv_begin", "recv_extent"}) {
-    exchange.Attr(name, "of the box for each member", onnx::AttributeProto::INTS, true);
+    exchange.Attr(name, "of the box for each member", onnx::AttributeProto::INTS, false);
   }
+  exchange.Input(2, "open_boxes", "in the place of the other lists, one after another",
+                 "tensor(int64)", OpSchema::Optional);
   onnx::RegisterSchema(std::move(exchange.TypeAndShapeInferenceFunction(infer_all_to_all)));
   onnx::RegisterSchema(random_uniform());
   register_attention_schemas();

@@ -13,7 +13,10 @@ ir::Graph thread_tokens(const ir::Graph& graph) {
   return ir::rewrite_nodes(graph, [&](ir::Rewriter& rewriter, const ir::Node& node) {
     if (!ir::is_collective(node)) return false;
     std::vector<ValueId> inputs = rewriter.mapped(node.inputs);
-    if (token) inputs.push_back(token);
+    if (token) {
+      inputs.resize(std::max<size_t>(inputs.size(), 2));
+      inputs[1] = token;
+    }
     std::vector<ir::Type> types = {graph.type(node.outputs[0])};
     std::vector<std::string> names = {graph.name_of(node.outputs[0])};
     if (--left > 0) {  // nobody waits for the last one
