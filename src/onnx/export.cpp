@@ -90,7 +90,8 @@ class Exporter {
         names_(choose_names(graph)),
         data_(options.data),
         sharding_(options.sharding),
-        functions_(graph, options.function_body) {}
+        dim_name_(options.dim_name),
+        functions_(graph, options) {}
 
   onnx::ModelProto run() {
     out_ = model_.mutable_graph();
@@ -212,7 +213,7 @@ class Exporter {
     for (const ir::Output& output : graph_.outputs()) {
       auto* info = out_->add_output();
       info->set_name(output.name);
-      set_type(graph_.type(output.value), info->mutable_type());
+      set_value_type(output.value, info->mutable_type());
     }
   }
 
@@ -225,13 +226,24 @@ class Exporter {
 
   void add_value_info(onnx::ValueInfoProto* info, ValueId id) const {
     info->set_name(name(id));
-    set_type(graph_.type(id), info->mutable_type());
+    set_value_type(id, info->mutable_type());
+  }
+
+  void set_value_type(ValueId id, onnx::TypeProto* proto) const {
+    set_type(graph_.type(id), proto);
+    if (!dim_name_) return;
+    auto* shape = proto->mutable_tensor_type()->mutable_shape();
+    for (int k = 0; k < shape->dim_size(); ++k) {
+      const std::string open = dim_name_(id, static_cast<size_t>(k));
+      if (!open.empty()) shape->mutable_dim(k)->set_dim_param(open);
+    }
   }
 
   const ir::Graph& graph_;
   Names names_;
   const DataFile* data_;
   const ir::GraphSharding* sharding_;
+  DimName dim_name_;
   Functions functions_;
   onnx::ModelProto model_;
   onnx::GraphProto* out_ = nullptr;

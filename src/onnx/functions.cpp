@@ -6,17 +6,6 @@ namespace autosp::onnx_io {
 
 namespace {
 
-// Everything that a body depends on.
-std::string signature(const ir::Graph& graph, const ir::Node& node) {
-  std::string text = node.domain + "::" + node.op;
-  for (const auto& [name, attribute] : node.attributes) {
-    text += ";" + to_proto(name, attribute).SerializeAsString();
-  }
-  for (ValueId input : node.inputs) text += "|" + (input ? to_string(graph.type(input)) : "-");
-  for (ValueId output : node.outputs) text += output ? "+" : "-";
-  return text;
-}
-
 void add_constant(const onnx::TensorProto& tensor, onnx::FunctionProto* function) {
   auto* node = function->add_node();
   node->set_op_type("Constant");
@@ -50,9 +39,23 @@ onnx::FunctionProto to_function(const ir::Node& node, const ir::Graph& body) {
 
 }  // namespace
 
+std::string Functions::signature(const ir::Node& node) const {
+  std::string text = node.domain + "::" + node.op;
+  for (const auto& [name, attribute] : node.attributes) {
+    text += ";" + to_proto(name, attribute).SerializeAsString();
+  }
+  for (ValueId input : node.inputs) {
+    text += "|" + (input ? to_string(graph_.type(input)) : "-");
+    if (!input || !dim_name_) continue;
+    for (size_t k = 0; k < graph_.type(input).rank(); ++k) text += "," + dim_name_(input, k);
+  }
+  for (ValueId output : node.outputs) text += output ? "+" : "-";
+  return text;
+}
+
 void Functions::bind(const ir::Node& node, onnx::NodeProto* proto) {
   if (!body_ || node.domain.empty()) return;
-  const auto [entry, is_new] = overloads_.try_emplace(signature(graph_, node));
+  const auto [entry, is_new] = overloads_.try_emplace(signature(node));
   if (is_new) {
     const auto body = body_(graph_, node);
     if (!body) {

@@ -15,7 +15,8 @@ namespace autosp::onnx_io {
 // where the operator has sizes. They differ in their overload.
 class Functions {
  public:
-  Functions(const ir::Graph& graph, FunctionBody body) : graph_(graph), body_(std::move(body)) {}
+  Functions(const ir::Graph& graph, const ExportOptions& options)
+      : graph_(graph), body_(options.function_body), dim_name_(options.dim_name) {}
 
   // Names the body of `node` in `proto`, which was made from it; nothing when there is none.
   void bind(const ir::Node& node, onnx::NodeProto* proto);
@@ -24,8 +25,12 @@ class Functions {
   void write(onnx::ModelProto* model) const;
 
  private:
+  // Everything that a body depends on.
+  std::string signature(const ir::Node& node) const;
+
   const ir::Graph& graph_;
   FunctionBody body_;
+  DimName dim_name_;
   std::map<std::string, std::string> overloads_;  // by signature
   std::map<std::string, int> counts_;             // by operator
   std::vector<onnx::FunctionProto> functions_;

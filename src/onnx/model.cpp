@@ -25,6 +25,11 @@ ir::Graph import_model(const std::filesystem::path& path, const ImportOptions& o
                  [&] { return import_proto(load_model(path), path.parent_path(), options); });
 }
 
+ir::Graph through_file(const ir::Graph& graph, const std::filesystem::path& folder,
+                       const ExportOptions& options) {
+  return import_proto(export_proto(graph, options), folder, {});
+}
+
 std::vector<SymbolicDim> symbolic_dims(const std::filesystem::path& path) {
   return reading(fmt::format("'{}'", path.string()),
                  [&] { return symbolic_dims_of(fed_inputs(load_model(path).graph())); });

@@ -52,8 +52,13 @@ std::set<std::string> data_locations(const std::filesystem::path& path);
 // no such form.
 using FunctionBody = std::function<std::optional<ir::Graph>(const ir::Graph&, const ir::Node&)>;
 
+// The name of a dimension of a value whose extent depends on the length of the sequence; "" for one
+// that is written as a number.
+using DimName = std::function<std::string(ValueId value, size_t axis)>;
+
 struct ExportOptions {
   bool check = true;  // run ONNX's checker and strict shape inference on the result
+  DimName dim_name;   // nothing: every extent is written as a number
   // Constants found here are written as references; the caller writes the data file itself.
   const DataFile* data = nullptr;
   // Bodies for operators of other domains than the default, written as functions of the model.
@@ -66,6 +71,10 @@ struct ExportOptions {
 // graph gives the same bytes. Locations of external data are written as they stand in the graph.
 void export_model(const ir::Graph& graph, const std::filesystem::path& path,
                   const ExportOptions& options = {});
+
+// What import_model would read of what export_model would write into `folder`.
+ir::Graph through_file(const ir::Graph& graph, const std::filesystem::path& folder,
+                       const ExportOptions& options = {});
 
 // ONNX's text format.
 std::string print_text(const ir::Graph& graph);
