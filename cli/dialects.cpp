@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "transforms/decompose_attention.h"
+#include "transforms/decompose_draws.h"
 #include "transforms/pipeline.h"
 #include "transforms/recompute/barriers.h"
 #include "transforms/spmd/emit_ranks.h"
@@ -61,24 +63,44 @@ ir::Graph rank_graph(const transforms::SpmdProgram& program, int64_t rank) {
   return without_copies(transforms::emit_rank(program, rank));
 }
 
-ir::Graph dialect_graph(const transforms::SpmdProgram& program, Dialect dialect, int64_t rank) {
+namespace {
+
+ir::Graph with_collectives(const transforms::SpmdProgram& program, Dialect dialect, int64_t rank) {
   switch (dialect) {
     case Dialect::kAutosp:
-      return transforms::thread_tokens(
-          transforms::insert_recompute_barriers(rank_graph(program, rank), BarrierForm::kOperator));
+      return rank_graph(program, rank);
     case Dialect::kOnnxRuntime:
     case Dialect::kTensorRt: {
       const auto kind = dialect == Dialect::kTensorRt ? CollectiveDialect::kTensorRt
                                                       : CollectiveDialect::kOnnxRuntime;
-      return transforms::insert_recompute_barriers(
-          transforms::lower_collectives(rank_graph(program, rank), kind, program.plan->mesh.size()),
-          BarrierForm::kStandard);
+      return transforms::lower_collectives(rank_graph(program, rank), kind,
+                                           program.plan->mesh.size());
     }
     case Dialect::kStandard:
-      return transforms::insert_recompute_barriers(without_copies(transforms::emulate(program)),
-                                                   BarrierForm::kStandard);
+      return without_copies(transforms::emulate(program));
   }
   internal_error(__FILE__, __LINE__, fmt::format("dialect {}", static_cast<int>(dialect)));
+}
+
+}  // namespace
+
+ir::Graph dialect_graph(const transforms::SpmdProgram& program, Dialect dialect, int64_t rank,
+                        const transforms::SpmdProgram* decided) {
+  std::optional<ir::Graph> sizes;
+  if (decided != nullptr) sizes = with_collectives(*decided, dialect, rank);
+  const bool own = dialect == Dialect::kAutosp;
+  ir::Graph graph = transforms::insert_recompute_barriers(
+      with_collectives(program, dialect, rank),
+      own ? BarrierForm::kOperator : BarrierForm::kStandard, sizes ? &*sizes : nullptr);
+  return own ? transforms::thread_tokens(graph) : graph;
+}
+
+std::optional<ir::Graph> own_operator_body(const ir::Graph& graph, const ir::Node& node) {
+  for (const auto& body_of :
+       {transforms::attention_body, transforms::draw_body, transforms::barrier_body}) {
+    if (auto body = body_of(graph, node)) return body;
+  }
+  return std::nullopt;
 }
 
 }  // namespace autosp::cli

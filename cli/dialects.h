@@ -1,6 +1,7 @@
 // The forms in which `shard` writes graphs, by what runs them (docs/other_runtimes.md).
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,7 +32,12 @@ bool is_graph_file(const std::string& name);
 ir::Graph rank_graph(const transforms::SpmdProgram& program, int64_t rank);
 
 // One rank's graph, or that of all, as it is written but for its signature. Throws Error for what
-// the dialect cannot say.
-ir::Graph dialect_graph(const transforms::SpmdProgram& program, Dialect dialect, int64_t rank);
+// the dialect cannot say. `decided` is the program at the length by whose sizes decisions are made,
+// where that is another one.
+ir::Graph dialect_graph(const transforms::SpmdProgram& program, Dialect dialect, int64_t rank,
+                        const transforms::SpmdProgram* decided = nullptr);
+
+// Its operators of the autosp domain as functions of standard ones.
+std::optional<ir::Graph> own_operator_body(const ir::Graph& graph, const ir::Node& node);
 
 }  // namespace autosp::cli

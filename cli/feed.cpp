@@ -109,7 +109,8 @@ void write_files(const Arguments& arguments, const onnx_io::Manifest& manifest,
 }
 
 int run(const Arguments& arguments) {
-  const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
+  const onnx_io::Manifest manifest =
+      at_given_length(onnx_io::read_manifest(arguments.folder), {}, arguments.feed);
   std::error_code code;
   if (arguments.out.empty() || fs::equivalent(arguments.out, arguments.folder, code)) {
     throw Error("-o '{}' is no folder of its own", arguments.out.string())

@@ -1,7 +1,10 @@
 #include "feed_source.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "feeds.h"
+#include "onnx/manifest_length.h"
 #include "signature.h"
 
 namespace autosp::cli {
@@ -61,6 +64,28 @@ std::vector<InputFile> files_of(const FeedFiles& arguments, const onnx_io::Manif
     files.push_back({"--feed-rank", file_of(arguments.by_rank, rank.rank)});
   }
   return files;
+}
+
+onnx_io::Manifest at_length_of(const onnx_io::Manifest& manifest, const FeedFiles& arguments,
+                               int64_t rank) {
+  if (!manifest.open_length) return manifest;
+  check_arguments(arguments);
+  if (arguments.by_rank.empty()) return at_given_length(manifest, {}, arguments.whole);
+  // A file of its own has the rank's parts, and may leave whole inputs to the other.
+  onnx_io::Manifest local = manifest;
+  for (onnx_io::ManifestInput& input : local.inputs) input.type = local_type(input, rank);
+  for (onnx_io::ManifestGrowth& growth : local.open_length->inputs) {
+    if (!growth.slices.empty()) growth.shape = growth.slices[static_cast<size_t>(rank)].extent;
+  }
+  std::map<std::string, ir::Shape> own;
+  for (const auto& [name, tensor] : executor::read_npz(file_of(arguments.by_rank, rank))) {
+    own[name] = tensor.shape();
+  }
+  const auto grows = [&](const auto& growth) { return own.contains(growth.name); };
+  if (!std::ranges::any_of(local.open_length->inputs, grows) && !arguments.whole.empty()) {
+    return at_given_length(manifest, {}, arguments.whole);
+  }
+  return onnx_io::at_length(manifest, onnx_io::length_of(local, own));
 }
 
 FeedSource::FeedSource(const onnx_io::Manifest& manifest, const FeedFiles& arguments)

@@ -23,6 +23,11 @@ struct FeedFiles {
 // The files that a run reads its inputs from, for check_output_files.
 std::vector<InputFile> files_of(const FeedFiles& arguments, const onnx_io::Manifest& manifest);
 
+// The manifest at the length of the sequence that `rank` is fed; itself where the graphs are for
+// one length. Throws Error for a length that they do not take.
+onnx_io::Manifest at_length_of(const onnx_io::Manifest& manifest, const FeedFiles& arguments,
+                               int64_t rank);
+
 class FeedSource {
  public:
   // Reads the whole inputs. Throws Error for a feed that does not fit the model.

@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "model_arguments.h"
+#include "onnx/manifest_length.h"
 #include "training/arguments.h"
 #include "training/shards.h"
 
@@ -27,7 +29,46 @@ bool is_step(const onnx_io::Manifest& manifest, const onnx_io::ManifestInput& in
   return manifest.random && manifest.random->step_input == input.name;
 }
 
+void check_dim(const onnx_io::Manifest& manifest, const std::string& name, int64_t value) {
+  const auto dim = std::ranges::find(manifest.dims, name, &onnx_io::ManifestDim::name);
+  if (dim != manifest.dims.end() && dim->value == value) return;
+  if (manifest.open_length && manifest.open_length->dim == name) return;
+  Error error("--dim {}={}: these graphs are not for that", name, value);
+  error.note(
+      dim == manifest.dims.end()
+          ? fmt::format("'{}' has no symbolic dimension '{}'", manifest.model_name, name)
+          : fmt::format("'{}' was sharded for {}={}", manifest.model_name, name, dim->value));
+  throw error.help(manifest.open_length
+                       ? fmt::format("--dim {}=N takes {}", manifest.open_length->dim,
+                                     onnx_io::allowed_lengths(*manifest.open_length))
+                       : fmt::format("shard the model again with --dim {}={}, or, for all lengths, "
+                                     "with --dim {}=dynamic",
+                                     name, value, name));
+}
+
 }  // namespace
+
+onnx_io::Manifest at_given_length(const onnx_io::Manifest& manifest,
+                                  const std::vector<std::string>& dims,
+                                  const executor::Arrays* given) {
+  const auto values = parse_counts(dims, "--dim");
+  for (const auto& [name, value] : values) check_dim(manifest, name, value);
+  if (!manifest.open_length) return manifest;
+  const auto asked = values.find(manifest.open_length->dim);
+  if (asked != values.end()) return onnx_io::at_length(manifest, asked->second);
+  if (given == nullptr) return manifest;
+  std::map<std::string, ir::Shape> shapes;
+  for (const auto& [name, tensor] : *given) shapes[name] = tensor.shape();
+  return onnx_io::at_length(manifest, onnx_io::length_of(manifest, shapes));
+}
+
+onnx_io::Manifest at_given_length(const onnx_io::Manifest& manifest,
+                                  const std::vector<std::string>& dims,
+                                  const std::filesystem::path& feed) {
+  if (!manifest.open_length || feed.empty()) return at_given_length(manifest, dims, nullptr);
+  const executor::Arrays given = executor::read_npz(feed);
+  return at_given_length(manifest, dims, &given);
+}
 
 executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& given,
                               const std::string& where) {

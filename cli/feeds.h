@@ -3,12 +3,27 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <string>
+#include <vector>
 
 #include "executor/npz.h"
 #include "ir/graph.h"
 #include "onnx/manifest.h"
 
 namespace autosp::cli {
+
+// The manifest at the length of the sequence that --dim gives (`dims`, NAME=VALUE), else at that of
+// the inputs `given`, else at the length that was planned for. Throws Error for a length that the
+// graphs do not take, for another dimension, and for graphs of one length that is not the one
+// given.
+onnx_io::Manifest at_given_length(const onnx_io::Manifest& manifest,
+                                  const std::vector<std::string>& dims,
+                                  const executor::Arrays* given);
+
+// The same with the inputs of a file, where `feed` names one.
+onnx_io::Manifest at_given_length(const onnx_io::Manifest& manifest,
+                                  const std::vector<std::string>& dims,
+                                  const std::filesystem::path& feed);
 
 // The arrays among `given` that the model takes; float32 is rounded where it takes bfloat16, and
 // the number of the step is 0 where it is missing. Throws Error listing every input that is missing

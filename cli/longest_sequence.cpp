@@ -266,6 +266,16 @@ class Search {
 
 }  // namespace
 
+int64_t accepted_multiple(const std::function<bool(int64_t)>& takes, int64_t known) {
+  if (takes(known + 1)) return 1;
+  if (known > 1 && takes(known - 1)) return 1;  // at the end of the model's positions
+  for (int64_t divisor = 2; divisor < known; ++divisor) {
+    if (known % divisor != 0) continue;
+    if (takes(known + divisor) || takes(known - divisor)) return divisor;
+  }
+  return known;
+}
+
 int64_t longest_sequence(const PlanAt& plan_at, const LengthLimits& limits, int64_t known,
                          int64_t step) {
   return Search(plan_at, limits, known, step).run();

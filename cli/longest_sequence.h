@@ -27,6 +27,10 @@ struct LengthLimits {
 // planned at that length.
 using PlanAt = std::function<std::optional<std::vector<RankMemory>>(int64_t sequence)>;
 
+// What every length must be a multiple of: the smallest divisor of `known`, a length that the model
+// takes, which leads to another that it takes.
+int64_t accepted_multiple(const std::function<bool(int64_t)>& takes, int64_t known);
+
 // The longest multiple of `step` that fits, 0 when there is none. `known` is a length that can be
 // planned.
 int64_t longest_sequence(const PlanAt& plan_at, const LengthLimits& limits, int64_t known,

@@ -126,6 +126,12 @@ void add_pass_options(CLI::App& command, PassArguments& arguments) {
 void add_feed_options(CLI::App& command, FeedArguments& arguments) {
   command.add_option("--feed", arguments.feed, "The graph inputs, whole; generated when left out")
       ->type_name("NPZ");
+  command
+      .add_option("--dim", arguments.dims,
+                  "The length of generated inputs, where the model was sharded with --dim "
+                  "NAME=dynamic; the one planned for when left out")
+      ->type_name("NAME=VALUE")
+      ->allow_extra_args(false);
   command.add_option("--seed", arguments.seed, "Of generated inputs")
       ->check(at_most(std::numeric_limits<int64_t>::max()))
       ->capture_default_str();
@@ -172,6 +178,11 @@ std::map<std::string, int64_t> parse_counts(const std::vector<std::string>& assi
   std::map<std::string, int64_t> result;
   for (const std::string& text : assignments) {
     const auto [name, value] = split_assignment(text, option);
+    if (option == "--dim" && value.starts_with("dynamic")) {
+      throw Error("--dim {}={}: this command takes a number", name, value)
+          .note("'shard' alone leaves a dimension open")
+          .help(fmt::format("give a length: --dim {}=4096", name));
+    }
     if (!result.emplace(name, parse_count(value, option)).second) {
       throw Error("{} gives '{}' twice", option, name)
           .note(fmt::format("the second time as '{}'", text))
@@ -333,6 +344,16 @@ std::vector<std::filesystem::path> files_read(const std::filesystem::path& model
     if (std::filesystem::is_regular_file(other)) files.push_back(std::filesystem::absolute(other));
   }
   return files;
+}
+
+std::string sequence_dimension(const LoadedModel& model) {
+  for (const onnx_io::SymbolicDim& dim : onnx_io::symbolic_dims(model.path)) {
+    for (const shard::DimTag& tag : model.roles.sequence) {
+      const std::string use = fmt::format("{}:{}", model.graph.name_of(tag.value), tag.dim);
+      if (std::ranges::find(dim.uses, use) != dim.uses.end()) return dim.name;
+    }
+  }
+  return "";
 }
 
 }  // namespace autosp::cli

@@ -53,6 +53,9 @@ struct PlanArguments {
 struct FeedArguments {
   std::filesystem::path feed;  // empty: inputs are generated
   uint64_t seed = 1;           // of generated inputs
+  // NAME=VALUE: the length of a sequence that was left open, else that of the feed or, without one,
+  // the length that was planned for.
+  std::vector<std::string> dims;
 };
 
 void add_model_options(CLI::App& command, ModelArguments& arguments);
@@ -80,6 +83,11 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
 // a name). Throws Error for what is not an ONNX file.
 std::vector<std::filesystem::path> files_read(const std::filesystem::path& model,
                                               const std::vector<std::filesystem::path>& others);
+
+// The symbolic dimension that the sequence is; "" where the model fixes it.
+std::string sequence_dimension(const LoadedModel& model);
+
+shard::PlanOptions plan_options(const PlanArguments& arguments);
 
 // The graph must stay where it is as long as the plan is used.
 shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments);

@@ -80,17 +80,6 @@ Planned plan_once(const LoadedModel& model, const Arguments& arguments, const co
           .sequence = plan.sequence_extent};
 }
 
-// The symbolic dimension that the sequence is, if the model leaves it open.
-std::string sequence_dimension(const LoadedModel& model) {
-  for (const onnx_io::SymbolicDim& dim : onnx_io::symbolic_dims(model.path)) {
-    for (const shard::DimTag& tag : model.roles.sequence) {
-      const std::string use = fmt::format("{}:{}", model.graph.name_of(tag.value), tag.dim);
-      if (std::ranges::find(dim.uses, use) != dim.uses.end()) return dim.name;
-    }
-  }
-  return "";
-}
-
 // Longest sequences are told to this many tokens, or what the model takes that is a multiple of it.
 constexpr int64_t kGranularity = 64;
 
@@ -104,25 +93,15 @@ Arguments at_length(const Arguments& arguments, const std::string& dim, int64_t 
   return there;
 }
 
-// The numbers that the sequence must be a multiple of: the smallest divisor of one length that
-// leads to another that the model takes.
-int64_t accepted_multiple(const Arguments& arguments, const std::string& dim, int64_t known) {
-  const auto accepts = [&](int64_t sequence) {
-    try {
-      const Arguments there = at_length(arguments, dim, sequence);
-      plan_model(load(there), there.plan);
-      return true;
-    } catch (const Error&) {
-      return false;
-    }
-  };
-  if (accepts(known + 1)) return 1;
-  if (known > 1 && accepts(known - 1)) return 1;  // at the end of the model's positions
-  for (int64_t divisor = 2; divisor < known; ++divisor) {
-    if (known % divisor != 0) continue;
-    if (accepts(known + divisor) || accepts(known - divisor)) return divisor;
+// Whether the model can be planned at that length.
+bool takes(const Arguments& arguments, const std::string& dim, int64_t sequence) {
+  try {
+    const Arguments there = at_length(arguments, dim, sequence);
+    plan_model(load(there), there.plan);
+    return true;
+  } catch (const Error&) {
+    return false;
   }
-  return known;
 }
 
 // Plans the model at other lengths than its own.
@@ -135,7 +114,8 @@ class LengthSearch {
         dim_(std::move(dim)),
         memory_(memory),
         known_(known),
-        multiple_(accepted_multiple(arguments, dim_, known)),
+        multiple_(accepted_multiple(
+            [this](int64_t sequence) { return takes(arguments_, dim_, sequence); }, known)),
         step_(std::lcm(kGranularity, multiple_)) {}
 
   int64_t run() const {

@@ -86,18 +86,20 @@ void check_batch(const LoadedModel& model, const PlanArguments& arguments) {
 
 }  // namespace
 
+shard::PlanOptions plan_options(const PlanArguments& arguments) {
+  return {.sp = arguments.ranks(),
+          .dp = arguments.dp,
+          .sp_mesh = parse_counts(arguments.sp_mesh, "--sp-mesh"),
+          .strict = arguments.strict};
+}
+
 shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments) {
   check_batch(model, arguments);
   return with_context(
       fmt::format("while planning '{}' for --sp {} --dp {}", model.path.string(), arguments.ranks(),
                   arguments.dp),
-      "'autosp-onnx inspect MODEL' shows the sequence, the heads and what limits sp", [&] {
-        return shard::make_plan(model.graph, model.roles,
-                                {.sp = arguments.ranks(),
-                                 .dp = arguments.dp,
-                                 .sp_mesh = parse_counts(arguments.sp_mesh, "--sp-mesh"),
-                                 .strict = arguments.strict});
-      });
+      "'autosp-onnx inspect MODEL' shows the sequence, the heads and what limits sp",
+      [&] { return shard::make_plan(model.graph, model.roles, plan_options(arguments)); });
 }
 
 }  // namespace autosp::cli

@@ -2,6 +2,7 @@
 
 #include <cstdio>
 
+#include "base/context.h"
 #include "base/error.h"
 #include "executor/openblas.h"
 #include "feeds.h"
@@ -36,13 +37,24 @@ std::shared_ptr<const ir::Graph> load_rank(const std::filesystem::path& folder,
         .note("its manifest lists it; a folder sharded in another --dialect alone holds none")
         .help("shard the model again with --dialect autosp");
   }
-  auto graph = std::make_shared<ir::Graph>(onnx_io::import_model(path));
+  const auto shape_of = [rank](const onnx_io::ManifestInput& input) {
+    return input.slices.empty() ? input.type.shape : input.slices[static_cast<size_t>(rank)].extent;
+  };
+  onnx_io::ImportOptions options;
+  if (manifest.open_length) {
+    for (const onnx_io::ManifestInput& input : manifest.inputs) {
+      options.input_shapes[input.name] = shape_of(input);
+    }
+  }
+  auto graph = std::make_shared<ir::Graph>(
+      with_context("the manifest says which shapes the inputs of a rank have",
+                   "shard the model again: the folder holds files of different runs",
+                   [&] { return onnx_io::import_model(path, options); }));
   check_signature(*graph, path, manifest, rank);
   for (const onnx_io::ManifestInput& input : manifest.inputs) {
     if (is_shared_out(manifest, input.name)) continue;
     const auto value = graph->find(input.name);
-    const ir::Shape& shape =
-        input.slices.empty() ? input.type.shape : input.slices[static_cast<size_t>(rank)].extent;
+    const ir::Shape shape = shape_of(input);
     if (!value || graph->shape(*value) != shape) {
       throw Error("'{}' does not take '{}' of shape {}, as the manifest says", path.string(),
                   input.name, ir::to_string(shape))

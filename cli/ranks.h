@@ -10,8 +10,8 @@
 
 namespace autosp::cli {
 
-// The graph of one rank. Throws Error when the file is missing (a folder with emulated.onnx only)
-// or does not fit the manifest.
+// The graph of one rank, at the length of the manifest. Throws Error when the file is missing (a
+// folder with emulated.onnx only) or does not fit the manifest.
 std::shared_ptr<const ir::Graph> load_rank(const std::filesystem::path& folder,
                                            const onnx_io::Manifest& manifest, int64_t rank);
 

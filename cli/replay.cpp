@@ -144,7 +144,9 @@ executor::Arrays operands_of(const ir::Graph& alone, const executor::Arrays& cap
 class Replay {
  public:
   explicit Replay(const Arguments& arguments)
-      : arguments_(arguments), manifest_(onnx_io::read_manifest(arguments.folder)) {
+      : arguments_(arguments),
+        manifest_(at_given_length(onnx_io::read_manifest(arguments.folder), arguments.inputs.dims,
+                                  arguments.inputs.feed)) {
     const auto ranks = static_cast<int64_t>(manifest_.ranks.size());
     if (arguments.rank >= ranks) {
       throw Error("there is no rank {}", arguments.rank)

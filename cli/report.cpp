@@ -11,6 +11,7 @@
 #include "command.h"
 #include "executor/openblas.h"
 #include "executor/part_file.h"
+#include "feeds.h"
 #include "model_arguments.h"
 #include "output_file.h"
 #include "prediction.h"
@@ -57,13 +58,14 @@ struct Source {
   ReportData report;                          // of a file
 };
 
-Source open_source(const std::filesystem::path& path) {
+Source open_source(const std::filesystem::path& path, const Arguments& arguments) {
   std::error_code code;
   Source source{.path = path};
   if (std::filesystem::is_regular_file(path, code)) {
     source.report = read_report(path);
   } else {
-    source.manifest = onnx_io::read_manifest(path);
+    source.manifest =
+        at_given_length(onnx_io::read_manifest(path), arguments.inputs.dims, arguments.inputs.feed);
   }
   return source;
 }
@@ -78,8 +80,10 @@ std::vector<Source> open_sources(const Arguments& arguments) {
         .help("for example: autosp-onnx report out, or: autosp-onnx report --compare out other");
   }
   std::vector<Source> sources;
-  if (!compares) sources.push_back(open_source(arguments.source));
-  for (const std::filesystem::path& path : arguments.compare) sources.push_back(open_source(path));
+  if (!compares) sources.push_back(open_source(arguments.source, arguments));
+  for (const std::filesystem::path& path : arguments.compare) {
+    sources.push_back(open_source(path, arguments));
+  }
   return sources;
 }
 

@@ -53,8 +53,9 @@ struct Arguments {
   bool json = false;
 };
 
-onnx_io::Manifest read_manifest(const Arguments& arguments, int64_t started) {
-  onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
+// At the length of what `rank` is fed.
+onnx_io::Manifest read_manifest(const Arguments& arguments, int64_t started, int64_t rank = 0) {
+  const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
   const auto ranks = static_cast<int64_t>(manifest.ranks.size());
   if (started != 0 && started != ranks) {
     throw Error("'{}' is sharded over {} ranks, but {} are to run", arguments.folder.string(),
@@ -62,7 +63,7 @@ onnx_io::Manifest read_manifest(const Arguments& arguments, int64_t started) {
         .note("every rank runs a graph of its own")
         .help(fmt::format("run it with {} ranks, or shard the model again", ranks));
   }
-  return manifest;
+  return at_length_of(manifest, arguments.feed, rank);
 }
 
 FeedFiles feed_files(const Arguments& arguments) {
@@ -214,7 +215,7 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   std::optional<Failure> problem;
   try {
     refuse_threads_under_mpirun(arguments.transport, session);
-    manifest = read_manifest(arguments, session.size());
+    manifest = read_manifest(arguments, session.size(), session.rank());
     FeedSource source(manifest, feed_files(arguments));
     feeds = source.of_rank(session.rank());
     digest = source.digest();

@@ -8,6 +8,8 @@
 #include "depfile.h"
 #include "model_arguments.h"
 #include "onnx/atomic_file.h"
+#include "onnx/manifest_length.h"
+#include "open_sequence.h"
 #include "output_file.h"
 #include "prediction.h"
 #include "ranks.h"
@@ -27,6 +29,8 @@ Examples:
   autosp-onnx shard model.onnx --sp 4 -o out
   autosp-onnx shard model.onnx --dim seq=4096 --sp 4 --dp 2 -o out      8 ranks
   autosp-onnx shard model.onnx --sp 4 -o out --optimizer adamw --zero 1   then: autosp-onnx train
+  autosp-onnx shard model.onnx --dim seq=dynamic:4096 --sp 4 -o out     any length that is a multiple
+                                                                        of 4, planned for 4096
   autosp-onnx shard model.onnx --sp 4 -o out --dialect standard         OUT/emulated.onnx, which any
                                                                         ONNX runtime can run)";
 
@@ -46,10 +50,10 @@ struct Arguments {
   bool json = false;
 };
 
-FolderContents contents_of(const Arguments& arguments) {
-  FolderContents contents{.dialects = {}, .annotate = arguments.annotate};
-  for (const std::string& name : arguments.dialects) contents.dialects.insert(parse_dialect(name));
-  return contents;
+std::set<Dialect> dialects_of(const Arguments& arguments) {
+  std::set<Dialect> dialects;
+  for (const std::string& name : arguments.dialects) dialects.insert(parse_dialect(name));
+  return dialects;
 }
 
 std::string shape_text(const ir::Shape& shape) {
@@ -108,11 +112,19 @@ void print_training(const onnx_io::Manifest& manifest) {
              most(&onnx_io::ManifestBytes::optimizer_state));
 }
 
+void print_lengths(const onnx_io::Manifest& manifest) {
+  if (!manifest.open_length) return;
+  fmt::print("  '{}' is open: {}; planned for {}, which figures below are of\n",
+             manifest.open_length->dim, onnx_io::allowed_lengths(*manifest.open_length),
+             manifest.open_length->planned);
+}
+
 void print_report(const shard::Plan& plan, const onnx_io::Manifest& manifest,
                   const std::filesystem::path& out) {
   fmt::print("{} over {}: {}\n", manifest.model_name, count_of_ranks(manifest.ranks.size()),
              plan.mesh.to_string());
   for (const std::string& reason : plan.roles.reasons) fmt::print("  {}\n", reason);
+  print_lengths(manifest);
   fmt::print("data inputs, and each rank's slice\n");
   print_inputs(manifest);
   print_collectives(manifest);
@@ -149,9 +161,55 @@ void write_depfile(const Arguments& arguments, const Files& files) {
                     [&](const std::filesystem::path& to) { onnx_io::write_file(to, rule); });
 }
 
-int run(Arguments arguments) {
+int finish(const Arguments& arguments, const Files& files, const shard::Plan& plan,
+           const onnx_io::Manifest& manifest) {
+  write_depfile(arguments, files);
+  if (arguments.json) {
+    fmt::print("{}", onnx_io::to_json(manifest));
+  } else {
+    print_report(plan, manifest, arguments.out);
+  }
+  return 0;
+}
+
+void check_open(const Arguments& arguments, const std::set<Dialect>& dialects, const OpenDim& dim) {
+  std::string option;
+  if (dialects.contains(Dialect::kOnnxRuntime)) option = "--dialect ort";
+  if (dialects.contains(Dialect::kTensorRt)) option = "--dialect tensorrt";
+  if (arguments.annotate) option = "--annotate";
+  if (arguments.training.wanted()) option = "--optimizer";
+  if (option.empty()) return;
+  throw Error("{} takes no open length, as --dim {}=dynamic asks for", option, dim.name)
+      .note(
+          "graphs for every length are written in the dialects autosp and standard, unannotated "
+          "and "
+          "without updates")
+      .help(fmt::format("give the length (--dim {}=N), or leave {} out", dim.name, option));
+}
+
+int run_open(const Arguments& arguments, const OpenDim& dim) {
+  const std::set<Dialect> dialects = dialects_of(arguments);
+  check_open(arguments, dialects, dim);
   const Files files = dependencies(arguments);
+  const OpenSharding sharding({.model = arguments.model,
+                               .passes = arguments.passes,
+                               .plan = arguments.plan,
+                               .recompute = arguments.recompute,
+                               .device = arguments.device,
+                               .dim = dim,
+                               .dialects = dialects});
+  const Graphs graphs{
+      .of = [&](Dialect dialect, int64_t rank) { return sharding.graph(dialect, rank); },
+      .annotated = {},
+      .training = nullptr};
+  write_folder(sharding.model(), graphs, sharding.manifest(), dialects, arguments.out);
+  return finish(arguments, files, sharding.plan(), sharding.manifest());
+}
+
+int run(Arguments arguments) {
   settle(arguments.training);
+  if (const auto open = take_open_dim(arguments.model)) return run_open(arguments, *open);
+  const Files files = dependencies(arguments);
   LoadedModel model = load_model(arguments.model, arguments.passes);
   add_loss_weight(arguments.training, model);
   const shard::Plan plan = plan_model(model, arguments.plan);
@@ -162,14 +220,9 @@ int run(Arguments arguments) {
   program.exchange = plan_training(arguments.training, program);
   onnx_io::Manifest manifest = make_manifest(model, program);
   manifest.recompute = recomputed.summary;
-  write_folder(model, program, manifest, contents_of(arguments), arguments.out);
-  write_depfile(arguments, files);
-  if (arguments.json) {
-    fmt::print("{}", onnx_io::to_json(manifest));
-  } else {
-    print_report(plan, manifest, arguments.out);
-  }
-  return 0;
+  write_folder(model, graphs_of(program, arguments.annotate), manifest, dialects_of(arguments),
+               arguments.out);
+  return finish(arguments, files, plan, manifest);
 }
 
 }  // namespace

@@ -20,9 +20,6 @@
 #include "onnx/model.h"
 #include "signature.h"
 #include "training/arguments.h"
-#include "transforms/decompose_attention.h"
-#include "transforms/decompose_draws.h"
-#include "transforms/recompute/barriers.h"
 #include "transforms/spmd/describe_sharding.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/geometry.h"
@@ -380,20 +377,11 @@ void place_external_data(const ir::Graph& graph, const fs::path& from, const fs:
   }
 }
 
-std::optional<ir::Graph> own_operator_body(const ir::Graph& graph, const ir::Node& node) {
-  for (const auto& body_of :
-       {transforms::attention_body, transforms::draw_body, transforms::barrier_body}) {
-    if (auto body = body_of(graph, node)) return body;
-  }
-  return std::nullopt;
-}
-
 // The update of every rank, and the values that parameters begin with.
-void write_training(const LoadedModel& model, const SpmdProgram& program, const Manifest& manifest,
-                    const fs::path& folder) {
-  const transforms::TrainingPlan& plan = program.exchange->plan;
+void write_training(const LoadedModel& model, const transforms::TrainingPlan& plan,
+                    const Manifest& manifest, const fs::path& folder) {
   const auto write = [&](ir::Graph graph, int64_t rank, const std::string& file) {
-    graph.opset = program.graph().opset;
+    graph.opset = model.graph.opset;
     sign(graph, manifest, std::to_string(rank));
     onnx_io::export_model(graph, folder / file);
   };
@@ -416,6 +404,34 @@ void write_training(const LoadedModel& model, const SpmdProgram& program, const 
 }
 
 }  // namespace
+
+Graphs graphs_of(const SpmdProgram& program, bool annotate) {
+  const auto sharding_of = [&](transforms::AnnotatedGraph kind) {
+    return annotate ? std::make_shared<const ir::GraphSharding>(describe_sharding(program, kind))
+                    : nullptr;
+  };
+  const auto written = [](ir::Graph graph, std::shared_ptr<const ir::GraphSharding> sharding) {
+    WrittenGraph result{.graph = std::move(graph),
+                        .options = {.function_body = own_operator_body, .sharding = sharding.get()},
+                        .sharding = std::move(sharding),
+                        .check = {}};
+    return result;
+  };
+  Graphs graphs;
+  if (program.exchange != nullptr) graphs.training = &program.exchange->plan;
+  graphs.of = [&program, written, sharding = sharding_of(transforms::AnnotatedGraph::kRank)](
+                  Dialect dialect, int64_t rank) {
+    return written(dialect_graph(program, dialect, rank),
+                   dialect == Dialect::kStandard ? nullptr : sharding);
+  };
+  if (annotate) {
+    graphs.annotated = [&program, written,
+                        sharding = sharding_of(transforms::AnnotatedGraph::kWhole)] {
+      return written(program.graph(), sharding);
+    };
+  }
+  return graphs;
+}
 
 Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
   const shard::Plan& plan = *program.plan;
@@ -454,8 +470,8 @@ Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
   return manifest;
 }
 
-void write_folder(const LoadedModel& model, const SpmdProgram& program, const Manifest& manifest,
-                  const FolderContents& contents, const fs::path& folder) {
+void write_folder(const LoadedModel& model, const Graphs& graphs, const Manifest& manifest,
+                  const std::set<Dialect>& dialects, const fs::path& folder) {
   if (folder.empty()) {
     throw Error("-o names no folder: it is empty")
         .note("the sharded model is a folder of files")
@@ -470,29 +486,24 @@ void write_folder(const LoadedModel& model, const SpmdProgram& program, const Ma
   place_external_data(model.graph, model.path.parent_path(), pending.path());
   const onnx_io::DataFile data = own_parameters(model);
   if (!data.empty()) data.write(pending.path());
-  onnx_io::ExportOptions options{.data = &data, .function_body = own_operator_body};
-  const auto write = [&](ir::Graph graph, const std::string& signed_as, const std::string& file) {
-    sign(graph, manifest, signed_as);
-    onnx_io::export_model(graph, pending.path() / file, options);
+  const auto write = [&](WrittenGraph written, const std::string& signed_as,
+                         const std::string& file) {
+    sign(written.graph, manifest, signed_as);
+    written.options.data = &data;
+    onnx_io::export_model(written.graph, pending.path() / file, written.options);
+    if (written.check) written.check(pending.path() / file, written.options);
     HeldSignals::check();
   };
   HeldSignals::check();
-  if (program.exchange != nullptr) write_training(model, program, manifest, pending.path());
-  if (contents.dialects.contains(Dialect::kStandard)) {
-    write(dialect_graph(program, Dialect::kStandard, 0), kAllRanks,
-          graph_file(Dialect::kStandard, 0));
+  if (graphs.training != nullptr) write_training(model, *graphs.training, manifest, pending.path());
+  if (dialects.contains(Dialect::kStandard)) {
+    write(graphs.of(Dialect::kStandard, 0), kAllRanks, graph_file(Dialect::kStandard, 0));
   }
-  ir::GraphSharding sharding;
-  if (contents.annotate) {
-    options.sharding = &sharding;
-    sharding = describe_sharding(program, transforms::AnnotatedGraph::kWhole);
-    write(program.graph(), "", kAnnotatedFile);
-    sharding = describe_sharding(program, transforms::AnnotatedGraph::kRank);
-  }
-  for (const Dialect dialect : contents.dialects) {
+  if (graphs.annotated) write(graphs.annotated(), "", kAnnotatedFile);
+  for (const Dialect dialect : dialects) {
     if (dialect == Dialect::kStandard) continue;
     for (const auto& rank : manifest.ranks) {
-      write(dialect_graph(program, dialect, rank.rank), std::to_string(rank.rank),
+      write(graphs.of(dialect, rank.rank), std::to_string(rank.rank),
             graph_file(dialect, rank.rank));
     }
   }

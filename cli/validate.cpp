@@ -178,12 +178,10 @@ int validate_curves(const Arguments& arguments, const onnx_io::Manifest& manifes
 }
 
 executor::Arrays make_feeds(const Arguments& arguments, const onnx_io::Manifest& manifest,
-                            const ir::Graph& whole) {
-  if (!arguments.inputs.feed.empty()) {
-    return select_feeds(
-        manifest,
-        with_initial_parameters(arguments.folder, executor::read_npz(arguments.inputs.feed)),
-        fmt::format("'{}'", arguments.inputs.feed.string()));
+                            const std::optional<executor::Arrays>& given, const ir::Graph& whole) {
+  if (given) {
+    return select_feeds(manifest, with_initial_parameters(arguments.folder, *given),
+                        fmt::format("'{}'", arguments.inputs.feed.string()));
   }
   executor::Arrays feeds = with_initial_parameters(arguments.folder, {});
   feeds.merge(generate_feeds(whole, manifest, arguments.inputs.seed));
@@ -192,11 +190,14 @@ executor::Arrays make_feeds(const Arguments& arguments, const onnx_io::Manifest&
 
 int run(const Arguments& arguments) {
   executor::restart_with_fast_openblas();
-  const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
+  std::optional<executor::Arrays> given;
+  if (!arguments.inputs.feed.empty()) given = executor::read_npz(arguments.inputs.feed);
+  const onnx_io::Manifest manifest = at_given_length(
+      onnx_io::read_manifest(arguments.folder), arguments.inputs.dims, given ? &*given : nullptr);
   const auto whole_graph =
       std::make_shared<const ir::Graph>(load_whole(arguments.model, arguments.folder, manifest));
   if (arguments.steps > 0) return validate_curves(arguments, manifest, whole_graph);
-  executor::Arrays feeds = make_feeds(arguments, manifest, *whole_graph);
+  executor::Arrays feeds = make_feeds(arguments, manifest, given, *whole_graph);
   if (arguments.step) set_step(manifest, *arguments.step, feeds);
   executor::RunOptions options;
   options.timeout = arguments.timeout;

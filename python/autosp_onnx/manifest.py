@@ -43,12 +43,80 @@ class Input:
 
 
 @dataclasses.dataclass(frozen=True)
+class OpenLength:
+    """Of graphs that take sequences of several lengths.
+
+    Attributes:
+        dim: the symbolic dimension that is open.
+        planned: the length, in tokens, whose numbers the manifest states.
+        multiple, minimum, maximum: which lengths are allowed, in tokens; maximum 0: none is known.
+        inputs: by name, the input whose shape and slices are what those of an input gain with `multiple` tokens.
+    """
+
+    dim: str
+    planned: int
+    multiple: int
+    minimum: int
+    maximum: int
+    inputs: dict[str, Input]
+
+    def __str__(self) -> str:
+        end = f" to {self.maximum}" if self.maximum else " on"
+        return f"multiples of {self.multiple} from {self.minimum}{end}"
+
+    def check(self, length: int) -> None:
+        """Raises AutospError for a length that the graphs do not take."""
+        too_long = self.maximum != 0 and length > self.maximum
+        if length % self.multiple == 0 and length >= self.minimum and not too_long:
+            return
+        raise AutospError(
+            f"{self.dim}={length} is no length that these graphs take: {self}",
+            note="they were sharded for several lengths at once",
+            help=f"give inputs of another length, or shard the model again with --dim {self.dim}={length}",
+        )
+
+    def of(self, inputs: tuple[Input, ...], arrays: Mapping[str, Array]) -> int:
+        """The length of whole inputs. Raises AutospError when it does not follow from them."""
+        for planned in inputs:
+            array = arrays.get(planned.name)
+            if planned.name not in self.inputs or array is None or array.ndim != len(planned.shape):
+                continue
+            growth = self.inputs[planned.name].shape
+            for extent, known, gain in zip(array.shape, planned.shape, growth, strict=True):
+                if gain != 0 and (extent - known) * self.multiple % gain == 0:
+                    return self.planned + (extent - known) * self.multiple // gain
+        raise AutospError(
+            f"the length of the sequence does not follow from the inputs: {', '.join(self.inputs)}",
+            note=f"the graphs take {self}",
+            help="give every graph input, whole (ranks take their slices), with its shape and type",
+        )
+
+    def grown(self, planned: Input, length: int) -> Input:
+        """An input at a length."""
+        growth = self.inputs.get(planned.name)
+        if growth is None:
+            return planned
+        units = (length - self.planned) // self.multiple
+        return dataclasses.replace(
+            planned,
+            shape=tuple(known + gain * units for known, gain in zip(planned.shape, growth.shape, strict=True)),
+            slices=tuple(
+                tuple(
+                    slice(a.start + b.start * units, a.stop + b.stop * units) for a, b in zip(own, gains, strict=True)
+                )
+                for own, gains in zip(planned.slices, growth.slices, strict=True)
+            ),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """What `autosp-onnx shard` wrote into `folder`."""
 
     folder: pathlib.Path
     fields: dict[str, Any]  # the whole file
-    inputs: tuple[Input, ...]
+    inputs: tuple[Input, ...]  # of an open length: at the one that was planned for
+    open_length: OpenLength | None = None
 
     @property
     def ranks(self) -> int:
@@ -77,6 +145,18 @@ class Manifest:
     def step_input(self) -> str | None:
         """The input that takes the number of the step, which decides random numbers; None: nothing is random."""
         return (self.fields.get("random") or {}).get("step_input") or None
+
+    def at_length_of(self, arrays: Mapping[str, Array]) -> "Manifest":
+        """The manifest at the length of whole inputs; itself where the graphs are for one length.
+
+        Raises AutospError for a length that the graphs do not take.
+        """
+        if self.open_length is None:
+            return self
+        length = self.open_length.of(self.inputs, arrays)
+        self.open_length.check(length)
+        inputs = tuple(self.open_length.grown(planned, length) for planned in self.inputs)
+        return dataclasses.replace(self, inputs=inputs, open_length=None)
 
     def select(self, arrays: Mapping[str, Array], where: str) -> dict[str, Array]:
         """The whole inputs among `arrays`; step 0 where none is given.
@@ -115,13 +195,14 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
         if fields["format"] != FORMAT:
             raise ValueError(f"it has format {fields['format']}, not {FORMAT}")
         inputs = tuple(_input(entry) for entry in fields["inputs"])
+        open_length = _open_length(fields["open_length"]) if "open_length" in fields else None
     except (OSError, ValueError, KeyError, TypeError) as failure:
         raise AutospError(
             f"'{os.fspath(folder)}' holds no sharded model: {failure}",
             note=f"looked for {path}",
             help="give the folder that 'autosp-onnx shard' wrote; shard the model again if it is damaged",
         ) from failure
-    return Manifest(pathlib.Path(folder), fields, inputs)
+    return Manifest(pathlib.Path(folder), fields, inputs, open_length)
 
 
 def feed(folder: str | os.PathLike[str], inputs: Mapping[str, Array]) -> list[dict[str, Array]]:
@@ -137,7 +218,7 @@ def feed(folder: str | os.PathLike[str], inputs: Mapping[str, Array]) -> list[di
     Raises:
         AutospError: an input is missing or has another shape or type; the folder holds no sharded model.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder).at_length_of(inputs)
     whole = manifest.select(inputs, "the batch")
     return [manifest.of_rank(whole, rank) for rank in range(manifest.ranks)]
 
@@ -161,7 +242,7 @@ def write_feeds(
     Raises:
         AutospError: as `feed`.
     """
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder).at_length_of(inputs)
     whole = manifest.select(inputs, "the batch")
     directory = pathlib.Path(output)
     directory.mkdir(parents=True, exist_ok=True)
@@ -192,8 +273,26 @@ def _input(entry: dict[str, Any]) -> Input:
         dtype=entry["dtype"],
         shape=tuple(entry["shape"]),
         is_parameter=entry["role"] == "parameter",
-        slices=tuple(
-            tuple(slice(begin, begin + extent) for begin, extent in zip(part["begin"], part["extent"], strict=True))
-            for part in entry["slices"]
-        ),
+        slices=_slices(entry),
+    )
+
+
+def _slices(entry: dict[str, Any]) -> tuple[tuple[slice, ...], ...]:
+    return tuple(
+        tuple(slice(begin, begin + extent) for begin, extent in zip(part["begin"], part["extent"], strict=True))
+        for part in entry["slices"]
+    )
+
+
+def _open_length(fields: dict[str, Any]) -> OpenLength:
+    return OpenLength(
+        dim=fields["dim"],
+        planned=fields["planned"],
+        multiple=fields["multiple"],
+        minimum=fields["minimum"],
+        maximum=fields["maximum"],
+        inputs={
+            entry["name"]: Input(entry["name"], "", tuple(entry["shape"]), False, _slices(entry))
+            for entry in fields["inputs"]
+        },
     )

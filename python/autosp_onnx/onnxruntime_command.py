@@ -109,7 +109,8 @@ def _prepare(options: argparse.Namespace) -> Manifest:
                 note="every rank runs a graph of its own",
                 help="shard the model again, with --dialect autosp",
             )
-    manifest.select(read_npz(options.feed), f"'{options.feed}'")
+    given = read_npz(options.feed)
+    manifest.at_length_of(given).select(given, f"'{options.feed}'")
     if options.output is not None:
         _check_output(options, manifest)
     return manifest
@@ -209,7 +210,8 @@ def _step(options: argparse.Namespace, rank: int) -> dict[str, object]:
     threads = max(1, len(os.sched_getaffinity(0)) // manifest.ranks)
     session = RankSession(manifest, rank, session_options(timeout=options.timeout, threads=threads))
     whole = read_npz(options.feed)
-    fed = {part.name: part.of_rank(whole.pop(part.name), rank) for part in manifest.inputs}
+    inputs = manifest.at_length_of(whole).inputs
+    fed = {part.name: part.of_rank(whole.pop(part.name), rank) for part in inputs}
     began = time.perf_counter()
     outputs = session.run(fed)
     seconds = time.perf_counter() - began

@@ -102,6 +102,7 @@ def run_in_threads(
     Raises:
         AutospError: of the rank that failed first.
     """
+    manifest = manifest.at_length_of(inputs)
     whole = manifest.select(inputs, "the batch")
     world = {"transport": "threads", "world": uuid.uuid4().hex, "ranks": manifest.ranks}
     sessions = [

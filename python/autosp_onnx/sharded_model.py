@@ -113,7 +113,7 @@ class ShardedModel:
         Raises:
             AutospError: an input is missing or does not fit, or a rank failed.
         """
-        whole = self.manifest.select(inputs, "the batch")
+        whole = self.manifest.at_length_of(inputs).select(inputs, "the batch")
         if runtime == "onnxruntime":
             installation.require_onnxruntime()
         if runtime == "onnxruntime" and transport == "threads":
@@ -158,7 +158,8 @@ class ShardedModel:
         with _temporary_folder() as folder:
             options = ["--json"] + ([] if tolerance is None else ["--tolerance", repr(tolerance)])
             if inputs is not None:
-                write_npz(folder / "inputs.npz", self.manifest.select(inputs, "the batch"))
+                whole_inputs = self.manifest.at_length_of(inputs).select(inputs, "the batch")
+                write_npz(folder / "inputs.npz", whole_inputs)
                 options += ["--feed", str(folder / "inputs.npz")]
             code, report = process.call("validate", whole, self.folder, *options, accept=(0, _MISMATCH))
         return Validation(code == 0, json.loads(report))

@@ -45,6 +45,28 @@ std::vector<int64_t> get(const google::protobuf::RepeatedField<int32_t>& from) {
   return {from.begin(), from.end()};
 }
 
+void set(const ManifestSlice& from, proto::Slice* to) {
+  set(from.begin, to->mutable_begin());
+  set(from.extent, to->mutable_extent());
+}
+
+void set(const ManifestGrowth& from, proto::Growth* to) {
+  to->set_name(from.name);
+  set(from.shape, to->mutable_shape());
+  for (const ManifestSlice& slice : from.slices) set(slice, to->add_slices());
+  for (const std::string& formula : from.formulas) to->add_formulas(formula);
+}
+
+void set(const ManifestOpenLength& from, proto::OpenLength* to) {
+  to->set_dim(from.dim);
+  to->set_planned(narrow(from.planned));
+  to->set_multiple(narrow(from.multiple));
+  to->set_minimum(narrow(from.minimum));
+  to->set_maximum(narrow(from.maximum));
+  for (const ManifestGrowth& growth : from.inputs) set(growth, to->add_inputs());
+  for (const ManifestGrowth& growth : from.outputs) set(growth, to->add_outputs());
+}
+
 // --- To the message.
 
 void set(const ManifestTraining& from, proto::Training* to) {
@@ -104,11 +126,7 @@ proto::Manifest to_message(const Manifest& manifest) {
     to->set_dtype(std::string(ir::name_of(from.type.dtype)));
     set(from.type.shape, to->mutable_shape());
     to->set_role(static_cast<proto::Input::Role>(from.role));
-    for (const ManifestSlice& slice : from.slices) {
-      auto* to_slice = to->add_slices();
-      set(slice.begin, to_slice->mutable_begin());
-      set(slice.extent, to_slice->mutable_extent());
-    }
+    for (const ManifestSlice& slice : from.slices) set(slice, to->add_slices());
   }
   for (const ManifestOutput& from : manifest.outputs) {
     auto* to = message.add_outputs();
@@ -148,6 +166,7 @@ proto::Manifest to_message(const Manifest& manifest) {
   }
   if (manifest.training) set(*manifest.training, message.mutable_training());
   message.set_plan_hash(manifest.plan_hash);
+  if (manifest.open_length) set(*manifest.open_length, message.mutable_open_length());
   return message;
 }
 
@@ -186,6 +205,10 @@ class Reader {
     }
     if (message_.has_training()) manifest.training = read(message_.training(), manifest);
     manifest.plan_hash = message_.plan_hash();
+    if (message_.has_open_length()) {
+      manifest.open_length = read(message_.open_length());
+      check_growth(manifest);
+    }
     return manifest;
   }
 
@@ -294,6 +317,56 @@ class Reader {
           {whole(bytes.parameters()), whole(bytes.gradients()), whole(bytes.optimizer_state())});
     }
     return training;
+  }
+
+  static ManifestGrowth read(const proto::Growth& growth) {
+    ManifestGrowth result{.name = growth.name(),
+                          .shape = get(growth.shape()),
+                          .slices = {},
+                          .formulas = {growth.formulas().begin(), growth.formulas().end()}};
+    for (const auto& slice : growth.slices()) {
+      result.slices.push_back({get(slice.begin()), get(slice.extent())});
+    }
+    return result;
+  }
+
+  static ManifestOpenLength read(const proto::OpenLength& open) {
+    ManifestOpenLength result{.dim = open.dim(),
+                              .planned = open.planned(),
+                              .multiple = open.multiple(),
+                              .minimum = open.minimum(),
+                              .maximum = open.maximum(),
+                              .inputs = {},
+                              .outputs = {}};
+    for (const auto& growth : open.inputs()) result.inputs.push_back(read(growth));
+    for (const auto& growth : open.outputs()) result.outputs.push_back(read(growth));
+    return result;
+  }
+
+  // Every growth has the form of what it adds to.
+  void check_growth(const Manifest& manifest) const {
+    const ManifestOpenLength& open = *manifest.open_length;
+    if (open.multiple < 1 || open.minimum < 1 || open.planned % open.multiple != 0) {
+      fail(fmt::format("its open length is {}, a multiple of {}, at least {}", open.planned,
+                       open.multiple, open.minimum));
+    }
+    for (const ManifestGrowth& growth : open.inputs) {
+      const auto input = std::ranges::find(manifest.inputs, growth.name, &ManifestInput::name);
+      const bool fits_input = input != manifest.inputs.end() &&
+                              growth.shape.size() == input->type.rank() &&
+                              growth.slices.size() == input->slices.size() &&
+                              std::ranges::all_of(growth.slices, [&](const ManifestSlice& slice) {
+                                return slice.begin.size() == growth.shape.size() &&
+                                       slice.extent.size() == growth.shape.size();
+                              });
+      if (!fits_input) fail(fmt::format("the growth of '{}' is not that of an input", growth.name));
+    }
+    for (const ManifestGrowth& growth : open.outputs) {
+      const auto output = std::ranges::find(manifest.outputs, growth.name, &ManifestOutput::name);
+      if (output == manifest.outputs.end() || growth.shape.size() != output->type.rank()) {
+        fail(fmt::format("the growth of '{}' is not that of an output", growth.name));
+      }
+    }
   }
 
   static ManifestCollective read(const proto::Collective& entry) {

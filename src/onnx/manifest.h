@@ -114,6 +114,25 @@ struct ManifestTraining {
   std::string loss_weight;
 };
 
+// What a shape or a rank's slice gains for every `multiple` tokens more (manifest.proto).
+struct ManifestGrowth {
+  std::string name;
+  ir::Shape shape;
+  std::vector<ManifestSlice> slices;
+  std::vector<std::string> formulas;
+};
+
+// Lengths in tokens.
+struct ManifestOpenLength {
+  std::string dim;
+  int64_t planned = 0;
+  int64_t multiple = 1;
+  int64_t minimum = 1;
+  int64_t maximum = 0;  // 0: none is known
+  std::vector<ManifestGrowth> inputs;
+  std::vector<ManifestGrowth> outputs;
+};
+
 struct Manifest {
   std::string tool_version;
   std::string model_name;
@@ -131,6 +150,7 @@ struct Manifest {
   std::optional<ManifestRandom> random;
   std::optional<ManifestTraining> training;
   std::string plan_hash;
+  std::optional<ManifestOpenLength> open_length;  // of graphs for several lengths
 
   // Sums over `collectives`.
   ManifestTotals totals() const;

@@ -22,9 +22,9 @@ struct Step {
   Graph graph;
   Builder build{graph};
 
-  Step() {
-    const ValueId x = graph.add_input("x", floats({4, 3}));
-    const ValueId w = graph.add_input("w", floats({3}));
+  explicit Step(ir::Shape x_shape = {4, 3}, ir::Shape w_shape = {3}) {
+    const ValueId x = graph.add_input("x", floats(std::move(x_shape)));
+    const ValueId w = graph.add_input("w", floats(std::move(w_shape)));
     const ValueId xw = build.binary("Mul", x, w, "xw");
     const ValueId e = build.unary("Exp", build.unary("Sin", xw, "sine"), "e");
     graph.add_output("loss", build.reduce_sum(e, {0, 1}, false, "loss"));
@@ -52,6 +52,18 @@ struct Step {
 
 const Node& node_named(const Graph& graph, const std::string& name) {
   return *graph.producer(*graph.find(name));
+}
+
+TEST(RecomputeBarriers, AnotherLengthMayDecideWhatIsCheapest) {
+  const Step step;
+  const auto guards = [&](const Graph* sizes) {
+    const Graph guarded = insert_recompute_barriers(step.graph, BarrierForm::kOperator, sizes);
+    const Node& again = node_named(guarded, "xw~recompute");
+    return guarded.producer(again.inputs[0]) != nullptr;  // a barrier before x
+  };
+  const Step shorter({3}, {4, 3});
+  EXPECT_FALSE(guards(nullptr));
+  EXPECT_TRUE(guards(&shorter.graph));
 }
 
 TEST(RecomputeBarriers, TheCheapestOperandWaitsForTheDeepestGradient) {

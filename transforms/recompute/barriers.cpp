@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <set>
 
 #include "ir/rewriter.h"
@@ -19,13 +20,19 @@ constexpr const char* kBarrier = "RecomputeBarrier";
 
 bool is_recomputed(const Node& node) { return node.phase == name_of(Phase::kRecompute); }
 
-// True where the element is NaN, and nobody knows before the run: [].
+// True where the element is NaN, and nobody knows before the run: []. The same operators whatever
+// the extents are.
 ValueId waits_for(Builder& build, ValueId after) {
   const size_t rank = build.rank(after);
+  if (rank == 0) return build.unary("IsNaN", after);
+  std::vector<int64_t> axes(rank);
+  std::iota(axes.begin(), axes.end(), 0);
   const ValueId element =
-      build.slice_all(after, std::vector<int64_t>(rank, 0), std::vector<int64_t>(rank, 1));
-  const ValueId scalar = build.reshape(element, {});
-  return build.unary("IsNaN", scalar);
+      build.node("Slice",
+                 {after, build.int64s(std::vector<int64_t>(rank, 0)),
+                  build.int64s(std::vector<int64_t>(rank, 1)), build.int64s(std::move(axes))},
+                 {build.dtype(after), ir::Shape(rank, 1)});
+  return build.unary("IsNaN", build.reshape(element, {}));
 }
 
 // x, by way of a condition that nobody knows. ONNX Runtime selects no bools.
@@ -79,8 +86,8 @@ class LiveFloats {
 
 class Guard {
  public:
-  Guard(const Graph& graph, BarrierForm form)
-      : graph_(graph), form_(form), rewriter_(graph), live_(graph) {}
+  Guard(const Graph& graph, BarrierForm form, const Graph& sizes)
+      : graph_(graph), form_(form), sizes_(sizes), rewriter_(graph), live_(graph) {}
 
   Graph run() {
     for (size_t n = 0; n < graph_.nodes().size(); ++n) {
@@ -90,7 +97,7 @@ class Guard {
         after_ = ValueId();
       } else {
         if (!after_) begin_run();
-        copy_recomputed(node);
+        copy_recomputed(n);
       }
       live_.pass(n);
     }
@@ -105,11 +112,12 @@ class Guard {
     condition_ = ValueId();
   }
 
-  void copy_recomputed(const Node& node) {
+  void copy_recomputed(size_t n) {
+    const Node& node = graph_.nodes()[n];
     std::vector<ValueId> inputs = rewriter_.mapped(node.inputs);
     const bool waits = std::ranges::any_of(
         node.inputs, [&](ValueId input) { return input && waiting_.contains(input); });
-    const size_t operand = waits || !after_ ? node.inputs.size() : cheapest_operand(node);
+    const size_t operand = waits || !after_ ? node.inputs.size() : cheapest_operand(n);
     if (operand < node.inputs.size()) inputs[operand] = guarded(node.inputs[operand]);
     rewriter_.copy(node, std::move(inputs));
     if (!waits && operand == node.inputs.size()) return;
@@ -120,23 +128,24 @@ class Guard {
 
   // Shapes, axes and the like have to stay constants, and so may scalars and what comes third or
   // later; nothing that is computed with is an integer unless all operands are.
-  size_t cheapest_operand(const Node& node) const {
+  size_t cheapest_operand(size_t n) const {
+    const Node& node = sizes_.nodes()[n];
     size_t best = node.inputs.size();
     auto cost = [&](size_t k) {
-      const ir::Type& type = graph_.type(node.inputs[k]);
+      const ir::Type& type = sizes_.type(node.inputs[k]);
       return std::pair(!ir::is_floating(type.dtype), type.num_bytes());
     };
     for (size_t k = 0; k < node.inputs.size(); ++k) {
       const ValueId input = node.inputs[k];
-      if (!input || graph_.type(input).num_elements() == 0) continue;
-      if (graph_.is_constant(input) && !is_guardable_constant(input, k)) continue;
+      if (!input || sizes_.type(input).num_elements() == 0) continue;
+      if (sizes_.is_constant(input) && !is_guardable_constant(input, k)) continue;
       if (best == node.inputs.size() || cost(k) < cost(best)) best = k;
     }
     return best;
   }
 
   bool is_guardable_constant(ValueId constant, size_t position) const {
-    const ir::Type& type = graph_.type(constant);
+    const ir::Type& type = sizes_.type(constant);
     return position < 2 && type.rank() > 0 && ir::is_floating(type.dtype);
   }
 
@@ -162,6 +171,7 @@ class Guard {
 
   const Graph& graph_;
   BarrierForm form_;
+  const Graph& sizes_;  // of the same nodes
   ir::Rewriter rewriter_;
   LiveFloats live_;
   // Of the present run of recomputed nodes.
@@ -173,8 +183,12 @@ class Guard {
 
 }  // namespace
 
-Graph insert_recompute_barriers(const Graph& graph, BarrierForm form) {
-  return Guard(graph, form).run();
+Graph insert_recompute_barriers(const Graph& graph, BarrierForm form, const Graph* sizes) {
+  const auto alike = [](const Node& a, const Node& b) {
+    return a.op == b.op && a.inputs.size() == b.inputs.size();
+  };
+  const bool same = sizes != nullptr && std::ranges::equal(graph.nodes(), sizes->nodes(), alike);
+  return Guard(graph, form, same ? *sizes : graph).run();
 }
 
 std::optional<Graph> barrier_body(const Graph& graph, const Node& node) {

@@ -27,8 +27,10 @@ enum class BarrierForm : uint8_t {
 // Recomputed nodes are those of the phase "recompute". Each run of them waits for one gradient:
 // what is live there and lies deepest in the graph. A node of the run that reads another of it
 // waits already; of any other one operand is guarded, the smallest there is, since the barrier
-// copies it.
-ir::Graph insert_recompute_barriers(const ir::Graph& graph, BarrierForm form);
+// copies it. Sizes are those of `sizes` where it is given: the same nodes at another length of the
+// sequence.
+ir::Graph insert_recompute_barriers(const ir::Graph& graph, BarrierForm form,
+                                    const ir::Graph* sizes = nullptr);
 
 // The body of a function that computes a RecomputeBarrier (see attention_body); nullopt for other
 // operators.
