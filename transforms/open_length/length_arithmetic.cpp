@@ -30,15 +30,6 @@ bool all_constant(const std::vector<LengthForm>& forms) {
 
 bool is_integer_type(DataType dtype) { return ir::is_integer(dtype) || dtype == DataType::kBool; }
 
-// Entry `index`, nullopt where it is no integer that doubles hold.
-std::optional<int64_t> integer_at(const Tensor& tensor, int64_t index) {
-  constexpr double kExact = 9007199254740992.0;  // 2^53
-  const double value = tensor.value_as_double(index);
-  if (!(std::abs(value) < kExact) || value != std::floor(value)) return std::nullopt;
-  if (value == 0 && std::signbit(value)) return std::nullopt;
-  return static_cast<int64_t>(value);
-}
-
 // The form of one entry, seen at several lengths; `read` gives it from a tensor.
 template <typename Read>
 std::optional<LengthForm> form_of(const ConstantSamples& samples, Read&& read) {
@@ -58,40 +49,6 @@ bool is_uniform(const Tensor& tensor) {
     if (std::memcmp(bytes.data(), bytes.data() + at, size) != 0) return false;
   }
   return true;
-}
-
-// offset + sum over the axes of strides[k] * index[k]
-struct Grid {
-  int64_t offset = 0;
-  std::vector<int64_t> strides;
-};
-
-std::optional<Grid> grid_of(const Tensor& tensor) {
-  const Shape& shape = tensor.shape();
-  if (tensor.num_elements() == 0) return std::nullopt;
-  const auto offset = integer_at(tensor, 0);
-  if (!offset) return std::nullopt;
-  Grid grid{.offset = *offset, .strides = std::vector<int64_t>(shape.size(), 0)};
-  int64_t step = 1;
-  for (size_t k = shape.size(); k-- > 0;) {
-    if (shape[k] > 1) {
-      const auto next = integer_at(tensor, step);
-      if (!next) return std::nullopt;
-      grid.strides[k] = *next - *offset;
-    }
-    step *= shape[k];
-  }
-  std::vector<int64_t> index(shape.size(), 0);
-  for (int64_t at = 0; at < tensor.num_elements(); ++at) {
-    int64_t expected = grid.offset;
-    for (size_t k = 0; k < shape.size(); ++k) expected += index[k] * grid.strides[k];
-    if (integer_at(tensor, at) != expected) return std::nullopt;
-    for (size_t k = shape.size(); k-- > 0;) {
-      if (++index[k] < shape[k]) break;
-      index[k] = 0;
-    }
-  }
-  return grid;
 }
 
 }  // namespace
@@ -228,26 +185,10 @@ std::optional<ValueId> LengthArithmetic::uniform(const ConstantSamples& samples,
 
 std::optional<ValueId> LengthArithmetic::grid(const ConstantSamples& samples,
                                               const std::vector<LengthForm>& shape) {
-  std::vector<Grid> grids;
-  for (const Tensor& tensor : samples.tensors) {
-    auto found = grid_of(tensor);
-    if (!found) return std::nullopt;
-    grids.push_back(std::move(*found));
-  }
-  const auto form = [&](auto&& read) {
-    std::vector<int64_t> values;
-    for (const Grid& one : grids) values.push_back(read(one));
-    return fit(samples.units, values);
-  };
-  const auto offset = form([](const Grid& one) { return one.offset; });
-  if (!offset) return std::nullopt;
-  std::vector<LengthForm> strides;
-  for (size_t k = 0; k < shape.size(); ++k) {
-    const auto stride = form([k](const Grid& one) { return one.strides[k]; });
-    if (!stride) return std::nullopt;
-    strides.push_back(*stride);
-  }
-  ValueId sum = numbers({*offset});
+  const auto found = fit_grid(samples);
+  if (!found) return std::nullopt;
+  const std::vector<LengthForm>& strides = found->strides;
+  ValueId sum = numbers({found->offset});
   std::vector<LengthForm> reached = fixed(Shape(shape.size(), 1));
   for (size_t k = 0; k < shape.size(); ++k) {
     if (strides[k] == fixed(0)) continue;
@@ -263,6 +204,12 @@ std::optional<ValueId> LengthArithmetic::grid(const ConstantSamples& samples,
       along = node("Reshape", {along, numbers(column)}, DataType::kInt64, column);
     }
     sum = node("Add", {sum, along}, DataType::kInt64, reached);
+  }
+  if (found->greatest) {
+    sum = node("Min", {sum, numbers({*found->greatest})}, DataType::kInt64, reached);
+  }
+  if (found->least) {
+    sum = node("Max", {sum, numbers({*found->least})}, DataType::kInt64, reached);
   }
   if (reached != shape) sum = expanded(sum, shape);
   const DataType dtype = samples.tensors[0].dtype();

@@ -9,15 +9,10 @@
 #include <vector>
 
 #include "ir/builder.h"
+#include "transforms/open_length/constant_grid.h"
 #include "transforms/open_length/length_form.h"
 
 namespace autosp::transforms {
-
-// The same constant at several lengths.
-struct ConstantSamples {
-  std::vector<int64_t> units;
-  std::vector<ir::Tensor> tensors;  // by length
-};
 
 class LengthArithmetic {
  public:
@@ -37,7 +32,7 @@ class LengthArithmetic {
 
   // The constant at any length. Nullopt when it is none of: integers, or their reciprocals, that
   // are a form each; one number in every entry; integers that grow evenly along every axis
-  // (positions, index grids).
+  // (positions, index grids), within bounds (the ends of windows).
   std::optional<ValueId> constant(const ConstantSamples& samples);
 
   // Shapes of what was made here, where they are not constant.
