@@ -370,5 +370,20 @@ TEST(ImportModels, ReadsEveryCommittedGraph) {
   EXPECT_GT(count, 0);
 }
 
+TEST(Import, PositionsBeyondATableAreRefused) {
+  const auto gather = [](const std::string& indices) {
+    return message_of([&] {
+      parse(
+          fmt::format("g (float[4,2] table) => (float[a,b] y) <int64[2] at = {{{}}}> "
+                      "{{ [look] y = Gather(table, at) }}",
+                      indices));
+    });
+  };
+  EXPECT_EQ(gather("3, -4"), "no error");
+  EXPECT_THAT(gather("0, 4"),
+              HasSubstr("node 'look: Gather' takes entry 4 along axis 0 of 'table'"));
+  EXPECT_THAT(gather("-5, 0"), HasSubstr("takes entry -5"));
+}
+
 }  // namespace
 }  // namespace autosp::onnx_io
