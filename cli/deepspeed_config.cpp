@@ -1,6 +1,7 @@
 #include "deepspeed_config.h"
 
 #include <algorithm>
+#include <cctype>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -42,13 +43,75 @@ bool take_count(const Entry& entry, DeepSpeedConfig& config) {
   return true;
 }
 
-// Stage 0 divides no state of the optimizer, as here. What higher stages divide is outside a step's
-// graph, in which every rank has all gradients.
-bool take_zero_stage(const Entry& entry, DeepSpeedConfig&) {
+// Stage 0 divides nothing, with and without an update.
+bool take_zero_stage(const Entry& entry, DeepSpeedConfig& config) {
   if (!entry.value.is_number_integer()) entry.refuse("0, 1, 2 or 3");
   const auto stage = entry.value.get<int64_t>();
   if (stage < 0 || stage > 3) entry.refuse("0, 1, 2 or 3");
-  return stage == 0;
+  config.update.zero_stage = static_cast<int>(stage);
+  if (stage > 0) config.update.keys.push_back(entry.key);
+  return true;
+}
+
+double number_from(const Entry& entry, double least, const std::string& wanted) {
+  const bool fits = entry.value.is_number() && entry.value.get<double>() >= least &&
+                    entry.value.get<double>() <= std::numeric_limits<float>::max();
+  if (!fits) entry.refuse(wanted);
+  return entry.value.get<double>();
+}
+
+bool take_clipping(const Entry& entry, DeepSpeedConfig& config) {
+  config.update.clip_norm = number_from(entry, 0, "a number from 0 on");
+  if (*config.update.clip_norm > 0) config.update.keys.push_back(entry.key);
+  return true;
+}
+
+bool take_optimizer_setting(const Entry& entry, const std::string& name,
+                            transforms::OptimizerSettings& settings) {
+  const auto number = [&](const Json& value, const std::string& key) {
+    return number_from({key, value, entry.path}, 0, "a number from 0 on");
+  };
+  if (name == "eps") {
+    settings.epsilon = number(entry.value, entry.key);
+  } else if (name == "weight_decay") {
+    settings.weight_decay = number(entry.value, entry.key);
+  } else if (name == "momentum") {
+    settings.momentum = number(entry.value, entry.key);
+  } else if (name == "betas") {
+    if (!entry.value.is_array() || entry.value.size() != 2) entry.refuse("a list of two numbers");
+    settings.beta1 = number(entry.value[0], entry.key + "[0]");
+    settings.beta2 = number(entry.value[1], entry.key + "[1]");
+    if (settings.beta1 >= 1 || settings.beta2 >= 1) entry.refuse("two numbers below 1");
+  } else {
+    return false;
+  }
+  return true;
+}
+
+// Types that there is an optimizer for here. DeepSpeed's Adam decays weights apart from the
+// gradient, as AdamW does, unless adam_w_mode is false.
+bool take_optimizer(const Entry& entry, DeepSpeedConfig& config) {
+  if (!entry.value.is_object()) entry.refuse("an object with a type and params");
+  const Json type = entry.value.value("type", Json());
+  if (!type.is_string()) entry.refuse("an object with a type, the name of an optimizer");
+  std::string name = type.get<std::string>();
+  std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::tolower(c); });
+  if (name != "adam" && name != "adamw" && name != "sgd" && name != "adagrad") return false;
+  const Json params = entry.value.value("params", Json::object());
+  if (!params.is_object()) entry.refuse("an object with a type, and params that are an object");
+  transforms::OptimizerSettings settings{.name = name == "adam" ? "adamw" : name};
+  for (const auto& [key, value] : params.items()) {
+    const Entry setting{entry.key + ".params." + key, value, entry.path};
+    if (name == "adam" && key == "adam_w_mode") {
+      if (!value.is_boolean()) setting.refuse("true or false");
+      if (!value.get<bool>()) settings.name = "adam";
+    } else if (value == "auto" || !take_optimizer_setting(setting, key, settings)) {
+      config.unused.push_back(setting.key);
+    }
+  }
+  config.update.optimizer = settings;
+  config.update.keys.push_back(entry.key);
+  return true;
 }
 
 bool take_passes(const Entry& entry, DeepSpeedConfig& config) {
@@ -77,6 +140,8 @@ constexpr Row kRows[] = {
     {"gradient_accumulation_steps", take_count<&DeepSpeedConfig::accumulation>},
     {"zero_optimization.stage", take_zero_stage},
     {"compile.passes", take_passes},
+    {"gradient_clipping", take_clipping},
+    {"optimizer", take_optimizer},
 };
 
 bool has_rows_below(const std::string& key) {

@@ -10,7 +10,17 @@
 #include <string>
 #include <vector>
 
+#include "transforms/training/optimizer.h"
+
 namespace autosp::cli {
+
+// What it says of the update, for commands that write one.
+struct DeepSpeedUpdate {
+  std::optional<int> zero_stage;                           // zero_optimization.stage
+  std::optional<double> clip_norm;                         // gradient_clipping
+  std::optional<transforms::OptimizerSettings> optimizer;  // without clip_norm
+  std::vector<std::string> keys;                           // those that say so
+};
 
 struct DeepSpeedConfig {
   std::optional<int64_t> sp;            // sequence_parallel_size
@@ -18,7 +28,8 @@ struct DeepSpeedConfig {
   std::optional<int64_t> micro_batch;   // train_micro_batch_size_per_gpu
   std::optional<int64_t> accumulation;  // gradient_accumulation_steps
   bool wants_autosp = false;            // a pass of "compile" is autosp
-  std::vector<std::string> unused;      // keys that nothing here follows from, as "a.b"
+  DeepSpeedUpdate update;
+  std::vector<std::string> unused;  // keys that nothing here follows from, as "a.b"
 };
 
 // Throws Error for what is not a JSON object, or gives a key of the table a value that it cannot

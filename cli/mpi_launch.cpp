@@ -25,6 +25,34 @@ void add_launch_options(CLI::App& command, int64_t& ranks, std::string& transpor
       ->check(CLI::IsMember({"threads", "mpi"}));
 }
 
+executor::SlowLink slow_link(const SlowLinkArguments& arguments) {
+  constexpr double kGibibyte = 1 << 30;
+  return {.latency = arguments.latency * 1e-3, .rate = arguments.rate * kGibibyte};
+}
+
+void add_overlap_options(CLI::App& command, bool& overlap, SlowLinkArguments& link) {
+  command.add_flag("--overlap", overlap,
+                   "Runs collectives beside computations: for a network that is slow beside the "
+                   "cores. Takes a thread per rank and more memory");
+  command
+      .add_option("--link-latency", link.latency,
+                  "Pretends that every collective takes this much longer, milliseconds")
+      ->check(CLI::Range(0.0, 1e6))
+      ->type_name("MS")
+      ->capture_default_str();
+  command
+      .add_option("--link-rate", link.rate,
+                  "Pretends that a rank sends no faster than this, GiB/s; 0: as fast as it can")
+      ->check(CLI::Range(0.0, 1e6))
+      ->type_name("RATE")
+      ->capture_default_str();
+}
+
+void add_words(const SlowLinkArguments& arguments, std::vector<std::string>& words) {
+  words.insert(words.end(), {fmt::format("--link-latency={}", arguments.latency),
+                             fmt::format("--link-rate={}", arguments.rate)});
+}
+
 void start_mpirun(int64_t ranks, const std::vector<std::string>& arguments) {
   std::vector<std::string> words = {"mpirun",
                                     "--oversubscribe",

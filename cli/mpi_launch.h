@@ -16,6 +16,17 @@ namespace autosp::cli {
 // --np and --transport.
 void add_launch_options(CLI::App& command, int64_t& ranks, std::string& transport);
 
+// --link-latency, milliseconds, and --link-rate, GiB/s; 0: none, and unlimited.
+struct SlowLinkArguments {
+  double latency = 0;
+  double rate = 0;
+};
+executor::SlowLink slow_link(const SlowLinkArguments& arguments);
+// --overlap, and the options of a slow link.
+void add_overlap_options(CLI::App& command, bool& overlap, SlowLinkArguments& link);
+// The words that say the same on a command line.
+void add_words(const SlowLinkArguments& arguments, std::vector<std::string>& words);
+
 // Replaces this process by mpirun, which starts this program once per rank with these arguments.
 [[noreturn]] void start_mpirun(int64_t ranks, const std::vector<std::string>& arguments);
 

@@ -286,7 +286,8 @@ int sweep(const Arguments& arguments, const LoadedModel& model, const cost::Devi
 int run(Arguments arguments) {
   const cost::Device device = load_device(arguments.device.device);
   const int64_t memory = arguments.device.memory_bytes(device);
-  settle(arguments.training);
+  settle(arguments.training, arguments.plan.deepspeed_config);
+  arguments.model.train = arguments.training.wanted();
   const LoadedModel model = load(arguments);
   if (arguments.sweep) return sweep(arguments, model, device, memory);
   const Planned planned = plan_once(model, arguments, device, memory);
@@ -331,7 +332,6 @@ void add_plan(CLI::App& app, Action& action) {
   add_pass_options(*command, arguments->passes);
   command->callback([arguments, command, &action] {
     arguments->tile_given = command->count("--tile") > 0;
-    arguments->model.train = arguments->training.wanted();
     action = [arguments] { return run(*arguments); };
   });
 }

@@ -17,6 +17,14 @@ int64_t PlanArguments::ranks() const {
 
 namespace {
 
+// Whether the command is one that writes or plans the update, and there is an optimizer.
+bool writes_update(const CLI::App& command, const DeepSpeedConfig& config) {
+  const CLI::Option* const optimizer = command.get_option_no_throw("--optimizer");
+  if (optimizer == nullptr) return false;
+  return config.update.optimizer || optimizer->count() > 0 ||
+         command.count("--optimizer-model") > 0;
+}
+
 // Once all options are known.
 void apply_config(const CLI::App& command, PlanArguments& arguments) {
   const std::filesystem::path& path = arguments.deepspeed_config;
@@ -30,9 +38,13 @@ void apply_config(const CLI::App& command, PlanArguments& arguments) {
   if (arguments.sp_mesh.empty()) arguments.sp = division.sp;
   arguments.dp = division.dp.value_or(arguments.dp);
   arguments.batch = division.batch;
-  if (!config.unused.empty()) {
+  std::vector<std::string> unused = config.unused;
+  if (!writes_update(command, config)) {
+    unused.insert(unused.end(), config.update.keys.begin(), config.update.keys.end());
+  }
+  if (!unused.empty()) {
     fmt::print(stderr, "note: of '{}', these are left to the training: {}\n", path.string(),
-               fmt::join(config.unused, ", "));
+               fmt::join(unused, ", "));
   }
 }
 
@@ -60,8 +72,9 @@ void add_plan_options(CLI::App& command, PlanArguments& arguments) {
       ->type_name("AXIS=SIZE");
   command
       .add_option("--deepspeed-config", arguments.deepspeed_config,
-                  "A DeepSpeed configuration: sequence_parallel_size is --sp, and the batch sizes "
-                  "give --dp; what it says besides is named and left alone")
+                  "A DeepSpeed configuration: sequence_parallel_size is --sp, the batch sizes give "
+                  "--dp; optimizer, ZeRO stage, clipping and accumulation are --optimizer and what "
+                  "belongs to it. What it says besides is named and left alone")
       ->type_name("JSON");
   command.parse_complete_callback([&command, &arguments] { apply_config(command, arguments); });
   command.add_flag("--strict", arguments.strict,

@@ -29,7 +29,8 @@ constexpr int64_t kMostThreads = 1024;  // of a rank: more than any machine has 
 constexpr const char* kFooter = R"(
 inputs.npz holds every graph input, whole: each rank takes its slice, as manifest.json says; ranks may also be
 given files of their own (--feed-rank). Results
-are the loss and the gradients, complete on every rank; --output writes rank 0's. Of the memory for
+are the loss and the gradients, complete on every rank; --output writes rank 0's. 'exposed' is the time of a
+step in which collectives kept a rank from computing. Of the memory for
 intermediate values, 'planned' is what was set aside, 'measured' what came into use, with the buffers
 of messages; 'resident' is the most that the rank's whole process took, which threads share.
 
@@ -50,6 +51,8 @@ struct Arguments {
   int threads_per_rank = 0;
   int repeat = 1;
   bool fuse = false;
+  bool overlap = false;
+  SlowLinkArguments link;
   bool json = false;
 };
 
@@ -97,6 +100,8 @@ executor::RunOptions run_options(const Arguments& arguments) {
   options.threads_per_rank = arguments.threads_per_rank;
   options.repeat = arguments.repeat;
   options.compile.fuse = arguments.fuse;
+  options.compile.overlap = arguments.overlap;
+  options.link = slow_link(arguments.link);
   options.trace = !arguments.trace.empty();
   return options;
 }
@@ -114,6 +119,7 @@ Json rank_report(const executor::RankResult& rank, int64_t resident_peak,
               {"seconds", rank.seconds},
               {"collectives", rank.collectives.size()},
               {"collective_seconds", waiting},
+              {"exposed_seconds", rank.exposed_seconds},
               {"bytes_sent", bytes},
               {"planned_peak_bytes", rank.planned.arena},
               {"measured_peak_bytes", rank.measured_peak},
@@ -143,12 +149,13 @@ void print_report(const Json& ranks, const Arguments& arguments, const std::stri
     return;
   }
   fmt::print("{} ({})\n", count_of_ranks(ranks.size()), transport);
-  fmt::print("{:>4} {:>14} {:>9} {:>12} {:>12} {:>12} {:>12} {:>12}\n", "rank", "loss", "seconds",
-             "collectives", "sent", "planned", "measured", "resident");
+  fmt::print("{:>4} {:>14} {:>9} {:>9} {:>12} {:>12} {:>12} {:>12} {:>12}\n", "rank", "loss",
+             "seconds", "exposed", "collectives", "sent", "planned", "measured", "resident");
   for (const Json& rank : ranks) {
-    fmt::print("{:>4} {:>14} {:>9.3f} {:>12} {:>12} {:>12} {:>12} {:>12}\n",
+    fmt::print("{:>4} {:>14} {:>9.3f} {:>9.3f} {:>12} {:>12} {:>12} {:>12} {:>12}\n",
                rank["rank"].get<int>(), loss_text(rank), rank["seconds"].get<double>(),
-               rank["collectives"].get<int64_t>(), format_bytes(rank["bytes_sent"].get<double>()),
+               rank["exposed_seconds"].get<double>(), rank["collectives"].get<int64_t>(),
+               format_bytes(rank["bytes_sent"].get<double>()),
                format_bytes(rank["planned_peak_bytes"].get<double>()),
                format_bytes(rank["measured_peak_bytes"].get<double>()),
                format_bytes(rank["resident_peak_bytes"].get<double>()));
@@ -185,7 +192,8 @@ int run_threads(const Arguments& arguments) {
 // --- Under MPI.
 
 Json to_json(const executor::TraceEvent& event) {
-  return Json{event.name, event.category, event.rank, event.start, event.duration, event.bytes};
+  return Json{event.name,     event.category, event.rank,  event.start,
+              event.duration, event.bytes,    event.beside};
 }
 
 executor::TraceEvent to_event(const Json& json) {
@@ -194,7 +202,8 @@ executor::TraceEvent to_event(const Json& json) {
           .rank = json[2],
           .start = json[3],
           .duration = json[4],
-          .bytes = json[5]};
+          .bytes = json[5],
+          .beside = json[6]};
 }
 
 // Rank 0 compares; what it throws ends every rank.
@@ -277,6 +286,8 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   }
   if (arguments.json) words.emplace_back("--json");
   if (arguments.fuse) words.emplace_back("--fuse");
+  if (arguments.overlap) words.emplace_back("--overlap");
+  add_words(arguments.link, words);
   start_mpirun(static_cast<int64_t>(manifest.ranks.size()), words);
 }
 
@@ -335,6 +346,7 @@ void add_run(CLI::App& app, Action& action) {
       ->capture_default_str();
   command->add_flag("--fuse", arguments->fuse,
                     "Runs elementwise operators that feed each other as one step");
+  add_overlap_options(*command, arguments->overlap, arguments->link);
   command->add_flag("--json", arguments->json, "Prints the report as JSON");
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
 }

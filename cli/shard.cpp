@@ -207,7 +207,8 @@ int run_open(const Arguments& arguments, const OpenDim& dim) {
 }
 
 int run(Arguments arguments) {
-  settle(arguments.training);
+  settle(arguments.training, arguments.plan.deepspeed_config);
+  arguments.model.train = arguments.training.wanted();
   if (const auto open = take_open_dim(arguments.model)) return run_open(arguments, *open);
   const Files files = dependencies(arguments);
   LoadedModel model = load_model(arguments.model, arguments.passes);
@@ -269,10 +270,7 @@ void add_shard(CLI::App& app, Action& action) {
       ->check(at_most(kLargestSeed))
       ->capture_default_str();
   add_pass_options(*command, arguments->passes);
-  command->callback([arguments, &action] {
-    arguments->model.train = arguments->training.wanted();
-    action = [arguments] { return run(*arguments); };
-  });
+  command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });
 }
 
 }  // namespace autosp::cli

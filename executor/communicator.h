@@ -59,6 +59,10 @@ class Communicator {
   // All ranks call this together: what each of them offers until its next offer.
   virtual void offer(const SharedRegion&) {}
 
+  // This rank cannot go on, for that reason: a collective that waits, of this rank or of one that
+  // waits for it, ends by throwing Interrupted. May be called while another thread is in one.
+  virtual void give_up(const std::exception_ptr&) {}
+
   // y = sum of the members' x; equal shapes. y may be x.
   virtual void all_reduce(const Collective& collective, const ConstBuffer& x, const Buffer& y) = 0;
 

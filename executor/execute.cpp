@@ -1,10 +1,13 @@
 #include "executor/execute.h"
 
 #include <algorithm>
+#include <iterator>
 #include <map>
+#include <optional>
 
 #include "base/context.h"
 #include "executor/arena_guard.h"
+#include "executor/collective_queue.h"
 #include "executor/memory.h"
 #include "executor/workers.h"
 #include "ir/operator_traits.h"
@@ -62,6 +65,13 @@ int64_t bytes_sent(const ir::Graph& graph, const ir::Node& node, int rank) {
   return elements * static_cast<int64_t>(ir::element_size(x.dtype));
 }
 
+// Of the step that a thread runs, and what it has noted of those before.
+struct ThreadState {
+  std::vector<reference::Operand> operands;
+  std::vector<reference::Result> results;
+  std::vector<TraceEvent> events;
+};
+
 // The run of one program: where its values are, and what is live.
 class Execution {
  public:
@@ -75,7 +85,9 @@ class Execution {
         arena_(program.memory().arena, communicator.reads_in_place()),
         guard_(arena_.at(0), program.memory().arena),
         workers_(program.workers()),
-        files_(options.data_folder) {}
+        files_(options.data_folder) {
+    if (program.overlaps()) collectives_.emplace();
+  }
 
   RankResult run() {
     check_feeds(graph_, feeds_);
@@ -84,7 +96,14 @@ class Execution {
     locate_values();
     communicator_.offer(arena_.region());
     std::vector<double> seconds;
-    for (int k = 0; k < options_.repeat; ++k) seconds.push_back(run_step());
+    for (int k = 0; k < options_.repeat; ++k) {
+      try {
+        seconds.push_back(run_step());
+      } catch (...) {
+        if (collectives_) communicator_.give_up(std::current_exception());
+        throw;
+      }
+    }
     std::ranges::nth_element(seconds, seconds.begin() + (options_.repeat - 1) / 2);
     result_.seconds = seconds[static_cast<size_t>(options_.repeat - 1) / 2];
     communicator_.offer({});
@@ -99,13 +118,45 @@ class Execution {
   // Every kernel once; seconds. Inputs are never written to, so this can be done again.
   double run_step() {
     result_.collectives.clear();
-    if (options_.events != nullptr) options_.events->clear();
+    result_.exposed_seconds = 0;
+    of_kernels_.events.clear();
+    of_collectives_.events.clear();
     const auto begin = Clock::now();
     for (size_t step = 0; step < graph_.nodes().size(); ++step) {
-      if (!program_.is_view(step)) run_kernel(step);
+      if (program_.is_view(step)) continue;
+      if (collectives_) {
+        run_beside_collectives(step);
+      } else {
+        guard_step(step);
+        run_kernel(step);
+      }
     }
     guard_.allow_all();
-    return seconds_since(begin);
+    if (collectives_) {
+      wait_for_collectives(posted_);
+      collectives_->reset();
+      posted_ = 0;
+    }
+    const double seconds = seconds_since(begin);
+    if (options_.events != nullptr) *options_.events = merged_events();
+    return seconds;
+  }
+
+  void run_beside_collectives(size_t step) {
+    if (ir::is_collective(graph_.nodes()[step])) {
+      collectives_->post([this, step] { run_kernel(step); });
+      ++posted_;
+      return;
+    }
+    wait_for_collectives(program_.ended_before(step));
+    run_kernel(step);
+  }
+
+  void wait_for_collectives(int count) {
+    if (count == 0) return;
+    const auto begin = Clock::now();
+    collectives_->wait_for(count);
+    result_.exposed_seconds += seconds_since(begin);
   }
 
   // Every value's address. Data is never written through the pointers of operands.
@@ -134,40 +185,45 @@ class Execution {
     return arena_.at(program_.buffers()[static_cast<size_t>(buffer)].offset);
   }
 
+  // In the rank's thread, or in that of its collectives.
   void run_kernel(size_t step) {
     const ir::Node& node = graph_.nodes()[step];
-    operands_.clear();
-    results_.clear();
+    ThreadState& arguments = ir::is_collective(node) ? of_collectives_ : of_kernels_;
+    arguments.operands.clear();
+    arguments.results.clear();
     for (ValueId id : node.inputs) {
-      operands_.push_back(
+      arguments.operands.push_back(
           id ? reference::Operand{graph_.type(id).dtype, &graph_.shape(id), addresses_[id.index()]}
              : reference::Operand{});
     }
     for (ValueId id : node.outputs) {
-      results_.push_back(id ? reference::Result{graph_.type(id).dtype, &graph_.shape(id),
-                                                arena_address(program_.place(id).buffer)}
-                            : reference::Result{});
+      arguments.results.push_back(id ? reference::Result{graph_.type(id).dtype, &graph_.shape(id),
+                                                         arena_address(program_.place(id).buffer)}
+                                     : reference::Result{});
     }
     const int scratch = program_.workspace(step);
-    const KernelCall call{{node, operands_, results_},
+    const KernelCall call{{node, arguments.operands, arguments.results},
                           scratch < 0 ? nullptr : arena_address(scratch),
                           &communicator_,
                           &workers_};
-    guard_step(node, scratch);
+    const int64_t bytes = ir::is_collective(node) ? bytes_sent(graph_, node, result_.rank) : 0;
     const auto begin = Clock::now();
     try {
+      // Before the data move: whoever gives their memory away too early is found out.
+      if (ir::is_collective(node)) options_.link.carry(bytes);
       program_.kernel(step)(call);
     } catch (Error& error) {
       error.note(fmt::format("in {} on rank {}", graph_.describe(node), result_.rank));
       throw complete(error, "",
                      "check the values that are fed: this node cannot work on its operands");
     }
-    record(node, begin);
+    record(node, begin, bytes);
   }
 
   // Of the arena, the step may touch what it was given.
-  void guard_step(const ir::Node& node, int scratch) {
+  void guard_step(size_t step) {
     if constexpr (!ArenaGuard::kActive) return;
+    const ir::Node& node = graph_.nodes()[step];
     guard_.forbid_all();
     const auto allow = [&](int buffer) {
       if (buffer < 0) return;
@@ -179,19 +235,30 @@ class Execution {
         if (id && program_.place(id).storage == Storage::kArena) allow(program_.place(id).buffer);
       }
     }
-    allow(scratch);
+    allow(program_.workspace(step));
   }
 
-  void record(const ir::Node& node, Clock::time_point begin) {
+  void record(const ir::Node& node, Clock::time_point begin, int64_t bytes) {
     const bool collective = ir::is_collective(node);
     if (!collective && options_.events == nullptr) return;
     const double duration = seconds_since(begin);
-    const int64_t bytes = collective ? bytes_sent(graph_, node, result_.rank) : 0;
-    if (collective) result_.collectives.push_back({node.name, node.op, bytes, duration});
-    if (options_.events != nullptr) {
-      const double start = std::chrono::duration<double>(begin - options_.epoch).count();
-      options_.events->push_back({node.name, node.op, result_.rank, start, duration, bytes});
+    if (collective) {
+      result_.collectives.push_back({node.name, node.op, bytes, duration});
+      if (!collectives_) result_.exposed_seconds += duration;
     }
+    if (options_.events == nullptr) return;
+    const double start = std::chrono::duration<double>(begin - options_.epoch).count();
+    (collective ? of_collectives_ : of_kernels_)
+        .events.push_back(
+            {node.name, node.op, result_.rank, start, duration, bytes, collectives_ && collective});
+  }
+
+  // In the order in which they began.
+  std::vector<TraceEvent> merged_events() {
+    std::vector<TraceEvent> events;
+    std::ranges::merge(of_kernels_.events, of_collectives_.events, std::back_inserter(events), {},
+                       &TraceEvent::start, &TraceEvent::start);
+    return events;
   }
 
   // Copies the outputs, so that the arena can go. Its pages go one output after the other, so that
@@ -245,10 +312,12 @@ class Execution {
   ArenaGuard guard_;
   Workers workers_;
   MappedFiles files_;
-  std::vector<const void*> addresses_;        // per value
-  std::vector<reference::Operand> operands_;  // of the step that runs
-  std::vector<reference::Result> results_;
+  std::vector<const void*> addresses_;  // per value
+  ThreadState of_kernels_;
+  ThreadState of_collectives_;  // kernels and collectives may run in a thread each
   RankResult result_;
+  int posted_ = 0;                              // collectives, in this step
+  std::optional<CollectiveQueue> collectives_;  // last: ended before what it uses goes
 };
 
 }  // namespace

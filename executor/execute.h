@@ -15,6 +15,7 @@ struct ExecuteOptions {
   std::vector<TraceEvent>* events = nullptr;  // null: no trace
   Clock::time_point epoch = Clock::now();     // time zero of the trace
   int repeat = 1;                             // steps to run
+  SlowLink link;
 };
 
 // Throws Error when a feed is missing or of another type than its graph input, and what kernels

@@ -5,6 +5,7 @@
 
 #include "executor/absorb_transposes.h"
 #include "executor/fuse_elementwise.h"
+#include "executor/overlap.h"
 #include "ir/operator_traits.h"
 
 namespace autosp::executor {
@@ -16,6 +17,10 @@ class Compiler {
       : graph_(*graph), kernels_(kernels), options_(options) {
     program_.graph_ = std::move(graph);
     program_.workers_ = options.workers;
+    if (!options.overlap) return;
+    CollectiveDeadlines deadlines = collective_deadlines(graph_);
+    program_.ended_before_ = std::move(deadlines.ended_before);
+    waited_for_by_ = std::move(deadlines.waited_for_by);
   }
 
   Program compile() {
@@ -122,6 +127,20 @@ class Compiler {
       program_.workspaces_[step] =
           add_buffer(scratch, static_cast<int>(step), static_cast<int>(step));
     }
+    if (options_.overlap && ir::is_collective(node)) hold_until_awaited(step);
+  }
+
+  // What a collective reads and writes stays until a step has waited for it.
+  void hold_until_awaited(size_t step) {
+    const ir::Node& node = graph_.nodes()[step];
+    for (const auto* values : {&node.inputs, &node.outputs}) {
+      for (ValueId id : *values) {
+        if (!id || program_.places_[id.index()].storage != Storage::kArena) continue;
+        ArenaBuffer& buffer =
+            program_.buffers_[static_cast<size_t>(program_.places_[id.index()].buffer)];
+        buffer.last = std::max(buffer.last, waited_for_by_[step]);
+      }
+    }
   }
 
   reference::Aliasing aliasing(size_t step) const { return program_.kernels_[step].aliasing; }
@@ -190,12 +209,16 @@ class Compiler {
   const CompileOptions& options_;
   Program program_;
   std::vector<int> last_use_;  // per value: a step, the number of steps for outputs, -1 for none
+  std::vector<int> waited_for_by_;  // CollectiveDeadlines, where collectives overlap
 };
 
 Program compile(std::shared_ptr<const ir::Graph> graph, const CompileOptions& options) {
   const KernelTable& kernels = options.kernels != nullptr ? *options.kernels : cpu_kernels();
   graph = absorb_transposes(graph, kernels);
   if (options.fuse) graph = fuse_elementwise(graph, kernels);
+  if (options.overlap) {
+    graph = std::make_shared<const ir::Graph>(start_collectives_early(*graph));
+  }
   return Compiler(std::move(graph), kernels, options).compile();
 }
 

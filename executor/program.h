@@ -19,6 +19,7 @@ struct CompileOptions {
   bool share_memory = true;  // false: every result has bytes of its own for the whole run
   int workers = 1;           // threads of the rank that runs it
   bool fuse = false;         // elementwise operators that feed each other run as one step
+  bool overlap = false;      // collectives run beside computation, which takes more memory
 };
 
 // All in bytes.
@@ -59,6 +60,10 @@ class Program {
   bool is_view(size_t step) const { return is_view_[step]; }
   // The buffer of the step's scratch memory, or -1.
   int workspace(size_t step) const { return workspaces_[step]; }
+  // Whether collectives run beside the other steps, one after the other.
+  bool overlaps() const { return !ended_before_.empty(); }
+  // How many collectives must have ended before the step.
+  int ended_before(size_t step) const { return overlaps() ? ended_before_[step] : 0; }
 
  private:
   friend class Compiler;
@@ -70,6 +75,7 @@ class Program {
   std::vector<BoundKernel> kernels_;  // per node
   std::vector<bool> is_view_;
   std::vector<int> workspaces_;
+  std::vector<int> ended_before_;  // by step; empty: collectives are steps like others
 };
 
 // Throws Error, naming node and operator, when there is no kernel for a node.

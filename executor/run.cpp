@@ -2,12 +2,20 @@
 
 #include <malloc.h>
 
+#include <chrono>
+#include <thread>
+
 #include "executor/execute.h"
 #include "executor/memory.h"
 #include "executor/openblas.h"
 #include "executor/world.h"
 
 namespace autosp::executor {
+
+void SlowLink::carry(int64_t bytes) const {
+  const double seconds = latency + (rate > 0 ? static_cast<double>(bytes) / rate : 0);
+  if (seconds > 0) std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+}
 
 RunResult run_in_threads(const std::vector<std::shared_ptr<const ir::Graph>>& graphs,
                          const std::vector<Arrays>& feeds, const RunOptions& options) {
@@ -28,9 +36,9 @@ RunResult run_in_threads(const std::vector<std::shared_ptr<const ir::Graph>>& gr
   const auto epoch = Clock::now();
   run_world(static_cast<int>(size), options.timeout, [&](int rank, Communicator& communicator) {
     const auto k = static_cast<size_t>(rank);
-    result.ranks[k] =
-        execute(programs[k], feeds[k], communicator,
-                {options.data_folder, options.trace ? &events[k] : nullptr, epoch, options.repeat});
+    result.ranks[k] = execute(programs[k], feeds[k], communicator,
+                              {options.data_folder, options.trace ? &events[k] : nullptr, epoch,
+                               options.repeat, options.link});
   });
   result.resident_peak = resident_peak();
   for (const auto& rank_events : events) {

@@ -12,6 +12,16 @@
 
 namespace autosp::executor {
 
+// A network that is slower than the one there is: every collective takes this much longer, in which
+// its rank's cores are free.
+struct SlowLink {
+  double latency = 0;  // seconds
+  double rate = 0;     // bytes per second that a rank sends; 0: unlimited
+
+  // Returns when it has carried them.
+  void carry(int64_t bytes) const;
+};
+
 struct RunOptions {
   // Folder that external data locations are relative to.
   std::filesystem::path data_folder;
@@ -23,6 +33,7 @@ struct RunOptions {
   bool trace = false;  // of the last step
   // Runs the same step this often; RankResult::seconds is the median.
   int repeat = 1;
+  SlowLink link;
   CompileOptions compile;
 };
 
@@ -43,6 +54,8 @@ struct RankResult {
   int64_t arena_touched = 0;  // bytes: pages of the arena that became resident
   int64_t measured_peak = 0;  // bytes: those, and what the transport held for itself
   double seconds = 0;         // of a step: its kernels and collectives
+  // Of the last step, in which nothing was computed because of collectives.
+  double exposed_seconds = 0;
   std::vector<CollectiveRecord> collectives;  // of the last step, in order of execution
 };
 
@@ -69,6 +82,8 @@ class MpiSession {
   int size() const;
   // This rank's share of the cores that the ranks of its machine may use.
   int cores() const;
+  // Whether other threads than the first may send and receive, one at a time.
+  bool lets_threads_call() const;
 
   // Every rank's text, of any length, in rank order, on rank 0; nothing on the others.
   std::vector<std::string> gather(const std::string& text) const;

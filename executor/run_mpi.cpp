@@ -19,6 +19,7 @@ struct MpiSession::State {
   int rank = 0;
   int size = 1;
   int cores = 1;
+  int threads = MPI_THREAD_SINGLE;  // what the library provides
   std::unique_ptr<Communicator> communicator;
 };
 
@@ -55,8 +56,8 @@ int cores_of_this_rank() {
 }  // namespace
 
 MpiSession::MpiSession() : state_(std::make_unique<State>()) {
-  int provided = 0;
-  MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided);
+  // A rank's collectives may run in a thread of their own.
+  MPI_Init_thread(nullptr, nullptr, MPI_THREAD_SERIALIZED, &state_->threads);
   MPI_Comm_rank(MPI_COMM_WORLD, &state_->rank);
   MPI_Comm_size(MPI_COMM_WORLD, &state_->size);
   state_->cores = cores_of_this_rank();
@@ -70,6 +71,7 @@ MpiSession::~MpiSession() {
 int MpiSession::rank() const { return state_->rank; }
 int MpiSession::size() const { return state_->size; }
 int MpiSession::cores() const { return state_->cores; }
+bool MpiSession::lets_threads_call() const { return state_->threads >= MPI_THREAD_SERIALIZED; }
 
 std::vector<std::string> MpiSession::gather(const std::string& text) const {
   const auto length = static_cast<int64_t>(text.size());
@@ -106,6 +108,11 @@ Communicator& MpiSession::communicator(double timeout) {
 RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> graph,
                        const Arrays& feeds, const RunOptions& options) {
   CompileOptions compile_options = options.compile;
+  if (compile_options.overlap && !session.lets_threads_call()) {
+    throw Error("this MPI library lets one thread alone send and receive")
+        .note("collectives beside computation run in a thread of their own")
+        .help("run without --overlap, or with a library that has MPI_THREAD_SERIALIZED");
+  }
   compile_options.workers =
       options.threads_per_rank > 0 ? options.threads_per_rank : session.cores();
   set_blas_threads(compile_options.workers);
@@ -114,7 +121,7 @@ RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> gra
   malloc_trim(0);  // what loading the graph has left
   result.ranks.push_back(execute(program, feeds, session.communicator(options.timeout),
                                  {options.data_folder, options.trace ? &result.events : nullptr,
-                                  Clock::now(), options.repeat}));
+                                  Clock::now(), options.repeat, options.link}));
   result.resident_peak = resident_peak();
   return result;
 }

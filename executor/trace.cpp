@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <map>
 
 #include "base/utf8.h"
 #include "executor/part_file.h"
@@ -41,23 +42,38 @@ void write_trace(const std::filesystem::path& path, const std::vector<TraceEvent
   {
     std::ofstream file(part.path());
     file << "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n";
+    const char* separator = "";
+    const auto add = [&](const std::string& event) {
+      file << separator << event;
+      separator = ",\n";
+    };
     int ranks = 0;
     for (const TraceEvent& event : events) ranks = std::max(ranks, event.rank + 1);
-    for (int rank = 0; rank < ranks; ++rank) {
-      file << fmt::format(
-          "{{\"ph\": \"M\", \"name\": \"thread_name\", \"pid\": 0, \"tid\": {0}, "
-          "\"args\": {{\"name\": \"rank {0}\"}}}}{1}\n",
-          rank, rank + 1 < ranks || !events.empty() ? "," : "");
+    const auto track_of = [ranks](const TraceEvent& event) {
+      return event.beside ? ranks + event.rank : event.rank;
+    };
+    std::map<int, const TraceEvent*> tracks;  // with an event of each
+    for (const TraceEvent& event : events) tracks.emplace(track_of(event), &event);
+    for (const auto& [track, event] : tracks) {
+      const auto describe = [&, number = track](const char* what, const std::string& value) {
+        add(
+            fmt::format("{{\"ph\": \"M\", \"name\": \"thread_{}\", \"pid\": 0, \"tid\": {}, "
+                        "\"args\": {{{}}}}}",
+                        what, number, value));
+      };
+      describe("name", fmt::format("\"name\": \"rank {}{}\"", event->rank,
+                                   event->beside ? ", collectives" : ""));
+      describe("sort_index", fmt::format("\"sort_index\": {}", 2 * event->rank + event->beside));
     }
-    for (size_t k = 0; k < events.size(); ++k) {
-      const TraceEvent& event = events[k];
-      file << fmt::format(
-          "{{\"ph\": \"X\", \"name\": {}, \"cat\": {}, \"pid\": 0, \"tid\": {}, \"ts\": {:.3f}, "
-          "\"dur\": {:.3f}, \"args\": {{\"operator\": {}, \"bytes\": {}}}}}{}\n",
-          json_string(event.name), json_string(event.category), event.rank, event.start * 1e6,
-          event.duration * 1e6, json_string(event.category), event.bytes,
-          k + 1 < events.size() ? "," : "");
+    for (const TraceEvent& event : events) {
+      add(fmt::format(
+          "{{\"ph\": \"X\", \"name\": {}, \"cat\": {}, \"pid\": 0, \"tid\": {}, "
+          "\"ts\": {:.3f}, \"dur\": {:.3f}, "
+          "\"args\": {{\"operator\": {}, \"bytes\": {}}}}}",
+          json_string(event.name), json_string(event.category), track_of(event), event.start * 1e6,
+          event.duration * 1e6, json_string(event.category), event.bytes));
     }
+    file << "\n";
     file << "]}\n";
     file.flush();
     if (!file) part.refuse(std::strerror(errno));

@@ -15,9 +15,11 @@ struct TraceEvent {
   double start = 0;     // seconds since the run began
   double duration = 0;  // seconds
   int64_t bytes = 0;    // moved to other ranks; 0 for computations
+  bool beside = false;  // a collective that ran beside computations
 };
 
-// One track per rank. Appears under its name by rename.
+// One track per rank, and one for its collectives where they ran beside computations. Appears under
+// its name by rename.
 void write_trace(const std::filesystem::path& path, const std::vector<TraceEvent>& events);
 
 }  // namespace autosp::executor

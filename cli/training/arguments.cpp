@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "deepspeed_config.h"
 #include "ir/operator_traits.h"
 #include "prediction.h"
 #include "training/runtime_optimizer.h"
@@ -96,7 +97,54 @@ void add_training_options(CLI::App& command, TrainingArguments& arguments) {
       ->group(group);
 }
 
-void settle(TrainingArguments& arguments) {
+namespace {
+
+// What the configuration says, unless the option says the same or has its default.
+template <typename T>
+void adopt(const std::optional<T>& from, const T& without, T& to, const std::string& option,
+           const std::string& key) {
+  if (!from || *from == to) return;
+  if (to != without) {
+    throw Error("{} is {}, but {} of the DeepSpeed configuration is {}", option, to, key, *from)
+        .note("both say how the same model is to be trained")
+        .help("leave one of them out, or make them agree");
+  }
+  to = *from;
+}
+
+void adopt_deepspeed(const std::filesystem::path& path, TrainingArguments& arguments) {
+  if (path.empty()) return;
+  const DeepSpeedConfig config = read_deepspeed_config(path);
+  const TrainingArguments defaults;
+  transforms::OptimizerSettings& settings = arguments.optimizer;
+  if (config.update.optimizer && arguments.optimizer_model.empty()) {
+    const transforms::OptimizerSettings& from = *config.update.optimizer;
+    adopt(std::optional(from.name), std::string(), settings.name, "--optimizer", "optimizer.type");
+    const auto take = [&](double transforms::OptimizerSettings::*member, const char* option,
+                          const char* key) {
+      if (from.*member == defaults.optimizer.*member) return;
+      adopt(std::optional(from.*member), defaults.optimizer.*member, settings.*member, option, key);
+    };
+    take(&transforms::OptimizerSettings::momentum, "--momentum", "optimizer.params.momentum");
+    take(&transforms::OptimizerSettings::beta1, "--beta1", "optimizer.params.betas");
+    take(&transforms::OptimizerSettings::beta2, "--beta2", "optimizer.params.betas");
+    take(&transforms::OptimizerSettings::epsilon, "--epsilon", "optimizer.params.eps");
+    take(&transforms::OptimizerSettings::weight_decay, "--weight-decay",
+         "optimizer.params.weight_decay");
+  }
+  if (!arguments.wanted()) return;
+  adopt(config.update.zero_stage, defaults.zero, arguments.zero, "--zero",
+        "zero_optimization.stage");
+  adopt(config.update.clip_norm, defaults.optimizer.clip_norm, settings.clip_norm, "--clip-norm",
+        "gradient_clipping");
+  adopt(config.accumulation, defaults.accumulate, arguments.accumulate, "--accumulate",
+        "gradient_accumulation_steps");
+}
+
+}  // namespace
+
+void settle(TrainingArguments& arguments, const std::filesystem::path& deepspeed_config) {
+  adopt_deepspeed(deepspeed_config, arguments);
   if (!arguments.optimizer_model.empty()) {
     if (!arguments.optimizer.name.empty()) {
       throw Error("--optimizer and --optimizer-model are both given")

@@ -24,9 +24,10 @@ struct TrainingArguments {
 };
 
 void add_training_options(CLI::App& command, TrainingArguments& arguments);
-// Reads --optimizer-model. Throws Error for an optimizer that is not known, and for options that
-// belong to one when none is given.
-void settle(TrainingArguments& arguments);
+// Takes what --deepspeed-config says and options leave open, and reads --optimizer-model. Throws
+// Error where options and configuration contradict each other, for an optimizer that is not known,
+// and for options that belong to one when none is given.
+void settle(TrainingArguments& arguments, const std::filesystem::path& deepspeed_config);
 
 // Where micro-batches are accumulated and the loss is a quotient, gives out what it is divided by
 // (the number of valid tokens): micro-batches weigh as much as they have tokens.

@@ -4,6 +4,7 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -39,8 +40,10 @@ class Messages {
     });
   }
 
-  // Waits for all; the peers of what is still outstanding when the time is up, else nothing.
-  std::vector<int> wait(std::chrono::duration<double> timeout) {
+  // Waits for all; the peers of what is still outstanding when the time is up, or when `given_up`
+  // becomes true, else nothing.
+  std::vector<int> wait(std::chrono::duration<double> timeout,
+                        const std::atomic<bool>* given_up = nullptr) {
     using Clock = std::chrono::steady_clock;
     const auto begin = Clock::now();
     for (;;) {
@@ -48,7 +51,7 @@ class Messages {
       MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE);
       if (done != 0) return {};
       const auto waited = Clock::now() - begin;
-      if (waited > timeout) return outstanding();
+      if (waited > timeout || (given_up != nullptr && *given_up)) return outstanding();
       // A rank that waits must not keep the one it waits for from a core; but one that sleeps takes
       // as long as a small message to wake up.
       if (waited < std::chrono::microseconds(200)) {

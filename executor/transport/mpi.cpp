@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 
 #include "base/error.h"
@@ -63,6 +64,7 @@ class MpiCommunicator final : public CheckedCommunicator {
     return static_cast<int64_t>(send_staging_.capacity() + receive_staging_.capacity());
   }
   bool reads_in_place() const override { return size_ > 1; }
+  void give_up(const std::exception_ptr&) override { given_up_ = true; }
 
   // Ranks of other machines, and those whose memory cannot be mapped, have no peer region.
   void offer(const SharedRegion& region) override {
@@ -393,7 +395,11 @@ class MpiCommunicator final : public CheckedCommunicator {
   }
 
   void finish(const Collective& collective, Messages& messages) {
-    const std::vector<int> missing = messages.wait(timeout_);
+    const std::vector<int> missing = messages.wait(timeout_, &given_up_);
+    if (given_up_) {
+      failed_ = true;
+      throw Interrupted();
+    }
     if (!missing.empty()) fail_waiting(describe(collective), missing);
   }
 
@@ -430,6 +436,7 @@ class MpiCommunicator final : public CheckedCommunicator {
   int rank_ = 0;
   int size_ = 1;
   bool failed_ = false;
+  std::atomic<bool> given_up_ = false;
   SharedRegion own_;
   std::vector<std::optional<PeerRegion>> peers_;  // what other ranks offered, if it can be mapped
   std::vector<int> read_by_;  // [reader * size + owner]: whether it can; empty before any offer

@@ -141,6 +141,10 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
 
   int rank() const override { return rank_; }
   int size() const override { return static_cast<int>(world_.status.size()); }
+  void give_up(const std::exception_ptr& reason) override {
+    const std::lock_guard lock(world_.mutex);
+    world_.end_all(reason);
+  }
 
  private:
   void exchange(const Collective& collective, const ConstBuffer& x, const Buffer& y,

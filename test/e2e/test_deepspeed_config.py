@@ -47,12 +47,57 @@ def test_sp_and_dp_follow_and_one_note_names_the_rest(shard, tmp_path):
     assert named == [
         "compile.deepcompile",
         "compile.passes 'zero1_compile'",
-        "zero_optimization.stage",
         "zero_optimization.overlap_comm",
-        "gradient_clipping",
-        "optimizer",
+        "optimizer.params.lr",
         "bf16",
     ]
+
+
+def training(tmp_path):
+    return json.loads((tmp_path / "out" / "manifest.json").read_text()).get("training")
+
+
+def test_optimizer_zero_clipping_and_accumulation_follow(shard, tmp_path):
+    assert shard(WHOLE).returncode == 0
+    kept = training(tmp_path)
+    assert (kept["optimizer"], kept["zero"], kept["accumulate"]) == ("adamw", 1, 3)
+    assert {s["name"]: s["value"] for s in kept["settings"]}["clip_norm"] == 1
+    assert (tmp_path / "out" / "optimizer_rank_3.onnx").exists()
+    momentum = {"type": "SGD", "params": {"momentum": 0.5, "nesterov": True}}
+    result = shard({"sequence_parallel_size": 2, "optimizer": momentum}, "--weight-decay", 0.25)
+    assert "optimizer.params.nesterov" in result.stderr
+    settings = {s["name"]: s["value"] for s in training(tmp_path)["settings"]}
+    assert (settings["momentum"], settings["weight_decay"]) == (0.5, 0.25)
+
+
+@pytest.mark.parametrize(
+    "optimizer, name",
+    [
+        ({"type": "Adam"}, "adamw"),  # DeepSpeed's default
+        ({"type": "Adam", "params": {"adam_w_mode": False}}, "adam"),
+        ({"type": "ADAMW", "params": {"betas": [0.8, "auto"]}}, None),
+        ({"type": "Lamb"}, None),
+    ],
+)
+def test_types_of_optimizers(shard, tmp_path, optimizer, name):
+    result = shard({"sequence_parallel_size": 2, "optimizer": optimizer})
+    if name:
+        assert training(tmp_path)["optimizer"] == name
+    elif optimizer["type"] == "Lamb":
+        assert "optimizer" in result.stderr
+        assert training(tmp_path) is None
+    else:
+        assert result.returncode == 2
+        assert "optimizer.params.betas" in result.stderr
+
+
+def test_without_an_optimizer_what_belongs_to_it_is_named(shard, tmp_path):
+    result = shard({"sequence_parallel_size": 2, "zero_optimization": {"stage": 1}, "gradient_clipping": 1})
+    assert "zero_optimization.stage, gradient_clipping" in result.stderr
+    assert training(tmp_path) is None
+    with_it = shard({"sequence_parallel_size": 2, "zero_optimization": {"stage": 1}}, "--optimizer", "sgd")
+    assert with_it.stderr == ""
+    assert training(tmp_path)["zero"] == 1
 
 
 def test_what_the_configuration_leaves_open_the_command_line_gives(shard, tmp_path):
@@ -72,6 +117,11 @@ def test_what_the_configuration_leaves_open_the_command_line_gives(shard, tmp_pa
         (WHOLE, ["--sp", 4], "--sp or --sp-mesh asks for 4 ranks per sequence"),
         (WHOLE, ["--sp-mesh", "u=2,r=2"], "asks for 4 ranks per sequence"),
         (WHOLE, ["--dp", 1], "--dp is 1"),
+        (WHOLE, ["--zero", 2], "--zero is 2"),
+        (WHOLE, ["--optimizer", "sgd"], "--optimizer is sgd"),
+        (WHOLE, ["--clip-norm", 2], "--clip-norm is 2"),
+        ({**WHOLE, "gradient_clipping": -1}, [], "'gradient_clipping'"),
+        ({"optimizer": "AdamW"}, [], "'optimizer'"),
         ({**WHOLE, "train_batch_size": 7}, [], "train_batch_size 7 is no multiple"),
         ({**WHOLE, "train_batch_size": 9}, [], "has a batch of 2, but"),
         ({"compile": {"passes": ["autosp"]}}, [], "asks for the pass autosp"),

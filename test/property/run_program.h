@@ -7,7 +7,9 @@
 
 namespace autosp::transforms {
 
-// `feeds` hold every input of the program's graph, whole. Ranks are threads, with one thread each.
-executor::RunResult run_program(const SpmdProgram& program, const test::Tensors& feeds);
+// `feeds` hold every input of the program's graph, whole. Ranks are threads, with one thread each,
+// and with `overlap` another one for collectives.
+executor::RunResult run_program(const SpmdProgram& program, const test::Tensors& feeds,
+                                bool overlap = false);
 
 }  // namespace autosp::transforms

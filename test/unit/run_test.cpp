@@ -85,15 +85,19 @@ TEST_F(RunFiles, ExternalDataThatIsMissingOrTruncatedIsNamed) {
 
 TEST_F(RunFiles, ATraceIsJsonWithOneTrackPerRank) {
   write_trace(folder_ / "trace.json", {{"layer0/\"q\"\n", "MatMul", 0, 0.5, 0.25, 0},
-                                       {"exchange", "AllToAll", 1, 1, 2, 96}});
+                                       {"exchange", "AllToAll", 1, 1, 2, 96},
+                                       {"sum", "AllReduce", 0, 1, 2, 96, true}});
   std::ifstream file(folder_ / "trace.json");
   const nlohmann::json trace = nlohmann::json::parse(file);
   const auto& events = trace.at("traceEvents");
-  ASSERT_EQ(events.size(), 4U);  // two names of tracks
-  EXPECT_EQ(events[2].at("name"), "layer0/\"q\"\n");
-  EXPECT_EQ(events[2].at("ts"), 0.5e6);
-  EXPECT_EQ(events[3].at("tid"), 1);
-  EXPECT_EQ(events[3].at("args").at("bytes"), 96);
+  ASSERT_EQ(events.size(), 9U);  // of three tracks name and order
+  EXPECT_EQ(events[4].at("args").at("name"), "rank 0, collectives");
+  EXPECT_EQ(events[5].at("args").at("sort_index"), 1);  // below rank 0
+  EXPECT_EQ(events[6].at("name"), "layer0/\"q\"\n");
+  EXPECT_EQ(events[6].at("ts"), 0.5e6);
+  EXPECT_EQ(events[7].at("tid"), 1);
+  EXPECT_EQ(events[7].at("args").at("bytes"), 96);
+  EXPECT_EQ(events[8].at("tid"), 2);
 }
 
 TEST_F(RunFiles, TracingRecordsEveryKernel) {
