@@ -9,6 +9,7 @@
 
 #include "base/context.h"
 #include "base/error.h"
+#include "ir/parallel_operators.h"
 #include "ir/rewriter.h"
 #include "signature.h"
 
@@ -257,6 +258,14 @@ void check_not_sharded(const ir::Graph& graph, const std::filesystem::path& path
       .help("give the model that it was made from; the manifest.json beside it names it");
 }
 
+void check_not_parallel(const ir::Graph& graph) {
+  for (const ir::Node& node : graph.nodes()) {
+    if (!ir::moves_data_between_ranks(node.domain, node.op)) continue;
+    throw ir::already_parallel(node.name,
+                               node.domain + (node.domain.empty() ? "" : "::") + node.op);
+  }
+}
+
 // An update gives parameters new values: they cannot be part of the graph. Returns whether any was.
 bool train_initializers(LoadedModel& model) {
   std::set<std::string> names;
@@ -295,6 +304,7 @@ LoadedModel load_model(const ModelArguments& arguments, const PassArguments& pas
   const auto begin = std::chrono::steady_clock::now();
   model.graph = onnx_io::import_model(arguments.model, model.bindings);
   check_not_sharded(model.graph, model.path);
+  check_not_parallel(model.graph);
   const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
   const size_t nodes = model.graph.nodes().size();
   model.timings.push_back(

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 
+#include "ir/parallel_operators.h"
 #include "onnx/model.h"
 #include "onnx/operation.h"
 #include "onnx/proto.h"
@@ -94,6 +95,9 @@ std::string operand_types(const ir::Graph& graph, const Operation& operation) {
 }
 
 [[noreturn]] void throw_unknown_operator(const Operation& operation) {
+  if (ir::moves_data_between_ranks(operation.domain, operation.op)) {
+    throw ir::already_parallel(operation.name, operation.domain + "::" + operation.op);
+  }
   std::vector<std::string> known;
   for (const auto& schema : onnx::OpSchemaRegistry::get_all_schemas()) {
     if (schema.domain() == operation.domain) known.push_back(schema.Name());
