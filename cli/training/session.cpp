@@ -191,7 +191,7 @@ Arrays RankTrainer::accumulate(const std::vector<Arrays>& micro_batches, double&
   for (const Arrays& data : micro_batches) {
     const Arrays outputs = run(step_, feeds_of(step_.graph(), {&data, &parameters_}));
     const double share = loss_weight_.empty() ? 1 : number(outputs, loss_weight_);
-    loss += share * number(outputs, loss_);
+    if (share != 0) loss += share * number(outputs, loss_);  // of no tokens the loss is NaN
     weight += share;
     const Arrays scalars = {{transforms::kWeight, float_scalar(share)}};
     const Arrays results =

@@ -118,6 +118,23 @@ def test_micro_batches_weigh_as_many_tokens_as_they_have(autosp_onnx, llama, tmp
     assert_close(trained, expected.parameters, parameters)
 
 
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_a_micro_batch_without_labels_adds_nothing(autosp_onnx, llama, tmp_path, zero):
+    graph, data, parameters, folder = llama
+    labels = data["labels"].copy()
+    labels[1] = -100
+    data = {**data, "labels": labels}
+    np.savez(tmp_path / "data.npz", **data)
+    out = tmp_path / "out"
+    shard(autosp_onnx, graph, out, "--sp", 2, "--optimizer", "sgd", "--accumulate", 4, "--zero", zero)
+    report, trained = train(
+        autosp_onnx, out, tmp_path / "data.npz", "--init", folder / "parameters.npz", "--lr", 0.5, steps=2
+    )
+    expected = reference.Reference(graph, parameters, reference.sgd(0.5), accumulate=4).run(data, 2)
+    np.testing.assert_allclose([step["loss"] for step in report["steps"]], expected.losses, rtol=1e-5)
+    assert_close(trained, expected.parameters, parameters)
+
+
 @pytest.mark.parametrize("sp, dp", [(2, 1), (5, 1), (8, 1), (2, 3)])
 def test_stages_agree_to_the_bit_and_hold_what_was_planned(autosp_onnx, llama, tmp_path, sp, dp):
     graph, data, parameters, folder = llama

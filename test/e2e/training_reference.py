@@ -35,6 +35,8 @@ class Reference:
         for batch in micro_batches:
             outputs = self.graph.step({**self.parameters, **batch})
             valid = int((batch["labels"][..., 1:] != -100).sum()) if len(micro_batches) > 1 else 1
+            if valid == 0:  # of no tokens loss and gradients are NaN
+                continue
             loss += valid * float(outputs["loss"])
             tokens += valid
             for name in self.parameters:

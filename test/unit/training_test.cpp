@@ -189,6 +189,28 @@ TEST(LossWeight, IsWhatTheLossIsDividedByLast) {
   EXPECT_EQ(transforms::loss_weight(graph, roles), std::nullopt);
 }
 
+TEST(LossWeight, DoesNotMindFactors) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const ValueId sum = graph.add_input("sum", {DataType::kFloat32, {}});
+  const ValueId count = graph.add_input("count", {DataType::kFloat32, {}});
+  const ValueId four = build.scalar(DataType::kFloat32, 4);
+  const ValueId mean = build.binary("Div", sum, count);
+  graph.add_output("quarter", build.binary("Div", mean, four));
+  graph.add_output("scaled", build.binary("Mul", four, mean));
+  graph.add_output("fixed", build.binary("Div", sum, four));
+  graph.add_output("product", build.binary("Mul", sum, mean));
+  const auto weight_of = [&](size_t output) {
+    shard::Roles roles;
+    roles.loss = output;
+    return transforms::loss_weight(graph, roles);
+  };
+  EXPECT_EQ(weight_of(0), count);
+  EXPECT_EQ(weight_of(1), count);
+  EXPECT_EQ(weight_of(2), four);
+  EXPECT_EQ(weight_of(3), std::nullopt);
+}
+
 TEST(Optimizers, NameTheNearMiss) {
   try {
     transforms::find_optimizer("adan");

@@ -202,6 +202,7 @@ ir::Graph emit_accumulate(const TrainingPlan& plan, int64_t rank) {
   ir::Builder build(out);
   out.name = fmt::format("accumulate_rank{}", rank);
   const ValueId weight = out.add_input(kWeight, {ir::DataType::kFloat32, {}});
+  const ValueId weighs_nothing = build.binary("Equal", weight, build.scalar_like(weight, 0));
   for (const UpdateUnit& unit : update_units(plan, rank)) {
     const ir::Shape shape = gradient_shape(plan, unit);
     const ValueId gradient = out.add_input(unit.gradient, {unit.gradient_dtype, shape});
@@ -209,7 +210,9 @@ ir::Graph emit_accumulate(const TrainingPlan& plan, int64_t rank) {
     const ValueId sum = out.add_input(unit.gradient + ".sum", {dtype, shape});
     const ValueId term =
         build.binary("Mul", build.cast(gradient, dtype), build.cast(weight, dtype));
-    out.add_output(unit.gradient + ".sum.new", build.binary("Add", sum, term));
+    // Gradients of a mean over no tokens are NaN, and so are they times zero.
+    out.add_output(unit.gradient + ".sum.new",
+                   build.where(weighs_nothing, sum, build.binary("Add", sum, term)));
   }
   ir::verify(out);
   return out;

@@ -22,8 +22,8 @@ ir::Graph emit_update(const TrainingPlan& plan, int64_t rank);
 
 // Inputs: kWeight, for every unit its gradient as the rank graph gives it, and "<gradient>.sum".
 // Outputs: "<gradient>.sum.new", the sum with weight * gradient added. Sums are kept in the
-// update's type. Micro-batches weigh as many tokens as they have; kGradientScale is one over their
-// sum.
+// update's type. Micro-batches weigh as many tokens as they have, and one without any adds nothing;
+// kGradientScale is one over the sum of the weights.
 ir::Graph emit_accumulate(const TrainingPlan& plan, int64_t rank);
 
 }  // namespace autosp::transforms

@@ -8,9 +8,15 @@ namespace autosp::transforms {
 
 namespace {
 
-// What leaves a number the quotient that it is.
-bool passes_on(const ir::Node& node) {
-  return ir::is_view(node) || node.is("Cast") || node.is("Neg") || node.is("Identity");
+// The operand of which the result is a multiple, the same for all batches; none for other nodes.
+ValueId multiplied(const ir::Graph& graph, const ir::Node& node) {
+  if (ir::is_view(node) || node.is("Cast") || node.is("Neg") || node.is("Identity")) {
+    return node.inputs[0];
+  }
+  const bool commutes = node.is("Mul");
+  if (!commutes && !node.is("Div")) return ValueId();
+  if (graph.is_constant(node.inputs[1])) return node.inputs[0];
+  return commutes && graph.is_constant(node.inputs[0]) ? node.inputs[1] : ValueId();
 }
 
 }  // namespace
@@ -18,15 +24,16 @@ bool passes_on(const ir::Node& node) {
 std::optional<ValueId> loss_weight(const ir::Graph& graph, const shard::Roles& roles) {
   if (!roles.loss) return std::nullopt;
   ValueId value = graph.outputs()[*roles.loss].value;
-  const ir::Node* node = graph.producer(value);
-  while (node != nullptr && passes_on(*node)) {
-    value = node->inputs[0];
-    node = graph.producer(value);
+  std::optional<ValueId> constant;  // a divisor that is the same for all batches
+  while (const ir::Node* node = graph.producer(value)) {
+    const bool divides = node->is("Div") && graph.type(node->inputs[1]).num_elements() == 1;
+    const ValueId operand = multiplied(graph, *node);
+    if (divides && !operand) return node->inputs[1];
+    if (divides && !constant) constant = node->inputs[1];
+    if (!operand) break;
+    value = operand;
   }
-  if (node == nullptr || !node->is("Div")) return std::nullopt;
-  const ValueId divisor = node->inputs[1];
-  if (graph.type(divisor).num_elements() != 1) return std::nullopt;
-  return divisor;
+  return constant;
 }
 
 }  // namespace autosp::transforms

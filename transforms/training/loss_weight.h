@@ -8,9 +8,10 @@
 
 namespace autosp::transforms {
 
-// What the loss is divided by last: the number of its valid tokens, or the sum of their weights.
-// The mean over several batches is that of their losses, each times this. Nullopt when the loss is
-// no quotient by a single number (a sum, or a sum of several means).
+// What the loss is divided by: the number of its valid tokens, or the sum of their weights. Factors
+// that are the same for all batches do not matter. The mean over several batches is that of their
+// losses, each times this. Nullopt when the loss is no quotient by a single number (a sum, or a sum
+// of several means).
 std::optional<ValueId> loss_weight(const ir::Graph& graph, const shard::Roles& roles);
 
 }  // namespace autosp::transforms
