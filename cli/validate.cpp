@@ -138,9 +138,11 @@ void print_curves(const Curves& curves, const Arguments& arguments) {
   };
   print(curves.tensors, nullptr);
   print(curves.parameters, "parameter");
-  fmt::print("{}: {} steps, {} gradients at each, {} parameters after the last\n",
-             curves.equal() ? "equal" : "DIFFERENT", curves.losses.size(),
-             curves.tensors.size() - 1, curves.parameters.size());
+  const bool agree = std::ranges::all_of(curves.tensors, &TensorComparison::agrees) &&
+                     std::ranges::all_of(curves.parameters, &TensorComparison::agrees);
+  const char* outcome = curves.equal() ? "equal" : agree ? "NOT FINITE" : "DIFFERENT";
+  fmt::print("{}: {} steps, {} gradients at each, {} parameters after the last\n", outcome,
+             curves.losses.size(), curves.tensors.size() - 1, curves.parameters.size());
 }
 
 int validate_curves(const Arguments& arguments, const onnx_io::Manifest& manifest,

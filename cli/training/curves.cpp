@@ -73,6 +73,13 @@ Manifest compared(const Manifest& manifest, bool parameters) {
   return result;
 }
 
+// What differs is worse than what is not finite, and that than what is equal, whatever its error.
+bool is_worse(const TensorComparison& tensor, const TensorComparison& than) {
+  if (tensor.agrees() != than.agrees()) return than.agrees();
+  if (tensor.proves_nothing() != than.proves_nothing()) return tensor.proves_nothing();
+  return tensor.relative_error() / tensor.tolerance > than.relative_error() / than.tolerance;
+}
+
 void keep_worst(const std::vector<TensorComparison>& tensors, int64_t step, Curves& curves) {
   if (curves.tensors.empty()) {
     curves.tensors = tensors;
@@ -80,11 +87,7 @@ void keep_worst(const std::vector<TensorComparison>& tensors, int64_t step, Curv
     return;
   }
   for (size_t k = 0; k < tensors.size(); ++k) {
-    const TensorComparison& worst = curves.tensors[k];
-    if (tensors[k].relative_error() / tensors[k].tolerance <=
-        worst.relative_error() / worst.tolerance) {
-      continue;
-    }
+    if (!is_worse(tensors[k], curves.tensors[k])) continue;
     curves.tensors[k] = tensors[k];
     curves.steps[k] = step;
   }

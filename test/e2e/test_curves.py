@@ -70,6 +70,15 @@ def test_a_wrong_update_is_found(autosp_onnx, tmp_path):
     assert "DIFFERENT" in result.stdout and "model.norm.weight " in result.stdout
 
 
+def test_curves_that_leave_the_numbers_prove_nothing(autosp_onnx, tmp_path):
+    """Both sides alike, but infinite: also when that is so after the first step only."""
+    out = tmp_path / "out"
+    graph = shard(autosp_onnx, "nano.onnx", out, ["--sp", 2, "--optimizer", "sgd"])
+    result = autosp_onnx("validate", graph.path, out, "--steps", 3, "--lr", 1e30)
+    assert result.returncode == 1
+    assert "NOT FINITE: 3 steps" in result.stdout
+
+
 def test_plan_tells_what_training_keeps(autosp_onnx):
     graph = GRAPHS / "llama.onnx"
     whole = sum(
