@@ -2,6 +2,7 @@
 
 #include <fmt/ranges.h>
 
+#include <cmath>
 #include <numeric>
 
 #include "base/error.h"
@@ -70,7 +71,9 @@ void add_training_options(CLI::App& command, TrainingArguments& arguments) {
       ->check(number(0, 1, "a number from 0 to 1"))
       ->capture_default_str()
       ->group(group);
-  const auto below_one = number(0, 1 - 1e-12, "a number from 0 to below 1");
+  // Attributes are float32: what rounds to 1 there corrects a bias of 0 / 0.
+  const auto below_one =
+      number(0, std::nextafter(1.0F, 0.0F), "a number from 0 to below 1, in float32");
   command.add_option("--beta1", arguments.optimizer.beta1, "Of adam and adamw")
       ->check(below_one)
       ->capture_default_str()
@@ -177,12 +180,30 @@ void add_loss_weight(const TrainingArguments& arguments, LoadedModel& model) {
   if (weight) model.graph.add_output(kLossWeight, *weight);
 }
 
+namespace {
+
+// Update and checkpoints hold parameters by their names, beside scalars of their own.
+void check_names(const TrainingPlan& plan) {
+  const std::string_view taken[] = {transforms::kLearningRate, transforms::kStep,
+                                    transforms::kGradientScale};
+  for (const transforms::TrainedParameter& parameter : plan.parameters) {
+    if (std::ranges::find(taken, parameter.name) == std::end(taken)) continue;
+    throw Error("there is no update for a parameter that is named '{}'", parameter.name)
+        .note(fmt::format("inputs of the update are named {}", fmt::join(taken, ", ")))
+        .help("give the parameter another name, or shard without --optimizer");
+  }
+}
+
+}  // namespace
+
 std::shared_ptr<const transforms::Exchange> plan_training(const TrainingArguments& arguments,
                                                           const transforms::SpmdProgram& program) {
   if (!arguments.wanted()) return nullptr;
-  return std::make_shared<const transforms::Exchange>(
+  auto exchange = std::make_shared<const transforms::Exchange>(
       transforms::plan_exchange(program, arguments.optimizer, arguments.zero,
                                 parse_bytes(arguments.bucket, "--bucket"), arguments.accumulate));
+  check_names(exchange->plan);
+  return exchange;
 }
 
 namespace {

@@ -64,6 +64,7 @@ Batches::Batches(const std::vector<Arrays>& batches, const Arrays& initial,
 
 void Batches::add(Arrays arrays, const std::string& where) {
   File file;
+  bool counted = false;  // by an array with an axis for the batches, even of one
   for (const onnx_io::ManifestInput& input : inputs_) {
     const auto found = arrays.find(input.name);
     const size_t count = found == arrays.end() ? 0 : batches_in(found->second, input.type);
@@ -76,13 +77,14 @@ void Batches::add(Arrays arrays, const std::string& where) {
                             ir::to_string(input.type)));
     }
     if (found->second.shape() != input.type.shape) {
-      if (file.batches != 1 && file.batches != count) {
+      if (counted && file.batches != count) {
         throw Error("{} holds {} batches of '{}', but {} of another input", where, count,
                     input.name, file.batches)
             .note("the first axis counts the batches")
             .help("give as many of every input");
       }
       file.batches = count;
+      counted = true;
     }
     file.arrays.insert(arrays.extract(found));
   }

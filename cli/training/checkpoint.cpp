@@ -30,23 +30,32 @@ void write_checkpoint(const std::filesystem::path& folder, int64_t step, executo
   executor::write_npz(folder / fmt::format("{}{:08}{}", kBegin, step, kEnd), whole);
 }
 
-std::optional<Checkpoint> latest_checkpoint(const std::filesystem::path& folder) {
-  std::optional<Checkpoint> latest;
+std::optional<std::filesystem::path> latest_checkpoint_file(const std::filesystem::path& folder) {
+  std::optional<std::filesystem::path> latest;
   if (!std::filesystem::is_directory(folder)) return latest;
+  int64_t latest_step = 0;
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     const auto step = step_of(entry.path().filename().string());
-    if (!step || (latest && *step <= latest->step)) continue;
-    latest = {.step = *step, .file = entry.path(), .arrays = {}};
+    if (!step || (latest && *step <= latest_step)) continue;
+    latest = entry.path();
+    latest_step = *step;
   }
-  if (!latest) return latest;
-  latest->arrays = executor::read_npz(latest->file);
-  const auto found = latest->arrays.find(kStepArray);
-  if (found == latest->arrays.end() || found->second.as_int64s() != std::vector{latest->step}) {
-    throw Error("'{}' is not a checkpoint of step {}", latest->file.string(), latest->step)
+  return latest;
+}
+
+std::optional<Checkpoint> latest_checkpoint(const std::filesystem::path& folder) {
+  const auto file = latest_checkpoint_file(folder);
+  if (!file) return std::nullopt;
+  Checkpoint latest{.step = *step_of(file->filename().string()),
+                    .file = *file,
+                    .arrays = executor::read_npz(*file)};
+  const auto found = latest.arrays.find(kStepArray);
+  if (found == latest.arrays.end() || found->second.as_int64s() != std::vector{latest.step}) {
+    throw Error("'{}' is not a checkpoint of step {}", latest.file.string(), latest.step)
         .note("its array 'step' says otherwise")
         .help("remove it, or give another folder with --checkpoint");
   }
-  latest->arrays.erase(found);
+  latest.arrays.erase(found);
   return latest;
 }
 

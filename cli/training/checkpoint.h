@@ -18,6 +18,7 @@ struct Checkpoint {
   std::filesystem::path file;
   executor::Arrays arrays;
 };
+std::optional<std::filesystem::path> latest_checkpoint_file(const std::filesystem::path& folder);
 // The one of the latest step; nullopt when there is none. Throws Error for a file that is damaged.
 std::optional<Checkpoint> latest_checkpoint(const std::filesystem::path& folder);
 

@@ -33,6 +33,16 @@ void check_every(const TrainingRun& run) {
       .help("add --checkpoint DIR");
 }
 
+// Checkpoints of two runs in one folder would be taken for those of one.
+void check_folder(const TrainingRun& run) {
+  if (run.checkpoint.empty() || run.resume) return;
+  const auto latest = latest_checkpoint_file(run.checkpoint);
+  if (!latest) return;
+  throw Error("'{}' holds checkpoints of another run", run.checkpoint.string())
+      .note(fmt::format("the latest is '{}', and --resume is not given", latest->string()))
+      .help("add --resume to go on from it, or give another folder with --checkpoint");
+}
+
 // The array of a parameter, from the first of these that has it.
 const Tensor& find_parameter(const onnx_io::ManifestInput& input,
                              std::initializer_list<const Arrays*> sources) {
@@ -72,6 +82,13 @@ void load_state(const TrainingRun& run, TrainingJob& job) {
             .help(
                 "resume with the optimizer that wrote the checkpoint, or give its parameters with "
                 "--init");
+      }
+      const ir::Type type{transforms::update_dtype(parameter.type.dtype), parameter.type.shape};
+      if (found->second.type() != type) {
+        throw Error("'{}' holds '{}' as {}, not {}", checkpoint->file.string(), name,
+                    ir::to_string(found->second.type()), ir::to_string(type))
+            .note("it is a state of the optimizer, kept for every element of the parameter")
+            .help("resume from a checkpoint of this model");
       }
       job.state[name] = found->second;
     }
@@ -130,6 +147,7 @@ TrainingJob prepare(const TrainingRun& run, int64_t started) {
 
 TrainingJob prepare(const TrainingRun& run, int64_t started, Batches batches) {
   check_every(run);
+  check_folder(run);
   onnx_io::Manifest manifest = onnx_io::read_manifest(run.folder);
   check_ranks(run, manifest, started);
   transforms::TrainingPlan plan = training_plan(manifest, run.folder.string());

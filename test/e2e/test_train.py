@@ -229,9 +229,10 @@ def test_processes_train_as_threads_do(autosp_onnx, llama, tmp_path, zero):
     graph, data, parameters, folder = llama
     out = tmp_path / "out"
     shard(autosp_onnx, graph, out, "--sp", 3, "--optimizer", "adam", "--zero", zero)
-    options = ["--init", folder / "parameters.npz", "--checkpoint", tmp_path / "saved"]
-    report, threads = train(autosp_onnx, out, folder / "data.npz", *options, steps=3)
-    mpi, processes = train(autosp_onnx, out, folder / "data.npz", *options, "--transport", "mpi", steps=3)
+    options = ["--init", folder / "parameters.npz"]
+    saved, other = ["--checkpoint", tmp_path / "saved"], ["--checkpoint", tmp_path / "other", "--transport", "mpi"]
+    report, threads = train(autosp_onnx, out, folder / "data.npz", *options, *saved, steps=3)
+    mpi, processes = train(autosp_onnx, out, folder / "data.npz", *options, *other, steps=3)
     assert [step["rank_losses"] for step in report["steps"]] == [step["rank_losses"] for step in mpi["steps"]]
     assert report["ranks"] == mpi["ranks"]
     for name, array in threads.items():
@@ -456,3 +457,44 @@ def test_messages(autosp_onnx, llama, tmp_path):
     adam = tmp_path / "adam"
     shard(autosp_onnx, graph, adam, "--sp", 2, "--optimizer", "adam")
     assert "keeps it for every parameter" in fails("train", adam, *good, "--checkpoint", saved, "--resume")
+    # Those of another run, which --resume would take for this one's.
+    assert "step_00000002.npz', and --resume" in fails("train", out, *good, *start, "--checkpoint", saved)
+    # An axis for one batch counts as well.
+    np.savez(tmp_path / "bad.npz", **{**data, "input_ids": data["input_ids"][:1]})
+    assert "but 1 of another input" in fails("train", out, "--data", tmp_path / "bad.npz", "--steps", 2, *start)
+    # Attributes of operators are float32: this is 1.
+    words = ["shard", graph.path, "--dim", "seq=22", "-o", tmp_path / "x", "--optimizer", "adam"]
+    assert "is not a number from 0 to below 1" in fails(*words, "--beta1", 0.99999999)
+
+
+def test_parameters_are_not_named_as_what_the_update_has_of_its_own(autosp_onnx, llama, tmp_path):
+    model = onnx.ModelProto()
+    model.CopyFrom(llama[0].model)
+    names = {"model.norm.weight": "step", "model.norm.weight.grad": "step.grad"}
+    for value in [*model.graph.input, *model.graph.output]:
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    onnx.save(model, tmp_path / "model.onnx")
+    words = ["shard", tmp_path / "model.onnx", "--dim", "seq=22", "--sp", 2, "-o", tmp_path / "out"]
+    result = autosp_onnx(*words, "--optimizer", "sgd", "--zero", 3)
+    assert result.returncode == 2
+    assert "no update for a parameter that is named 'step'" in result.stderr
+    assert autosp_onnx(*words).returncode == 0
+
+
+def test_states_of_another_shape_are_refused(autosp_onnx, llama, tmp_path):
+    graph, _, _, folder = llama
+    out, saved = tmp_path / "out", tmp_path / "saved"
+    shard(autosp_onnx, graph, out, "--sp", 2, "--optimizer", "adam", "--zero", 1)
+    words = ["train", out, "--data", folder / "data.npz", "--checkpoint", saved]
+    assert autosp_onnx(*words, "--init", folder / "parameters.npz", "--steps", 1).returncode == 0
+    checkpoint = saved / "step_00000001.npz"
+    with np.load(checkpoint) as archive:
+        arrays = dict(archive)
+    arrays["mean/model.norm.weight"] = arrays["mean/model.norm.weight"][:1]
+    np.savez(checkpoint, **arrays)
+    result = autosp_onnx(*words, "--steps", 2, "--resume")
+    assert result.returncode == 2
+    assert "holds 'mean/model.norm.weight' as float32[1]" in result.stderr
