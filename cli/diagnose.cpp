@@ -99,9 +99,12 @@ class Diagnosis {
         executor::run_in_threads({d_.whole_graph}, {feeds}, d_.options).ranks[0].outputs);
   }
 
+  // Of a type that holds kIgnored.
   const ManifestInput* labels() const {
     for (const ManifestInput& input : d_.manifest.inputs) {
-      if (named(input, {"label", "target"}) && ir::is_integer(input.type.dtype)) return &input;
+      const ir::DataType dtype = input.type.dtype;
+      const bool is_wide = dtype == ir::DataType::kInt32 || dtype == ir::DataType::kInt64;
+      if (is_wide && named(input, {"label", "target"})) return &input;
     }
     return nullptr;
   }
@@ -232,8 +235,11 @@ class Diagnosis {
       const double square = product(whole, whole);
       if (square == 0) continue;
       const double ratio = product(d_.ranks[0].at(tensor.name), whole) / square;
-      constexpr double kLoose = 1e-2;
-      if (factor && std::abs(ratio - *factor) > kLoose * std::abs(*factor)) return;
+      constexpr double kLoose = 1e-2;  // of the factor, and of what it is off by
+      if (factor &&
+          std::abs(ratio - *factor) > kLoose * std::min(std::abs(*factor), std::abs(*factor - 1))) {
+        return;
+      }
       if (!factor) factor = ratio;
     }
     if (!factor || same(*factor, 1)) return;

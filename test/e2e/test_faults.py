@@ -137,6 +137,15 @@ def averaged_gradients(graph, manifest):
         graph.nodes.append(helper.make_node("Mul", [f"summed_once_{k}", share], [output.name]))
 
 
+def one_gradient_scaled(graph, manifest):
+    """A little, and the first one only: nothing that all gradients share."""
+    name = next(output.name for output in graph.model.graph.output if output.name.endswith(".grad"))
+    [maker] = [node for node in graph.nodes if name in node.output]
+    maker.output[list(maker.output).index(name)] = "exact"
+    factor = graph.constant("factor", np.float32(1.005))
+    graph.nodes.append(helper.make_node("Mul", ["exact", factor], [name]))
+
+
 FAULTS = {
     local_mean: ("llama.onnx", "local mean: every rank's loss"),
     mean_of_means: ("llama.onnx", "local mean: the loss is the mean of the ranks' means"),
@@ -145,6 +154,7 @@ FAULTS = {
     local_positions: ("nano.onnx", "local positions: rows 8 to 22 of 'position_embedding.weight'"),
     tied_twice: ("adversarial/tied_embeddings.onnx", "counted twice: of all gradients only that of 'embedding.weight'"),
     averaged_gradients: ("llama.onnx", "common factor: every gradient is 0.3333 times"),
+    one_gradient_scaled: ("llama.onnx", None),
 }
 
 
@@ -175,7 +185,44 @@ def test_faults_are_found_and_named(autosp_onnx, tmp_path, fault):
     after = autosp_onnx("validate", graph.path, out, "--feed", feed, "--json")
     assert after.returncode == 1, after.stderr
     causes = json.loads(after.stdout)["causes"]
+    if cause is None:
+        assert causes == []
+        return
     assert len(causes) == 1, causes
     assert causes[0].startswith(cause), causes
     text = autosp_onnx("validate", graph.path, out, "--feed", feed)
     assert f"likely cause: {causes[0]}" in text.stdout
+
+
+def test_labels_that_hold_no_mark_for_ignored_ones_are_left_alone(autosp_onnx, tmp_path):
+    """Of 8 bits, -100 is not among them."""
+    shape, tensor = ["batch", "seq"], onnx.TensorProto
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["product"]),
+        helper.make_node("Cast", ["labels"], ["targets"], to=tensor.FLOAT),
+        helper.make_node("Sub", ["product", "targets"], ["error"]),
+        helper.make_node("Mul", ["error", "error"], ["square"]),
+        helper.make_node("ReduceSum", ["square"], ["loss"], keepdims=0),
+        helper.make_node("Mul", ["error", "x"], ["half"]),
+        helper.make_node("ReduceSum", ["half"], ["half_sum"], keepdims=0),
+        helper.make_node("Add", ["half_sum", "half_sum"], ["w.grad"]),
+    ]
+    inputs = [("x", tensor.FLOAT, shape), ("labels", tensor.UINT8, shape), ("w", tensor.FLOAT, [])]
+    outputs = [("loss", tensor.FLOAT, []), ("w.grad", tensor.FLOAT, [])]
+    values = [[helper.make_tensor_value_info(*value) for value in group] for group in (inputs, outputs)]
+    model = helper.make_model(helper.make_graph(nodes, "g", *values), opset_imports=[helper.make_opsetid("", 18)])
+    path, out = tmp_path / "model.onnx", tmp_path / "out"
+    onnx.save(model, path)
+    dims = ["--dim", "batch=2", "--dim", "seq=8", "--seq", "x:1", "--seq", "labels:1"]
+    shard = autosp_onnx("shard", path, *dims, "--sp", 2, "-o", out)
+    assert shard.returncode == 0, shard.stderr
+    for rank in range(2):
+        graph = RankGraph(out, rank)
+        [cast] = [node for node in graph.nodes if node.op_type == "Cast"]
+        cast.op_type, cast.input[0] = "Mul", "x"
+        del cast.attribute[:]
+        cast.input.append("x")
+        graph.save()
+    result = autosp_onnx("validate", path, out)
+    assert result.returncode == 1, result.stderr
+    assert "DIFFERENT" in result.stdout
