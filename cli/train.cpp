@@ -14,6 +14,7 @@
 #include "mpi_launch.h"
 #include "output_file.h"
 #include "ranks.h"
+#include "training/checkpoint.h"
 #include "training/loop.h"
 
 namespace autosp::cli {
@@ -146,15 +147,16 @@ void train_rank(const TrainingJob& job, const Arguments& arguments, Report& repo
   report.end(job, result.held);
 }
 
-void check_output(const Arguments& arguments, const TrainingJob& job) {
+void prepare_outputs(const Arguments& arguments, const TrainingJob& job) {
   check_output_files({{"--output", arguments.output}},
                      {{"--data", arguments.run.data}, {"--init", arguments.run.initial}},
                      arguments.run.folder, job.manifest);
+  if (!arguments.run.checkpoint.empty()) make_checkpoint_folder(arguments.run.checkpoint);
 }
 
 int train_in_threads(const Arguments& arguments) {
   const TrainingJob job = prepare(arguments.run, arguments.np);
-  check_output(arguments, job);
+  prepare_outputs(arguments, job);
   const int ranks = static_cast<int>(job.manifest.ranks.size());
   const int workers = arguments.threads_per_rank > 0 ? arguments.threads_per_rank
                                                      : executor::default_blas_threads(ranks);
@@ -173,7 +175,7 @@ int train_as_process(executor::MpiSession& session, const Arguments& arguments) 
   try {
     refuse_threads_under_mpirun(arguments.transport, session);
     job = prepare(arguments.run, session.size());
-    if (session.rank() == 0) check_output(arguments, *job);
+    if (session.rank() == 0) prepare_outputs(arguments, *job);
   } catch (...) {
     problem = current_failure();
   }

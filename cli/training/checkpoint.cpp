@@ -1,5 +1,7 @@
 #include "training/checkpoint.h"
 
+#include <unistd.h>
+
 #include <charconv>
 
 #include "base/error.h"
@@ -23,6 +25,16 @@ std::optional<int64_t> step_of(const std::string& name) {
 }
 
 }  // namespace
+
+void make_checkpoint_folder(const std::filesystem::path& folder) {
+  std::error_code problem;
+  std::filesystem::create_directories(folder, problem);
+  if (!problem && ::access(folder.c_str(), W_OK | X_OK) == 0) return;
+  if (!problem) problem = {errno, std::generic_category()};
+  throw Error("'{}' cannot hold checkpoints: {}", folder.string(), problem.message())
+      .note("one is written after the last step, and after every K steps with --every K")
+      .help("give a folder with --checkpoint that you may write to, or that can be made");
+}
 
 void write_checkpoint(const std::filesystem::path& folder, int64_t step, executor::Arrays whole) {
   std::filesystem::create_directories(folder);

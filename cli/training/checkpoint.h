@@ -9,6 +9,9 @@
 
 namespace autosp::cli {
 
+// Before the first step: what cannot be written is told at once. Throws Error.
+void make_checkpoint_folder(const std::filesystem::path& folder);
+
 // FOLDER/step_00000012.npz: parameters by their names, state as "mean/NAME", and "step". Appears
 // under its name when it is complete; the folder is made.
 void write_checkpoint(const std::filesystem::path& folder, int64_t step, executor::Arrays whole);

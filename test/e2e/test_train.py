@@ -459,6 +459,10 @@ def test_messages(autosp_onnx, llama, tmp_path):
     assert "keeps it for every parameter" in fails("train", adam, *good, "--checkpoint", saved, "--resume")
     # Those of another run, which --resume would take for this one's.
     assert "step_00000002.npz', and --resume" in fails("train", out, *good, *start, "--checkpoint", saved)
+    # Before the first step.
+    assert "cannot hold checkpoints" in fails("train", out, *good, *start, "--checkpoint", folder / "data.npz")
+    result = autosp_onnx("train", out, *good, *start, "--checkpoint", folder / "data.npz")
+    assert result.stdout == ""
     # An axis for one batch counts as well.
     np.savez(tmp_path / "bad.npz", **{**data, "input_ids": data["input_ids"][:1]})
     assert "but 1 of another input" in fails("train", out, "--data", tmp_path / "bad.npz", "--steps", 2, *start)
