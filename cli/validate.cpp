@@ -132,8 +132,7 @@ void print_curves(const Curves& curves, const Arguments& arguments) {
       fmt::print("  {:<48} {:<9} {:>10.2e} {:>10.0e}  {}\n", tensor.name,
                  what != nullptr ? what : name_of(tensor.role), tensor.relative_error(),
                  tensor.tolerance,
-                 what != nullptr && tensor.is_rounding ? "equal: its gradient is rounding"
-                                                       : verdict(tensor));
+                 tensor.is_rounding ? "equal: the gradient is rounding" : verdict(tensor));
     }
   };
   print(curves.tensors, nullptr);

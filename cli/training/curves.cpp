@@ -23,6 +23,7 @@ namespace autosp::cli {
 
 using executor::Arrays;
 using onnx_io::Manifest;
+using Precisions = std::map<std::string, ir::DataType>;
 
 namespace {
 
@@ -108,32 +109,56 @@ TrainingJob make_job(const Manifest& manifest, const ir::Graph& whole,
 
 // A parameter whose gradient is next to nothing beside the largest, at every step, is moved by
 // rounding; optimizers that divide by the gradient's size (adam) even move it as far as others.
-std::set<std::string> moved_by_rounding(const Manifest& manifest,
-                                        const std::vector<Arrays>& outputs) {
+struct Rounding {
+  std::set<std::string> parameters;
+  std::set<std::string> gradients;  // of these
+  double most = 0;                  // the largest entry of all gradients
+};
+Rounding rounding_of(const Manifest& manifest, const std::vector<Arrays>& outputs) {
   constexpr double kNothing = 1e-5;
-  std::map<std::string, double> largest;
-  double most = 0;
+  Rounding result;
+  std::map<const onnx_io::ManifestOutput*, double> largest;
   for (const onnx_io::ManifestOutput& output : manifest.outputs) {
     if (output.role != onnx_io::OutputRole::kGradient) continue;
     for (const Arrays& step : outputs) {
       const ir::Tensor& gradient = step.at(output.name);
-      double& entry = largest[output.parameter];
+      double& entry = largest[&output];
       for (int64_t i = 0; i < gradient.num_elements(); ++i) {
         entry = std::max(entry, std::abs(gradient.value_as_double(i)));
       }
-      most = std::max(most, entry);
+      result.most = std::max(result.most, entry);
     }
   }
-  std::set<std::string> names;
-  for (const auto& [name, entry] : largest) {
-    if (entry < kNothing * most) names.insert(name);
+  for (const auto& [output, entry] : largest) {
+    if (entry >= kNothing * result.most) continue;
+    result.parameters.insert(output->parameter);
+    result.gradients.insert(output->name);
   }
-  return names;
+  return result;
 }
 
-double loss_tolerance(const std::optional<double>& tolerance) {
-  constexpr double kDefault = 1e-4;
-  return tolerance.value_or(kDefault);
+// How far an entry of some parameter has moved at most.
+double furthest_move(const TrainingJob& job, const Arrays& after) {
+  double furthest = 0;
+  for (const transforms::TrainedParameter& parameter : job.plan.parameters) {
+    const ir::Tensor& from = job.state.at(parameter.name);
+    const ir::Tensor& to = after.at(parameter.name);
+    for (int64_t i = 0; i < from.num_elements(); ++i) {
+      furthest = std::max(furthest, std::abs(to.value_as_double(i) - from.value_as_double(i)));
+    }
+  }
+  return furthest;
+}
+
+// A parameter is as exact as its gradients are.
+Precisions precisions_of_parameters(const Manifest& manifest, const Precisions& precision) {
+  Precisions result;
+  for (const onnx_io::ManifestOutput& output : manifest.outputs) {
+    const auto found = precision.find(output.name);
+    if (output.role != onnx_io::OutputRole::kGradient || found == precision.end()) continue;
+    result[output.parameter] = found->second;
+  }
+  return result;
 }
 
 }  // namespace
@@ -209,7 +234,8 @@ Curves compare_curves(const std::shared_ptr<const ir::Graph>& whole, const Manif
         tensor.rank = rank;
         // Of a curve: the losses of later steps carry what the earlier updates differed by.
         if (tensor.role == onnx_io::OutputRole::kLoss) {
-          tensor.tolerance = loss_tolerance(options.tolerance);
+          constexpr double kLoss = 1e-4;
+          tensor.tolerance = options.tolerance.value_or(std::max(kLoss, tensor.tolerance));
         }
       }
       const std::lock_guard lock(mutex);
@@ -218,16 +244,25 @@ Curves compare_curves(const std::shared_ptr<const ir::Graph>& whole, const Manif
     }
     rank_parameters[static_cast<size_t>(rank)] = trainer.whole_parameters();
   });
-  curves.parameters = compare_outputs(compared(manifest, true), whole_parameters, rank_parameters,
-                                      {}, options.tolerance);
-  const std::set<std::string> rounding = moved_by_rounding(manifest, expected);
+  curves.parameters =
+      compare_outputs(compared(manifest, true), whole_parameters, rank_parameters,
+                      precisions_of_parameters(manifest, precision), options.tolerance);
+  const Rounding rounding = rounding_of(manifest, expected);
+  constexpr double kRounding = 1e-6;  // of the largest gradient: what sums in float32 leave
+  for (TensorComparison& tensor : curves.tensors) {
+    tensor.is_rounding = rounding.gradients.contains(tensor.name) &&
+                         tensor.largest_error <= kRounding * rounding.most;
+  }
   double largest = 0;
   for (const TensorComparison& tensor : curves.parameters)
     largest = std::max(largest, tensor.scale);
+  const double moved = furthest_move(job, whole_parameters);
   constexpr double kFloor = 1e-3;  // of the largest parameter: others start at zero
   for (TensorComparison& tensor : curves.parameters) {
     tensor.scale = std::max(tensor.scale, kFloor * largest);
-    tensor.is_rounding = rounding.contains(tensor.name);
+    // There and back.
+    tensor.is_rounding =
+        rounding.parameters.contains(tensor.name) && tensor.largest_error <= 2 * moved;
   }
   return curves;
 }

@@ -24,6 +24,8 @@ CASES = {
     "weighted": ("adversarial/weighted_cross_entropy.onnx", ["--sp", 3], 2),
     "sums_of_means": ("adversarial/z_loss.onnx", ["--sp", 2, "--accumulate", 2], 1),
     "micro_batches": ("gpt2.onnx", ["--sp", 3, "--accumulate", 3], 3),
+    # A key's bias, whose gradient is rounding.
+    "rounding": ("adversarial/convolution_by_taps.onnx", ["--sp", 4], 1),
     "unfused": ("llama.onnx", ["--sp", 4, "--attention", "unfused"], 1),
 }
 
@@ -53,6 +55,21 @@ def test_curves_are_those_of_the_whole_model(autosp_onnx, tmp_path, case):
     assert autosp_onnx("validate", graph.path, out).returncode == 0
 
 
+def test_curves_are_compared_as_exactly_as_the_model_computes(autosp_onnx, tmp_path):
+    graph, out = GRAPHS / "bfloat16" / "llama.onnx", tmp_path / "out"
+    words = ["--dim", "seq=24", "--sp", 2, "--dp", 2, "--optimizer", "sgd", "--zero", 1, "-o", out]
+    dims = [word for name in symbols(graph) - {"seq"} for word in ("--dim", f"{name}=4")]
+    assert autosp_onnx("shard", graph, *dims, *words).returncode == 0
+    result = autosp_onnx("validate", graph, out, "--steps", 3, "--lr", 0.05, "--json")
+    assert result.returncode == 0, result.stdout
+    assert {output["tolerance"] for output in json.loads(result.stdout)["outputs"]} == {5e-3, 5e-2}
+
+
+def symbols(path):
+    inputs = onnx.load(path).graph.input
+    return {dim.dim_param for value in inputs for dim in value.type.tensor_type.shape.dim} - {""}
+
+
 def test_a_wrong_update_is_found(autosp_onnx, tmp_path):
     out = tmp_path / "out"
     graph = shard(autosp_onnx, "llama.onnx", out, ["--sp", 2, "--optimizer", "sgd"])
@@ -68,6 +85,24 @@ def test_a_wrong_update_is_found(autosp_onnx, tmp_path):
     result = autosp_onnx("validate", graph.path, out, "--steps", 3, "--lr", 0.1)
     assert result.returncode == 1
     assert "DIFFERENT" in result.stdout and "model.norm.weight " in result.stdout
+
+
+def test_what_rounding_moves_is_not_excused_from_all(autosp_onnx, tmp_path):
+    """Under Adam a key's bias goes anywhere, but no further than other parameters."""
+    out = tmp_path / "out"
+    graph = shard(autosp_onnx, "adversarial/convolution_by_taps.onnx", out, ["--sp", 2, "--optimizer", "adam"])
+    assert autosp_onnx("validate", graph.path, out, "--steps", 2).returncode == 0
+    for rank in range(2):
+        path = out / f"optimizer_rank_{rank}.onnx"
+        model = onnx.load(path)
+        [maker] = [node for node in model.graph.node if "key.bias.new" in node.output]
+        maker.output[list(maker.output).index("key.bias.new")] = "right"
+        model.graph.initializer.append(onnx.helper.make_tensor("one", onnx.TensorProto.FLOAT, [], [1.0]))
+        model.graph.node.append(onnx.helper.make_node("Add", ["right", "one"], ["key.bias.new"]))
+        onnx.save(model, path)
+    result = autosp_onnx("validate", graph.path, out, "--steps", 2, "--json")
+    assert result.returncode == 1
+    assert [entry["name"] for entry in json.loads(result.stdout)["parameters"] if not entry["equal"]] == ["key.bias"]
 
 
 def test_curves_that_leave_the_numbers_prove_nothing(autosp_onnx, tmp_path):
