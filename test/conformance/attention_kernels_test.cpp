@@ -304,6 +304,42 @@ TEST_P(AttentionKernels, AgreeWithTheReference) {
 INSTANTIATE_TEST_SUITE_P(Cases, AttentionKernels, testing::ValuesIn(all_cases()),
                          [](const auto& parameters) { return parameters.param.name; });
 
+// A query or key that is not a number gives no number, and leaves rows alone that do not see it.
+TEST(AttentionKernels, KeepNans) {
+  for (const DataType type : {DataType::kFloat32, DataType::kBFloat16, DataType::kFloat16}) {
+    AttentionCase c{"", {1, 2, 2, 150, 150, 24, 16}};
+    c.type = type;
+    add_window(c, 150);
+    const auto graph = graph_of(c);
+    for (const char* where : {"q", "k"}) {
+      for (const double value :
+           {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+        Arrays feeds = test::random_feeds(*graph);
+        const Tensor& given = feeds.at(where);
+        constexpr int64_t kAt = 70 * 24 + 3;  // row 70 of the first head
+        feeds[where] = numbers(
+            given.shape(), [&](int64_t k) { return k == kAt ? value : given.value_as_double(k); },
+            type);
+        const test::Tensors want = test::run_graph(*graph, feeds);
+        for (const KernelTable* kernels : available_tables(type)) {
+          SCOPED_TRACE(fmt::format("{}, {} of {}", kernels->device(), value, where));
+          RunOptions options{.threads_per_rank = 2};
+          options.compile.kernels = kernels;
+          const RunResult result = run_in_threads({graph}, {feeds}, options);
+          const Tensor& output = result.ranks[0].outputs.at("Attention0");
+          const Tensor& expected = want.at("Attention0");
+          for (int64_t k = 0; k < output.num_elements(); ++k) {
+            const int64_t row = k / 16;
+            ASSERT_EQ(std::isnan(output.value_as_double(k)),
+                      std::isnan(expected.value_as_double(k)))
+                << "row " << row;
+          }
+        }
+      }
+    }
+  }
+}
+
 // The same workers, the same bits; and what was planned is what is touched.
 TEST(AttentionKernels, RepeatBitForBitInPlannedMemory) {
   AttentionCase c{"", {2, 3, 2, 333, 333, 12, 16}};
