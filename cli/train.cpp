@@ -182,8 +182,10 @@ int train_as_process(executor::MpiSession& session, const Arguments& arguments) 
   agree_to_start(session, problem);
   const int workers = arguments.threads_per_rank > 0 ? arguments.threads_per_rank : session.cores();
   executor::set_blas_threads(workers);
+  executor::Communicator& communicator = session.communicator(arguments.timeout);
+  check_same_job(*job, arguments.run, communicator);
   Report report(arguments);
-  train_rank(*job, arguments, report, session.communicator(arguments.timeout), workers);
+  train_rank(*job, arguments, report, communicator, workers);
   if (session.rank() == 0) print_notices();
   return 0;
 }

@@ -3,9 +3,11 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <span>
 
 #include "base/error.h"
 #include "feeds.h"
+#include "signature.h"
 #include "training/checkpoint.h"
 #include "training/session.h"
 #include "training/shards.h"
@@ -103,15 +105,31 @@ void load_state(const TrainingRun& run, TrainingJob& job) {
   job.resumed_from = checkpoint->file;
 }
 
-// 32 bits of a hash of all arrays, which a double holds.
-double digest(const Arrays& arrays) {
-  uint64_t hash = 0xcbf29ce484222325;
-  for (const auto& [name, tensor] : arrays) {
-    for (const std::byte byte : tensor.bytes()) {
-      hash = (hash ^ static_cast<uint64_t>(byte)) * 0x100000001b3;
+// 32 bits of a hash, which a double holds.
+class Digest {
+ public:
+  Digest& add(std::span<const std::byte> bytes) {
+    for (const std::byte byte : bytes) {
+      hash_ = (hash_ ^ static_cast<uint64_t>(byte)) * 0x100000001b3;
     }
+    return *this;
   }
-  return static_cast<double>(hash >> 32);
+  double value() const { return static_cast<double>(hash_ >> 32); }
+
+ private:
+  uint64_t hash_ = 0xcbf29ce484222325;
+};
+
+double digest(const std::string& text) {
+  return Digest().add(std::as_bytes(std::span(text))).value();
+}
+
+double digest(const Arrays& arrays) {
+  Digest digest;
+  for (const auto& [name, tensor] : arrays) {
+    digest.add(std::as_bytes(std::span(name))).add(tensor.bytes());
+  }
+  return digest.value();
 }
 
 // Every rank computes all parameters (up to zero 2) from the same sums: to the bit.
@@ -137,6 +155,31 @@ std::vector<double> gather_numbers(const std::vector<double>& own, const std::st
                           {all.data(), {count * static_cast<int64_t>(ranks)}}, 0,
                           std::vector<int64_t>(ranks, count));
   return all;
+}
+
+void check_same_job(const TrainingJob& job, const TrainingRun& run,
+                    executor::Communicator& communicator) {
+  const std::pair<const char*, double> facts[] = {
+      {"sharded model", digest(plan_signature(job.manifest))},
+      {"--steps", static_cast<double>(run.steps)},
+      {"--lr", run.rate},
+      {"--every", static_cast<double>(run.every)},
+      {"--checkpoint", digest(run.checkpoint.string())},
+      {"first step", static_cast<double>(job.first_step)},
+      {"parameters and optimizer state", digest(job.state)},
+      {"number of batches", static_cast<double>(job.batches.count())},
+      {"first batch", digest(whole_batch(job, (job.first_step - 1) * job.plan.accumulate))},
+  };
+  std::vector<double> own;
+  for (const auto& [what, value] : facts) own.push_back(value);
+  const std::vector<double> all = gather_numbers(own, "what is to be trained", communicator);
+  for (size_t k = 0; k < all.size(); ++k) {
+    if (all[k] == own[k % own.size()]) continue;
+    throw Error("ranks {} and {} are to train differently: {}", communicator.rank(), k / own.size(),
+                facts[k % own.size()].first)
+        .note("every rank reads model, parameters, data and checkpoints by itself")
+        .help("start all ranks with the same options, and let their paths lead to the same files");
+  }
 }
 
 TrainingJob prepare(const TrainingRun& run, int64_t started) {

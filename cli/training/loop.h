@@ -42,6 +42,11 @@ TrainingJob prepare(const TrainingRun& run, int64_t started);
 // The same on batches that are there already; the run's data are not read.
 TrainingJob prepare(const TrainingRun& run, int64_t started, Batches batches);
 
+// Of ranks that have read their files each for itself, and had its own command line: throws Error
+// where these differ. All ranks call it together.
+void check_same_job(const TrainingJob& job, const TrainingRun& run,
+                    executor::Communicator& communicator);
+
 struct LoopStep {
   int64_t step = 0;
   std::vector<double> rank_losses;

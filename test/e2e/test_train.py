@@ -1,6 +1,7 @@
 """`train` against training in numpy over stock ONNX Runtime, and against itself: resumed, over other ranks, by stages."""
 
 import json
+import os
 import pathlib
 import subprocess
 import time
@@ -486,6 +487,27 @@ def test_parameters_are_not_named_as_what_the_update_has_of_its_own(autosp_onnx,
     assert result.returncode == 2
     assert "no update for a parameter that is named 'step'" in result.stderr
     assert autosp_onnx(*words).returncode == 0
+
+
+def test_processes_that_read_other_checkpoints_are_refused(autosp_onnx, llama, tmp_path, request):
+    """As on two machines: the path is the same, the folder is not."""
+    graph, _, _, folder = llama
+    out = tmp_path / "out"
+    shard(autosp_onnx, graph, out, "--sp", 2, "--optimizer", "adam", "--zero", 3)
+    binary = pathlib.Path(request.config.getoption("--autosp-onnx")).resolve()
+    words = ["train", out, "--data", folder / "data.npz", "--init", folder / "parameters.npz"]
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+    saved = subprocess.run([binary, *words, "--steps", "2", "--checkpoint", "saved"], cwd=tmp_path / "one")
+    assert saved.returncode == 0
+    words += ["--steps", "4", "--checkpoint", "saved", "--resume", "--timeout", "20"]
+    ranks = [["-np", "1", "--wdir", tmp_path / name, binary, *words] for name in ("one", "other")]
+    environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    command = ["mpirun", "--oversubscribe", *ranks[0], ":", *ranks[1]]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert result.returncode != 0
+    assert "are to train differently: first step" in result.stderr
+    assert [path.name for path in (tmp_path / "one" / "saved").iterdir()] == ["step_00000002.npz"]
 
 
 def test_states_of_another_shape_are_refused(autosp_onnx, llama, tmp_path):
