@@ -206,6 +206,20 @@ int run_open(const Arguments& arguments, const OpenDim& dim) {
   return finish(arguments, files, sharding.plan(), sharding.manifest());
 }
 
+// Updates are written once, for all dialects: with our collectives, which the others do not know.
+void check_update(const std::set<Dialect>& dialects, const onnx_io::Manifest& manifest) {
+  const bool is_foreign =
+      dialects.contains(Dialect::kOnnxRuntime) || dialects.contains(Dialect::kTensorRt);
+  const auto exchange = std::ranges::find(manifest.collectives, onnx_io::Phase::kUpdate,
+                                          &onnx_io::ManifestCollective::phase);
+  if (!is_foreign || exchange == manifest.collectives.end()) return;
+  const char* name = dialects.contains(Dialect::kOnnxRuntime) ? "ort" : "tensorrt";
+  throw Error("--dialect {} has no update at --zero {}: '{}' is a collective", name,
+              manifest.training->zero, exchange->node)
+      .note("updates have collectives in the dialect autosp only")
+      .help(fmt::format("add --zero 0, whose update has none, or leave --dialect {} out", name));
+}
+
 int run(Arguments arguments) {
   settle(arguments.training, arguments.plan.deepspeed_config);
   arguments.model.train = arguments.training.wanted();
@@ -221,6 +235,7 @@ int run(Arguments arguments) {
   program.exchange = plan_training(arguments.training, program);
   onnx_io::Manifest manifest = make_manifest(model, program);
   manifest.recompute = recomputed.summary;
+  check_update(dialects_of(arguments), manifest);
   write_folder(model, graphs_of(program, arguments.annotate), manifest, dialects_of(arguments),
                arguments.out);
   return finish(arguments, files, plan, manifest);

@@ -460,6 +460,12 @@ def test_messages(autosp_onnx, llama, tmp_path):
     assert "keeps it for every parameter" in fails("train", adam, *good, "--checkpoint", saved, "--resume")
     # Those of another run, which --resume would take for this one's.
     assert "step_00000002.npz', and --resume" in fails("train", out, *good, *start, "--checkpoint", saved)
+    # Updates know our collectives only.
+    words = ["shard", graph.path, "--dim", "seq=24", "--sp", 2, "-o", tmp_path / "y", "--optimizer", "adam"]
+    message = fails(*words, "--zero", 1, "--dialect", "autosp,ort")
+    assert "--dialect ort has no update at --zero 1: 'bucket_0@ReduceScatter'" in message
+    assert "'gradient_norm@AllReduce'" in fails(*words, "--zero", 3, "--clip-norm", 1, "--dialect", "tensorrt")
+    assert autosp_onnx(*words, "--zero", 3, "--dialect", "ort").returncode == 0
     # Before the first step.
     assert "cannot hold checkpoints" in fails("train", out, *good, *start, "--checkpoint", folder / "data.npz")
     result = autosp_onnx("train", out, *good, *start, "--checkpoint", folder / "data.npz")
