@@ -7,6 +7,7 @@ namespace autosp::reference {
 namespace {
 
 constexpr uint32_t kSecond = uint32_t{1} << 31U;
+constexpr uint64_t kUnrounded = uint64_t{1} << 63U;
 
 // 31 bits of the 64-bit FNV-1a hash; 0 is the stream of operators with a seed of their own.
 uint32_t stream_named(const std::string& name) {
@@ -20,10 +21,17 @@ uint32_t stream_named(const std::string& name) {
 
 DrawKey draw_key(const ir::Node& node, uint64_t seed) {
   if (!node.attributes.has("seed")) return {seed, stream_named(node.name)};
-  // Dropout's seed is an integer, the others' a float. Equal numbers are equal seeds.
-  const float own = node.op == "Dropout" ? static_cast<float>(node.attributes.get_int("seed", 0))
-                                         : node.attributes.get_float("seed", 0);
-  return {std::bit_cast<uint32_t>(own), 0};
+  // Dropout's seed is an integer, the others' a float. Equal numbers are equal seeds, and integers
+  // that no float holds are seeds of their own, beyond the 32 bits of floats.
+  if (node.op != "Dropout") {
+    return {std::bit_cast<uint32_t>(node.attributes.get_float("seed", 0)), 0};
+  }
+  const int64_t own = node.attributes.get_int("seed", 0);
+  const auto rounded = static_cast<float>(own);
+  const bool is_held =
+      static_cast<double>(rounded) < 0x1p63 && static_cast<int64_t>(rounded) == own;
+  if (is_held) return {std::bit_cast<uint32_t>(rounded), 0};
+  return {static_cast<uint64_t>(own) ^ kUnrounded, 0};
 }
 
 DrawKey second_stream(DrawKey key) { return {key.seed, key.stream ^ kSecond}; }

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "support/pass_example.h"
@@ -95,6 +96,13 @@ TEST(DrawKey, ASeedOfTheOperatorsOwnCountsAloneElseItsNameUnderTheRunsSeed) {
             key("Dropout", "b", {{"seed", int64_t{7}}}, 2));
   EXPECT_NE(key("RandomUniform", "a", {{"seed", 7.0F}}, 1),
             key("RandomUniform", "a", {{"seed", 7.5F}}, 1));
+  const auto dropout = [&](int64_t own) { return key("Dropout", "b", {{"seed", own}}, 2); };
+  EXPECT_EQ(key("RandomUniform", "a", {{"seed", 0x1p30F}}, 1), dropout(int64_t{1} << 30U));
+  // Floats of these are alike.
+  for (const int64_t own : {int64_t{123456789}, int64_t{-123456789}, int64_t{1} << 62U,
+                            std::numeric_limits<int64_t>::max() - 1}) {
+    EXPECT_NE(dropout(own), dropout(own + 1)) << own;
+  }
   EXPECT_EQ(key("RandomUniform", "a", {}, 1), key("Dropout", "a", {}, 1));
   EXPECT_NE(key("RandomUniform", "a", {}, 1), key("RandomUniform", "b", {}, 1));
   EXPECT_NE(key("RandomUniform", "a", {}, 1), key("RandomUniform", "a", {}, 2));
