@@ -1,5 +1,6 @@
 #include "training/checkpoint.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <charconv>
@@ -24,6 +25,24 @@ std::optional<int64_t> step_of(const std::string& name) {
   return error == std::errc() && end == last ? std::optional(step) : std::nullopt;
 }
 
+// Onto the disk: a name may get there before what it names does.
+void flush_to_disk(const std::filesystem::path& path) {
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (file < 0) return;
+  ::fsync(file);
+  ::close(file);
+}
+
+executor::Arrays read_checkpoint(const std::filesystem::path& file) {
+  try {
+    return executor::read_npz(file);
+  } catch (const Error& error) {
+    throw Error("the latest checkpoint cannot be read: {}", error.message())
+        .note("it had its name when it was complete, so it was damaged since")
+        .help(fmt::format("remove '{}': --resume then goes on from the one before", file.string()));
+  }
+}
+
 }  // namespace
 
 void make_checkpoint_folder(const std::filesystem::path& folder) {
@@ -39,7 +58,10 @@ void make_checkpoint_folder(const std::filesystem::path& folder) {
 void write_checkpoint(const std::filesystem::path& folder, int64_t step, executor::Arrays whole) {
   std::filesystem::create_directories(folder);
   whole[kStepArray] = ir::Tensor::int64s({step});
-  executor::write_npz(folder / fmt::format("{}{:08}{}", kBegin, step, kEnd), whole);
+  const auto file = folder / fmt::format("{}{:08}{}", kBegin, step, kEnd);
+  executor::write_npz(file, whole);
+  flush_to_disk(file);
+  flush_to_disk(folder);
 }
 
 std::optional<std::filesystem::path> latest_checkpoint_file(const std::filesystem::path& folder) {
@@ -58,9 +80,8 @@ std::optional<std::filesystem::path> latest_checkpoint_file(const std::filesyste
 std::optional<Checkpoint> latest_checkpoint(const std::filesystem::path& folder) {
   const auto file = latest_checkpoint_file(folder);
   if (!file) return std::nullopt;
-  Checkpoint latest{.step = *step_of(file->filename().string()),
-                    .file = *file,
-                    .arrays = executor::read_npz(*file)};
+  Checkpoint latest{
+      .step = *step_of(file->filename().string()), .file = *file, .arrays = read_checkpoint(*file)};
   const auto found = latest.arrays.find(kStepArray);
   if (found == latest.arrays.end() || found->second.as_int64s() != std::vector{latest.step}) {
     throw Error("'{}' is not a checkpoint of step {}", latest.file.string(), latest.step)

@@ -460,6 +460,10 @@ def test_messages(autosp_onnx, llama, tmp_path):
     assert "keeps it for every parameter" in fails("train", adam, *good, "--checkpoint", saved, "--resume")
     # Those of another run, which --resume would take for this one's.
     assert "step_00000002.npz', and --resume" in fails("train", out, *good, *start, "--checkpoint", saved)
+    (saved / "step_00000003.npz").write_bytes(b"junk")
+    message = fails("train", out, *good, "--checkpoint", saved, "--resume")
+    assert "step_00000003.npz': --resume then goes on from the one before" in message
+    (saved / "step_00000003.npz").unlink()
     # Updates know our collectives only.
     words = ["shard", graph.path, "--dim", "seq=24", "--sp", 2, "-o", tmp_path / "y", "--optimizer", "adam"]
     message = fails(*words, "--zero", 1, "--dialect", "autosp,ort")
