@@ -14,6 +14,7 @@
 #include "mpi_launch.h"
 #include "output_file.h"
 #include "ranks.h"
+#include "training/arguments.h"
 #include "training/checkpoint.h"
 #include "training/loop.h"
 
@@ -249,7 +250,7 @@ void add_train(CLI::App& app, Action& action) {
       ->check(at_least_one())
       ->type_name("N");
   command->add_option("--lr", run_options.rate, "Learning rate")
-      ->check(CLI::NonNegativeNumber)
+      ->check(learning_rate())
       ->capture_default_str();
   command->add_option("--init", run_options.initial, "Parameters to begin with")->type_name("NPZ");
   command

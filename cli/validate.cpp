@@ -16,6 +16,7 @@
 #include "model_arguments.h"
 #include "onnx/manifest.h"
 #include "ranks.h"
+#include "training/arguments.h"
 #include "training/curves.h"
 #include "training/shards.h"
 #include "whole_model.h"
@@ -273,7 +274,7 @@ void add_validate(CLI::App& app, Action& action) {
       ->check(at_least_one())
       ->type_name("N");
   command->add_option("--lr", arguments->rate, "Learning rate of --steps")
-      ->check(CLI::NonNegativeNumber)
+      ->check(learning_rate())
       ->capture_default_str();
   command->add_flag("--all", arguments->all, "Lists every tensor, not only the worst");
   command->add_flag("--json", arguments->json, "Prints the report as JSON");

@@ -31,7 +31,41 @@ CLI::Validator number(double least, double most, const std::string& what) {
 
 constexpr double kHuge = 1e30;
 
+// A setting that some optimizers have.
+struct OwnSetting {
+  const char* option;
+  double transforms::OptimizerSettings::*field;
+  std::vector<std::string_view> optimizers;
+};
+
+const std::vector<OwnSetting>& own_settings() {
+  using Settings = transforms::OptimizerSettings;
+  static const std::vector<OwnSetting> kSettings = {
+      {"--momentum", &Settings::momentum, {"sgd"}},
+      {"--beta1", &Settings::beta1, {"adam", "adamw", "adamw_after"}},
+      {"--beta2", &Settings::beta2, {"adam", "adamw", "adamw_after"}},
+      {"--epsilon", &Settings::epsilon, {"adam", "adamw", "adamw_after", "adagrad"}},
+      {"--weight-decay",
+       &Settings::weight_decay,
+       {"sgd", "adam", "adamw", "adamw_after", "adagrad"}},
+  };
+  return kSettings;
+}
+
+// The first of these options that is given; null where none is.
+const OwnSetting* given_setting(const transforms::OptimizerSettings& settings,
+                                const std::string& optimizer) {
+  const transforms::OptimizerSettings defaults;
+  for (const OwnSetting& own : own_settings()) {
+    const bool is_known = std::ranges::find(own.optimizers, optimizer) != own.optimizers.end();
+    if (!is_known && settings.*own.field != defaults.*own.field) return &own;
+  }
+  return nullptr;
+}
+
 }  // namespace
+
+CLI::Validator learning_rate() { return number(0, kHuge, "a number from 0 to 1e30"); }
 
 void add_training_options(CLI::App& command, TrainingArguments& arguments) {
   std::vector<std::string> names;
@@ -146,25 +180,41 @@ void adopt_deepspeed(const std::filesystem::path& path, TrainingArguments& argum
 
 }  // namespace
 
-void settle(TrainingArguments& arguments, const std::filesystem::path& deepspeed_config) {
-  adopt_deepspeed(deepspeed_config, arguments);
-  if (!arguments.optimizer_model.empty()) {
-    if (!arguments.optimizer.name.empty()) {
-      throw Error("--optimizer and --optimizer-model are both given")
-          .note("either says how parameters are updated")
-          .help("leave one of them out");
-    }
-    const double clip_norm = arguments.optimizer.clip_norm;
-    arguments.optimizer = read_optimizer_model(arguments.optimizer_model);
-    if (clip_norm > 0) arguments.optimizer.clip_norm = clip_norm;
-    arguments.optimizer_model.clear();
+namespace {
+
+void take_optimizer_model(TrainingArguments& arguments) {
+  if (arguments.optimizer_model.empty()) return;
+  if (!arguments.optimizer.name.empty()) {
+    throw Error("--optimizer and --optimizer-model are both given")
+        .note("either says how parameters are updated")
+        .help("leave one of them out");
   }
-  if (arguments.wanted()) {
-    transforms::find_optimizer(arguments.optimizer.name);
-    return;
+  if (const OwnSetting* own = given_setting(arguments.optimizer, "")) {
+    throw Error("{} is given beside --optimizer-model", own->option)
+        .note("that model says how parameters are updated, with its own settings")
+        .help("leave one of them out");
   }
+  const double clip_norm = arguments.optimizer.clip_norm;
+  arguments.optimizer = read_optimizer_model(arguments.optimizer_model);
+  if (clip_norm > 0) arguments.optimizer.clip_norm = clip_norm;
+  arguments.optimizer_model.clear();
+}
+
+void check_settings(const transforms::OptimizerSettings& settings) {
+  transforms::find_optimizer(settings.name);
+  const OwnSetting* own = given_setting(settings, settings.name);
+  if (own == nullptr) return;
+  throw Error("--optimizer {} has no {}", settings.name, own->option)
+      .note(fmt::format("that is an option of {}", fmt::join(own->optimizers, ", ")))
+      .help("leave it out, or give one of these");
+}
+
+void check_nothing_given(const TrainingArguments& arguments) {
   const TrainingArguments defaults;
-  const char* given = arguments.zero != defaults.zero               ? "--zero"
+  const OwnSetting* own = given_setting(arguments.optimizer, "");
+  const char* given = own != nullptr                                ? own->option
+                      : arguments.bucket != defaults.bucket         ? "--bucket"
+                      : arguments.zero != defaults.zero             ? "--zero"
                       : arguments.accumulate != defaults.accumulate ? "--accumulate"
                       : arguments.optimizer.clip_norm > 0           ? "--clip-norm"
                                                                     : nullptr;
@@ -172,6 +222,18 @@ void settle(TrainingArguments& arguments, const std::filesystem::path& deepspeed
   throw Error("{} is given without an optimizer", given)
       .note("without --optimizer a rank graph is a step: loss and gradients, and no update")
       .help("add --optimizer, for example --optimizer adamw");
+}
+
+}  // namespace
+
+void settle(TrainingArguments& arguments, const std::filesystem::path& deepspeed_config) {
+  adopt_deepspeed(deepspeed_config, arguments);
+  take_optimizer_model(arguments);
+  if (arguments.wanted()) {
+    check_settings(arguments.optimizer);
+  } else {
+    check_nothing_given(arguments);
+  }
 }
 
 void add_loss_weight(const TrainingArguments& arguments, LoadedModel& model) {

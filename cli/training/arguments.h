@@ -23,10 +23,11 @@ struct TrainingArguments {
   bool wanted() const { return !optimizer.name.empty() || !optimizer_model.empty(); }
 };
 
+CLI::Validator learning_rate();  // of --lr
 void add_training_options(CLI::App& command, TrainingArguments& arguments);
 // Takes what --deepspeed-config says and options leave open, and reads --optimizer-model. Throws
 // Error where options and configuration contradict each other, for an optimizer that is not known,
-// and for options that belong to one when none is given.
+// and for options that belong to none or to another one.
 void settle(TrainingArguments& arguments, const std::filesystem::path& deepspeed_config);
 
 // Where micro-batches are accumulated and the loss is a quotient, gives out what it is divided by

@@ -464,6 +464,12 @@ def test_messages(autosp_onnx, llama, tmp_path):
     message = fails("train", out, *good, "--checkpoint", saved, "--resume")
     assert "step_00000003.npz': --resume then goes on from the one before" in message
     (saved / "step_00000003.npz").unlink()
+    # Options that would do nothing.
+    words = ["shard", graph.path, "--dim", "seq=24", "-o", tmp_path / "x"]
+    assert "--weight-decay is given without an optimizer" in fails(*words, "--weight-decay", 0.1)
+    assert "--optimizer adam has no --momentum" in fails(*words, "--optimizer", "adam", "--momentum", 0.9)
+    assert "--optimizer sgd has no --beta2" in fails(*words, "--optimizer", "sgd", "--beta2", 0.9)
+    assert "'nan' is not a number from 0" in fails("train", out, *good, "--lr", "nan")
     # Updates know our collectives only.
     words = ["shard", graph.path, "--dim", "seq=24", "--sp", 2, "-o", tmp_path / "y", "--optimizer", "adam"]
     message = fails(*words, "--zero", 1, "--dialect", "autosp,ort")
