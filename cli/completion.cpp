@@ -1,6 +1,7 @@
 // autosp-onnx completion SHELL: what a shell completes, from the commands' own options.
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <memory>
 
@@ -13,7 +14,8 @@ namespace {
 constexpr const char* kFooter = R"(
 Examples:
   source <(autosp-onnx completion bash)
-  autosp-onnx completion fish > ~/.config/fish/completions/autosp-onnx.fish)";
+  autosp-onnx completion fish > ~/.config/fish/completions/autosp-onnx.fish
+  autosp-onnx completion zsh > ~/.zfunc/_autosp-onnx       a folder of $fpath)";
 
 std::vector<const CLI::App*> commands_of(const CLI::App& app) {
   return app.get_subcommands([](const CLI::App*) { return true; });
@@ -88,20 +90,90 @@ std::string fish_script(const CLI::App& app) {
   return script;
 }
 
+// A description as zsh's _arguments and _describe take it, within single quotes.
+std::string zsh_text(const std::string& text) {
+  std::string result;
+  for (const char letter : text) {
+    if (letter == '\'') {
+      result += "'\\''";
+      continue;
+    }
+    if (std::string_view(":[]\\").find(letter) != std::string_view::npos) result += '\\';
+    result += letter == '\n' ? ' ' : letter;
+  }
+  return result;
+}
+
+// Options with their values, which are files like other words.
+std::string zsh_arguments(const CLI::App& command) {
+  std::string arguments = "'*:file:_files'";
+  for (const CLI::Option* option : command.get_options()) {
+    const bool takes_value = option->get_expected_max() > 0;
+    const auto add = [&](const std::string& name, const char* before_value) {
+      arguments +=
+          fmt::format(" \\\n        '{}{}[{}]{}'", name, takes_value ? before_value : "",
+                      zsh_text(option->get_description()), takes_value ? ":value:_files" : "");
+    };
+    for (const std::string& name : option->get_lnames()) add("--" + name, "=");
+    for (const std::string& name : option->get_snames()) add("-" + name, "+");
+  }
+  return arguments;
+}
+
+std::string zsh_script(const CLI::App& app) {
+  std::string commands;
+  std::string cases;
+  for (const CLI::App* command : commands_of(app)) {
+    commands +=
+        fmt::format("    '{}:{}'\n", command->get_name(), zsh_text(command->get_description()));
+    cases += fmt::format("    {})\n      _arguments {} ;;\n", command->get_name(),
+                         zsh_arguments(*command));
+  }
+  return fmt::format(R"(#compdef autosp-onnx
+_autosp_onnx() {{
+  local -a commands=(
+{}  )
+  if ((CURRENT == 2)); then
+    _describe command commands
+    return
+  fi
+  local command=$words[2]
+  shift words
+  ((CURRENT--))
+  case $command in
+{}  esac
+}}
+if [[ $funcstack[1] == _autosp-onnx ]]; then
+  _autosp_onnx "$@"
+else
+  compdef _autosp_onnx autosp-onnx
+fi
+)",
+                     commands, cases);
+}
+
+struct Shell {
+  const char* name;
+  std::string (*script)(const CLI::App&);
+};
+
+constexpr Shell kShells[] = {{"bash", bash_script}, {"fish", fish_script}, {"zsh", zsh_script}};
+
 }  // namespace
 
 void add_completion(CLI::App& app, Action& action) {
   auto shell = std::make_shared<std::string>();
   CLI::App* command = app.add_subcommand("completion", "Prints what a shell completes");
   command->footer(kFooter);
-  command->add_option("shell", *shell, "bash or fish")
+  std::vector<std::string> names;
+  for (const Shell& known : kShells) names.emplace_back(known.name);
+  command->add_option("shell", *shell, fmt::format("{}", fmt::join(names, ", ")))
       ->required()
       ->type_name("SHELL")
-      ->check(CLI::IsMember({"bash", "fish"}));
+      ->check(CLI::IsMember(names));
   command->callback([shell, &app, &action] {
     action = [shell, &app] {
-      const auto script = *shell == "bash" ? bash_script : fish_script;
-      fmt::print("{}", script(app));
+      fmt::print("{}", std::ranges::find(kShells, *shell, &Shell::name)->script(app));
       return 0;
     };
   });

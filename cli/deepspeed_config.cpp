@@ -81,7 +81,10 @@ bool take_optimizer_setting(const Entry& entry, const std::string& name,
     if (!entry.value.is_array() || entry.value.size() != 2) entry.refuse("a list of two numbers");
     settings.beta1 = number(entry.value[0], entry.key + "[0]");
     settings.beta2 = number(entry.value[1], entry.key + "[1]");
-    if (settings.beta1 >= 1 || settings.beta2 >= 1) entry.refuse("two numbers below 1");
+    // As float32, which the update has them in.
+    if (static_cast<float>(std::max(settings.beta1, settings.beta2)) >= 1) {
+      entry.refuse("two numbers below 1");
+    }
   } else {
     return false;
   }

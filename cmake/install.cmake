@@ -4,7 +4,7 @@
 #   lib/libautosp_ort_collectives.so            for ONNX Runtime (docs/other_runtimes.md)
 #   lib/cmake/autosp/                           find_package(autosp): the target autosp::autosp-onnx
 #                                               and the function autosp_shard
-#   share/bash-completion, share/fish
+#   share/bash-completion, share/fish, share/zsh
 #   share/man/man1/autosp-onnx*.1.gz            where help2man is installed
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
@@ -29,13 +29,15 @@ install(FILES ${CMAKE_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 set(AUTOSP_SHARE ${CMAKE_BINARY_DIR}/share)
 set(AUTOSP_COMMANDS batch check completion explain feed inspect plan replay report run shard train validate)
 set(made ${AUTOSP_SHARE}/bash-completion/completions/autosp-onnx
-         ${AUTOSP_SHARE}/fish/vendor_completions.d/autosp-onnx.fish)
+         ${AUTOSP_SHARE}/fish/vendor_completions.d/autosp-onnx.fish
+         ${AUTOSP_SHARE}/zsh/vendor-completions/_autosp-onnx)
 add_custom_command(
   OUTPUT ${made}
   COMMAND ${CMAKE_COMMAND} -E make_directory ${AUTOSP_SHARE}/bash-completion/completions
-          ${AUTOSP_SHARE}/fish/vendor_completions.d
+          ${AUTOSP_SHARE}/fish/vendor_completions.d ${AUTOSP_SHARE}/zsh/vendor-completions
   COMMAND autosp-onnx completion bash > ${AUTOSP_SHARE}/bash-completion/completions/autosp-onnx
   COMMAND autosp-onnx completion fish > ${AUTOSP_SHARE}/fish/vendor_completions.d/autosp-onnx.fish
+  COMMAND autosp-onnx completion zsh > ${AUTOSP_SHARE}/zsh/vendor-completions/_autosp-onnx
   DEPENDS autosp-onnx
   COMMENT "Writing what shells complete")
 

@@ -178,10 +178,6 @@ void adopt_deepspeed(const std::filesystem::path& path, TrainingArguments& argum
         "gradient_accumulation_steps");
 }
 
-}  // namespace
-
-namespace {
-
 void take_optimizer_model(TrainingArguments& arguments) {
   if (arguments.optimizer_model.empty()) return;
   if (!arguments.optimizer.name.empty()) {

@@ -3,6 +3,7 @@
 import gzip
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 
@@ -91,6 +92,18 @@ def test_bash_completes_commands_and_options(prefix, words, expected):
         f'source {script}; COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _autosp_onnx; echo "${{COMPREPLY[@]}}"'
     )
     assert set(run("bash", "-c", text).split()) == expected
+
+
+def test_zsh_is_told_every_command_and_option(prefix, autosp_onnx):
+    script = prefix / "share" / "zsh" / "vendor-completions" / "_autosp-onnx"
+    text = script.read_text()
+    assert text.startswith("#compdef autosp-onnx\n")
+    for command in ("shard", "run", "validate"):
+        arguments = text.split(f"\n    {command})\n")[1].split(";;")[0]
+        told = set(re.findall(r"'(--[a-z-]+)=?\[", arguments))
+        assert told == set(re.findall(r"^  (?:-\w,)?(--[a-z-]+)", autosp_onnx(command, "--help").stdout, re.MULTILINE))
+    if zsh := shutil.which("zsh"):
+        run(zsh, "-n", script)
 
 
 def test_an_unknown_shell_is_refused(autosp_onnx):
