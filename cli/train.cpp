@@ -36,6 +36,7 @@ to the bit.
 
 Examples:
   autosp-onnx train out --data batches.npz --steps 100 --lr 1e-3 --output trained.npz
+  autosp-onnx train out --data batches.npz --steps 100 --lr 3e-4 --warmup 10 --decay cosine
   autosp-onnx train out --data batches.npz --steps 100 --checkpoint saved --every 10 --resume
   autosp-onnx train out --data batches.npz --steps 100 --transport mpi    starts mpirun by itself)";
 
@@ -52,10 +53,11 @@ struct Arguments {
 constexpr int64_t kMostThreads = 1024;
 
 void print_step(const LoopStep& step) {
-  fmt::print("{:>6} {:>14.8g} {:>14.8g} {:>14.8g} {:>12} {:>9.3f}\n", step.step,
+  fmt::print("{:>6} {:>14.8g} {:>14.8g} {:>14.8g} {:>12} {:>10.4g} {:>9.3f}\n", step.step,
              step.rank_losses.front(), *std::ranges::min_element(step.rank_losses),
              *std::ranges::max_element(step.rank_losses),
-             step.gradient_norm ? fmt::format("{:.6g}", *step.gradient_norm) : "", step.seconds);
+             step.gradient_norm ? fmt::format("{:.6g}", *step.gradient_norm) : "", step.rate,
+             step.seconds);
   std::fflush(stdout);
 }
 
@@ -63,6 +65,7 @@ Json to_json(const LoopStep& step) {
   Json json{{"step", step.step},
             {"loss", step.rank_losses.front()},
             {"rank_losses", step.rank_losses},
+            {"learning_rate", step.rate},
             {"seconds", step.seconds}};
   if (step.gradient_norm) json["gradient_norm"] = *step.gradient_norm;
   return json;
@@ -87,8 +90,8 @@ class Report {
     if (job.first_step > 1) {
       fmt::print("resumed after step {} from {}\n", job.first_step - 1, job.resumed_from.string());
     }
-    fmt::print("{:>6} {:>14} {:>14} {:>14} {:>12} {:>9}\n", "step", "loss", "least rank",
-               "most rank", "gradient", "seconds");
+    fmt::print("{:>6} {:>14} {:>14} {:>14} {:>12} {:>10} {:>9}\n", "step", "loss", "least rank",
+               "most rank", "gradient", "rate", "seconds");
   }
 
   void step(const LoopStep& step) {
@@ -202,12 +205,11 @@ int train_as_process(executor::MpiSession& session, const Arguments& arguments) 
                                     run.data.string(),
                                     "--steps",
                                     std::to_string(run.steps),
-                                    "--lr",
-                                    fmt::format("{}", run.rate),
                                     "--timeout",
                                     fmt::format("{}", arguments.timeout),
                                     "--threads-per-rank",
                                     std::to_string(arguments.threads_per_rank)};
+  add_words(run.rate, words);
   const auto pass_on = [&](const char* option, const std::string& value) {
     if (!value.empty()) words.insert(words.end(), {option, value});
   };
@@ -249,9 +251,7 @@ void add_train(CLI::App& app, Action& action) {
       ->required()
       ->check(at_least_one())
       ->type_name("N");
-  command->add_option("--lr", run_options.rate, "Learning rate")
-      ->check(learning_rate())
-      ->capture_default_str();
+  add_learning_rate_options(*command, run_options.rate);
   command->add_option("--init", run_options.initial, "Parameters to begin with")->type_name("NPZ");
   command
       ->add_option("--checkpoint", run_options.checkpoint,

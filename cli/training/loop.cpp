@@ -162,7 +162,11 @@ void check_same_job(const TrainingJob& job, const TrainingRun& run,
   const std::pair<const char*, double> facts[] = {
       {"sharded model", digest(plan_signature(job.manifest))},
       {"--steps", static_cast<double>(run.steps)},
-      {"--lr", run.rate},
+      {"--lr", run.rate.peak},
+      {"--warmup", static_cast<double>(run.rate.warmup)},
+      {"--decay", digest(run.rate.decay)},
+      {"--decay-steps", static_cast<double>(run.rate.decay_steps)},
+      {"--lr-end", run.rate.end},
       {"--every", static_cast<double>(run.every)},
       {"--checkpoint", digest(run.checkpoint.string())},
       {"first step", static_cast<double>(job.first_step)},
@@ -190,6 +194,7 @@ TrainingJob prepare(const TrainingRun& run, int64_t started) {
 
 TrainingJob prepare(const TrainingRun& run, int64_t started, Batches batches) {
   check_every(run);
+  check(run.rate, run.steps);
   check_folder(run);
   onnx_io::Manifest manifest = onnx_io::read_manifest(run.folder);
   check_ranks(run, manifest, started);
@@ -228,10 +233,12 @@ LoopResult run_loop(const TrainingJob& job, const TrainingRun& run,
     for (int64_t m = 0; m < job.plan.accumulate; ++m) {
       micro_batches.push_back(batch_feeds(job, (step - 1) * job.plan.accumulate + m, rank));
     }
-    const StepReport done = trainer.step(micro_batches, run.rate, step);
+    const double rate = run.rate.at(step, run.steps);
+    const StepReport done = trainer.step(micro_batches, rate, step);
     report({.step = step,
             .rank_losses = gather_numbers({done.loss}, "losses", communicator),
             .gradient_norm = done.gradient_norm,
+            .rate = rate,
             .seconds = done.seconds});
     if (run.checkpoint.empty()) continue;
     if (step != run.steps && (run.every == 0 || step % run.every != 0)) continue;

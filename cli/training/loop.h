@@ -10,6 +10,7 @@
 #include "executor/npz.h"
 #include "onnx/manifest.h"
 #include "training/batches.h"
+#include "training/learning_rate.h"
 #include "transforms/training/training_plan.h"
 
 namespace autosp::cli {
@@ -22,7 +23,7 @@ struct TrainingRun {
   std::filesystem::path checkpoint;  // empty: none are written
   int64_t steps = 0;
   int64_t every = 0;  // 0: a checkpoint after the last step only
-  double rate = 1e-3;
+  LearningRate rate;
   bool resume = false;
 };
 
@@ -51,6 +52,7 @@ struct LoopStep {
   int64_t step = 0;
   std::vector<double> rank_losses;
   std::optional<double> gradient_norm;
+  double rate = 0;
   double seconds = 0;
 };
 
