@@ -1,5 +1,6 @@
 #include "executor/part_file.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -18,6 +19,11 @@ PartFile::~PartFile() {
 }
 
 void PartFile::commit() {
+  // Its name must not get to the disk before what it names.
+  if (const int file = ::open(part_.c_str(), O_RDONLY | O_CLOEXEC); file >= 0) {
+    ::fsync(file);
+    ::close(file);
+  }
   std::error_code code;
   std::filesystem::rename(part_, target_, code);
   if (code) refuse(code.message());

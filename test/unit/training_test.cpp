@@ -211,6 +211,27 @@ TEST(LossWeight, DoesNotMindFactors) {
   EXPECT_EQ(weight_of(3), std::nullopt);
 }
 
+// A batch without valid tokens must not weigh as one with a token.
+TEST(LossWeight, IsTheCountBeforeItIsRaisedToOne) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const ValueId sum = graph.add_input("sum", {DataType::kFloat32, {}});
+  const ValueId count = graph.add_input("count", {DataType::kInt64, {}});
+  const auto over = [&](ValueId divisor) {
+    graph.add_output("loss", build.binary("Div", sum, build.cast(divisor, DataType::kFloat32)));
+    shard::Roles roles;
+    roles.loss = graph.outputs().size() - 1;
+    return transforms::loss_weight(graph, roles);
+  };
+  const ValueId one = build.scalar(DataType::kInt64, 1);
+  EXPECT_EQ(over(build.binary("Max", count, one)), count);
+  EXPECT_EQ(over(build.binary("Max", one, count)), count);
+  EXPECT_EQ(over(build.node("Clip", {count, one}, graph.type(count))), count);
+  // Not the same where counts are lower than that.
+  const ValueId at_least_ten = build.binary("Max", count, build.scalar(DataType::kInt64, 10));
+  EXPECT_NE(over(at_least_ten), count);
+}
+
 TEST(Optimizers, NameTheNearMiss) {
   try {
     transforms::find_optimizer("adan");

@@ -378,6 +378,7 @@ class PositionDropper {
     const Padded* padded = find(node.input(0));
     const auto axes = graph_.constant_ints(node.input(1));
     if (padded == nullptr || padded->swapped || !axes) return false;
+    if (shape(node.input(0)).back() != padded->window.width()) return false;  // trailing units
     const size_t rank = shape(node.input(0)).size();
     std::vector<bool> summed(rank, false);
     for (int64_t axis : *axes) summed[ir::normalize_axis(axis, rank)] = true;

@@ -8,7 +8,8 @@
 
 namespace autosp::transforms {
 
-// What the loss is divided by: the number of its valid tokens, or the sum of their weights. Factors
+// What the loss is divided by: the number of its valid tokens, or the sum of their weights, before
+// it is raised to one where there are none (Max(count, 1)). Factors
 // that are the same for all batches do not matter. The mean over several batches is that of their
 // losses, each times this. Nullopt when the loss is no quotient by a single number (a sum, or a sum
 // of several means).
