@@ -12,19 +12,6 @@ namespace autosp::cli {
 
 namespace {
 
-// NumPy has no bfloat16: what was saved as float32 is rounded.
-bool may_be_rounded(const ir::Type& given, const ir::Type& wanted) {
-  return given.dtype == ir::DataType::kFloat32 && wanted.dtype == ir::DataType::kBFloat16 &&
-         given.shape == wanted.shape;
-}
-
-ir::Tensor rounded_to_bfloat16(const ir::Tensor& tensor) {
-  ir::Tensor result({ir::DataType::kBFloat16, tensor.shape()});
-  auto* bits = reinterpret_cast<uint16_t*>(result.mutable_bytes());
-  std::ranges::transform(tensor.values<float>(), bits, ir::float_to_bfloat16);
-  return result;
-}
-
 bool is_step(const onnx_io::Manifest& manifest, const onnx_io::ManifestInput& input) {
   return manifest.random && manifest.random->step_input == input.name;
 }
@@ -70,6 +57,14 @@ onnx_io::Manifest at_given_length(const onnx_io::Manifest& manifest,
   return at_given_length(manifest, dims, &given);
 }
 
+ir::Tensor as_fed(const ir::Tensor& given, ir::DataType wanted) {
+  if (given.dtype() != ir::DataType::kFloat32 || wanted != ir::DataType::kBFloat16) return given;
+  ir::Tensor result({ir::DataType::kBFloat16, given.shape()});
+  auto* bits = reinterpret_cast<uint16_t*>(result.mutable_bytes());
+  std::ranges::transform(given.values<float>(), bits, ir::float_to_bfloat16);
+  return result;
+}
+
 executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor::Arrays& given,
                               const std::string& where) {
   executor::Arrays feeds;
@@ -84,14 +79,12 @@ executor::Arrays select_feeds(const onnx_io::Manifest& manifest, const executor:
       const std::string near = nearest_name(input.name, names);
       problems.push_back(fmt::format("'{}' {} is missing{}", input.name, ir::to_string(input.type),
                                      near.empty() ? "" : fmt::format(" (it has '{}')", near)));
-    } else if (may_be_rounded(found->second.type(), input.type)) {
-      feeds[input.name] = rounded_to_bfloat16(found->second);
-    } else if (found->second.type() != input.type) {
+    } else if (ir::Tensor fed = as_fed(found->second, input.type.dtype); fed.type() != input.type) {
       problems.push_back(fmt::format("'{}' is {}, not {}", input.name,
                                      ir::to_string(found->second.type()),
                                      ir::to_string(input.type)));
     } else {
-      feeds[input.name] = found->second;
+      feeds[input.name] = std::move(fed);
     }
   }
   if (problems.empty()) return feeds;

@@ -25,6 +25,9 @@ onnx_io::Manifest at_given_length(const onnx_io::Manifest& manifest,
                                   const std::vector<std::string>& dims,
                                   const std::filesystem::path& feed);
 
+// The array as an input of that type takes it: float32 is rounded to bfloat16, which NumPy lacks.
+ir::Tensor as_fed(const ir::Tensor& given, ir::DataType wanted);
+
 // The arrays among `given` that the model takes; float32 is rounded where it takes bfloat16, and
 // the number of the step is 0 where it is missing. Throws Error listing every input that is missing
 // or has another type or shape; `where` names the feed.

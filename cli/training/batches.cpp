@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "feeds.h"
 
 namespace autosp::cli {
 
@@ -67,6 +68,7 @@ void Batches::add(Arrays arrays, const std::string& where) {
   bool counted = false;  // by an array with an axis for the batches, even of one
   for (const onnx_io::ManifestInput& input : inputs_) {
     const auto found = arrays.find(input.name);
+    if (found != arrays.end()) found->second = as_fed(found->second, input.type.dtype);
     const size_t count = found == arrays.end() ? 0 : batches_in(found->second, input.type);
     if (count == 0) {
       throw Error("{} has no batches of '{}'", where, input.name)

@@ -83,7 +83,8 @@ std::optional<Checkpoint> latest_checkpoint(const std::filesystem::path& folder)
   Checkpoint latest{
       .step = *step_of(file->filename().string()), .file = *file, .arrays = read_checkpoint(*file)};
   const auto found = latest.arrays.find(kStepArray);
-  if (found == latest.arrays.end() || found->second.as_int64s() != std::vector{latest.step}) {
+  if (found == latest.arrays.end() || is_floating(found->second.dtype()) ||
+      found->second.as_int64s() != std::vector{latest.step}) {
     throw Error("'{}' is not a checkpoint of step {}", latest.file.string(), latest.step)
         .note("its array 'step' says otherwise")
         .help("remove it, or give another folder with --checkpoint");

@@ -46,12 +46,13 @@ void check_folder(const TrainingRun& run) {
 }
 
 // The array of a parameter, from the first of these that has it.
-const Tensor& find_parameter(const onnx_io::ManifestInput& input,
-                             std::initializer_list<const Arrays*> sources) {
+Tensor find_parameter(const onnx_io::ManifestInput& input,
+                      std::initializer_list<const Arrays*> sources) {
   for (const Arrays* arrays : sources) {
     const auto found = arrays->find(input.name);
     if (found == arrays->end()) continue;
-    if (found->second.type() == input.type) return found->second;
+    Tensor fed = as_fed(found->second, input.type.dtype);
+    if (fed.type() == input.type) return fed;
     throw Error("parameter '{}' is {}, not {}", input.name, ir::to_string(found->second.type()),
                 ir::to_string(input.type))
         .note("as it is given by --init, the data or the checkpoint")
@@ -72,6 +73,11 @@ void load_state(const TrainingRun& run, TrainingJob& job) {
   std::map<std::string, const onnx_io::ManifestInput*> inputs;
   for (const onnx_io::ManifestInput& input : job.manifest.inputs) inputs[input.name] = &input;
   for (const transforms::TrainedParameter& parameter : job.plan.parameters) {
+    if (checkpoint && !saved.contains(parameter.name)) {
+      throw Error("'{}' has no parameter '{}'", checkpoint->file.string(), parameter.name)
+          .note("a checkpoint holds every parameter that is trained")
+          .help("resume with the model that wrote the checkpoint");
+    }
     job.state[parameter.name] = find_parameter(*inputs.at(parameter.name),
                                                {&saved, &given, &job.batches.others(), &initial});
     for (const std::string& state : transforms::state_names(job.plan, parameter.type.dtype)) {

@@ -394,6 +394,46 @@ def test_sixteen_bits_are_updated_in_float32(autosp_onnx, llama, tmp_path, zero)
             assert np.abs(master - array).max() <= 0.05 * moved, name
 
 
+def test_float32_arrays_are_rounded_to_bfloat16(autosp_onnx, tmp_path):
+    """As `run` and `validate` take them: NumPy has no bfloat16."""
+    out = tmp_path / "out"
+    model = GRAPHS / "bfloat16" / "llama.onnx"
+    words = ["shard", model, "--dim", "seq=40", "-o", out, "--sp", 2, "--optimizer", "sgd"]
+    assert autosp_onnx(*words).returncode == 0
+    options = ["--lr", 0.1, "--checkpoint", tmp_path / "saved"]
+    report, trained = train(autosp_onnx, out, GRAPHS / "llama.npz", *options, steps=2)
+    result = autosp_onnx("run", out, "--feed", GRAPHS / "llama.npz", "--json")
+    assert report["steps"][0]["loss"] == json.loads(result.stdout)["ranks"][0]["loss"]
+    # What was written goes on, and is taken as it is.
+    assert trained["model.norm.weight"].dtype.itemsize == 2
+    np.savez(tmp_path / "two_bytes.npz", **trained)
+    start = ["--init", tmp_path / "two_bytes.npz"]
+    with np.load(GRAPHS / "llama.npz") as archive:
+        np.savez(tmp_path / "data.npz", **{name: archive[name] for name in ("input_ids", "labels")})
+    again, _ = train(autosp_onnx, out, tmp_path / "data.npz", *start, steps=1)
+    assert again["steps"][0]["loss"] < report["steps"][0]["loss"]
+    train(autosp_onnx, out, GRAPHS / "llama.npz", *options, "--resume", steps=3)
+
+
+def test_checkpoints_that_lack_something_are_refused(autosp_onnx, llama, tmp_path):
+    graph, data, parameters, folder = llama
+    out, saved = tmp_path / "out", tmp_path / "saved"
+    shard(autosp_onnx, graph, out, "--sp", 2, "--optimizer", "sgd")
+    words = ["train", out, "--data", folder / "data.npz", "--init", folder / "parameters.npz", "--checkpoint", saved]
+    assert autosp_onnx(*words, "--steps", 2).returncode == 0
+    file = saved / "step_00000002.npz"
+    with np.load(file) as archive:
+        whole = {name: archive[name] for name in archive.files}
+    name = "model.norm.weight"
+    for message, arrays in [
+        (f"has no parameter '{name}'", {key: array for key, array in whole.items() if key != name}),
+        ("is not a checkpoint of step 2", {**whole, "step": np.float32(2)}),
+    ]:
+        np.savez(file, **arrays)
+        result = autosp_onnx(*words, "--steps", 3, "--resume")
+        assert result.returncode == 2 and message in result.stderr, result.stderr
+
+
 def test_frozen_parameters_stay(autosp_onnx, llama, tmp_path):
     """Without a gradient a parameter is whole on every rank, at every stage, and not updated."""
     graph, data, parameters, folder = llama
