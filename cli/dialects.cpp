@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "ir/rewriter.h"
 #include "transforms/decompose_attention.h"
 #include "transforms/decompose_draws.h"
 #include "transforms/pipeline.h"
@@ -59,8 +60,41 @@ bool is_graph_file(const std::string& name) {
   });
 }
 
-ir::Graph rank_graph(const transforms::SpmdProgram& program, int64_t rank) {
+namespace {
+
+ir::Graph written_graph(const transforms::SpmdProgram& program, int64_t rank) {
   return without_copies(transforms::emit_rank(program, rank));
+}
+
+// A window that is, on this rank, all of its operand.
+bool is_whole(const ir::Graph& graph, const ir::Node& node) {
+  const auto all = [&](size_t k, int64_t wanted) {
+    const auto values = graph.constant_ints(node.inputs[k]);
+    return values && std::ranges::all_of(*values, [=](int64_t value) { return value == wanted; });
+  };
+  if (node.is("Pad")) return all(1, 0);
+  return node.is("Slice") && graph.type(node.inputs[0]) == graph.type(node.outputs[0]) &&
+         all(1, 0) && (node.inputs.size() < 5 || all(4, 1));
+}
+
+}  // namespace
+
+// Of a whole window, which the file keeps so that other lengths have the same operators, reading
+// makes an Identity, and of that no copy is made.
+ir::Graph rank_graph(const transforms::SpmdProgram& program, int64_t rank) {
+  return ir::rewrite_nodes(written_graph(program, rank), [](ir::Rewriter& rewriter,
+                                                            const ir::Node& node) {
+    const ir::Graph& from = rewriter.from();
+    if (!is_whole(from, node)) return false;
+    const ValueId result = node.outputs[0];
+    ir::Graph& to = rewriter.to();
+    const NodeId id = to.add_node("Identity", {rewriter.mapped(node.inputs[0])},
+                                  {from.type(result)}, {}, "", {from.name_of(result)}, node.name);
+    to.set_origin(id, node.origin);
+    to.set_phase(id, node.phase);
+    rewriter.map(result, to.node(id).outputs[0]);
+    return true;
+  });
 }
 
 namespace {
@@ -68,12 +102,12 @@ namespace {
 ir::Graph with_collectives(const transforms::SpmdProgram& program, Dialect dialect, int64_t rank) {
   switch (dialect) {
     case Dialect::kAutosp:
-      return rank_graph(program, rank);
+      return written_graph(program, rank);
     case Dialect::kOnnxRuntime:
     case Dialect::kTensorRt: {
       const auto kind = dialect == Dialect::kTensorRt ? CollectiveDialect::kTensorRt
                                                       : CollectiveDialect::kOnnxRuntime;
-      return transforms::lower_collectives(rank_graph(program, rank), kind,
+      return transforms::lower_collectives(written_graph(program, rank), kind,
                                            program.plan->mesh.size());
     }
     case Dialect::kStandard:

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from training_graph import GRAPHS
+from training_graph import GRAPHS, TrainingGraph
 
 LLAMA = GRAPHS / "llama.onnx"
 FEED = GRAPHS / "llama.npz"
@@ -23,6 +23,18 @@ def report(autosp_onnx, command, *options):
 def plan(autosp_onnx, *options):
     """With little memory, so that the search for the longest sequence is short."""
     return report(autosp_onnx, "plan", LLAMA, *DIM, "--memory", "16MiB", *options)
+
+
+def test_windows_that_are_whole_on_a_rank_are_planned_as_they_run(autosp_onnx, tmp_path):
+    """Read from the file, a Slice or Pad of nothing is an Identity: no copy, another arrangement of the arena."""
+    model = GRAPHS / "matrix" / "llama_h6_kv3.onnx"
+    graph = TrainingGraph(model)
+    options = ["--dim", "batch=1", "--dim", "seq=1200", "--sp", 2]
+    predicted = report(autosp_onnx, "plan", model, *options, "--memory", "2MiB")
+    report(autosp_onnx, "shard", model, *options, "-o", tmp_path / "out")
+    np.savez(tmp_path / "feed.npz", **graph.inputs({"batch": 1, "seq": 1200}))
+    run = report(autosp_onnx, "run", tmp_path / "out", "--feed", tmp_path / "feed.npz", "--threads-per-rank", 1)
+    assert max(rank["planned_peak_bytes"] for rank in run["ranks"]) == predicted["planned_peak_bytes"]
 
 
 @pytest.mark.parametrize("policy", ["none", "mincut", "sac", "full", "budget=", "auto"])
