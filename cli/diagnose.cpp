@@ -141,12 +141,11 @@ class Diagnosis {
       mean += local[k] / static_cast<double>(local.size());
     }
     if (every) {
-      causes_.push_back(
+      causes_.emplace_back(
           "local mean: every rank's loss is the mean over its own tokens; numerator and count are "
-          "to "
-          "be summed over all ranks before one is divided by the other");
+          "to be summed over all ranks before one is divided by the other");
     } else if (all_losses_are(mean)) {
-      causes_.push_back(
+      causes_.emplace_back(
           "local mean: the loss is the mean of the ranks' means, which have different numbers of "
           "valid tokens");
     }
