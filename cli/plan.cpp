@@ -39,6 +39,7 @@ struct Arguments {
   RecomputeArguments recompute;
   TrainingArguments training;
   DeviceArguments device;
+  bool overlap = false;
   bool sweep = false;
   bool tile_given = false;
   bool json = false;
@@ -74,7 +75,7 @@ Planned plan_once(const LoadedModel& model, const Arguments& arguments, const co
   RecomputedProgram program = with_recompute(kept, arguments.recompute, device,
                                              memory - outside_bytes(kept, arguments.training));
   program.program.exchange = plan_training(arguments.training, program.program);
-  return {.prediction = predict(model, program.program, device),
+  return {.prediction = predict(model, program.program, device, arguments.overlap),
           .mesh = plan.mesh.to_string(),
           .policy = program.summary.policy,
           .sequence = plan.sequence_extent};
@@ -214,8 +215,9 @@ void print_report(const Planned& planned, const Arguments& arguments, const cost
       100 * p.recompute_flops / (p.forward_flops + p.backward_flops));
   fmt::print("  {:<24} {:>12} in {} collectives\n", "sent",
              format_bytes(static_cast<double>(p.bytes_sent)), p.collectives);
-  fmt::print("time\n  {:<24} {:>12.4g} s: {:.4g} computing, {:.4g} in collectives\n", "of a step",
-             p.seconds(), p.compute_seconds, p.collective_seconds);
+  fmt::print("time\n  {:<24} {:>12.4g} s: {:.4g} computing, {:.4g} in collectives{}\n", "of a step",
+             p.seconds(), p.compute_seconds, p.collective_seconds,
+             arguments.overlap ? fmt::format(", of which {:.4g} exposed", p.exposed_seconds) : "");
   if (longest) {
     fmt::print("longest sequence that fits {}\n", *longest);
   } else {
@@ -325,6 +327,8 @@ void add_plan(CLI::App& app, Action& action) {
   add_recompute_options(*command, arguments->recompute);
   add_training_options(*command, arguments->training);
   add_device_options(*command, arguments->device);
+  command->add_flag("--overlap", arguments->overlap,
+                    "Of a run with --overlap: collectives beside computation");
   command->add_flag(
       "--sweep", arguments->sweep,
       "A table over sp, recompute policies and tiles; --sp, --recompute and --tile restrict it");

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "executor/program.h"
+#include "ir/operator_traits.h"
 #include "node_cost.h"
 #include "rank_kinds.h"
 #include "sharded_folder.h"
@@ -185,6 +186,32 @@ Work work_of(const ir::Graph& graph, const cost::Device& device) {
   return work;
 }
 
+// What of its collectives keeps a rank from computing, where they run beside computation.
+// `collectives`: seconds, in the program's order.
+double exposed_seconds(const executor::Program& program, const std::vector<double>& collectives,
+                       const cost::Device& device) {
+  const ir::Graph& graph = program.graph();
+  std::vector<double> ended;
+  double computing = 0;
+  double now = 0;
+  for (size_t step = 0; step < graph.nodes().size(); ++step) {
+    const ir::Node& node = graph.nodes()[step];
+    if (ir::is_collective(node)) {
+      const double begin = ended.empty() ? now : std::max(now, ended.back());
+      ended.push_back(begin + collectives.at(ended.size()));
+      continue;
+    }
+    if (const int count = program.ended_before(step); count > 0) {
+      now = std::max(now, ended[static_cast<size_t>(count) - 1]);
+    }
+    const double seconds = cost::seconds(device, node_cost(graph, node), is_wide(graph, node));
+    computing += seconds;
+    now += seconds;
+  }
+  if (!ended.empty()) now = std::max(now, ended.back());
+  return now - computing;
+}
+
 // Of a rank graph's inputs: what the model does not know are shards of its parameters.
 std::vector<bool> parameter_inputs(const ir::Graph& graph, const LoadedModel& model) {
   std::vector<bool> result;
@@ -214,11 +241,22 @@ void add_device_options(CLI::App& command, DeviceArguments& arguments) {
 }
 
 Prediction predict(const LoadedModel& model, const transforms::SpmdProgram& program,
-                   const cost::Device& device) {
+                   const cost::Device& device, bool overlap) {
   Prediction prediction;
+  std::vector<double> collectives;
+  for (const auto& record : transforms::list_collectives(program)) {
+    prediction.bytes_sent += record.bytes_per_rank;
+    collectives.push_back(
+        cost::collective_seconds(device, static_cast<double>(record.bytes_per_rank)));
+    prediction.collective_seconds += collectives.back();
+  }
+  prediction.collectives = static_cast<int64_t>(collectives.size());
+  prediction.exposed_seconds = prediction.collective_seconds;
+  executor::CompileOptions options;
+  options.overlap = overlap;
   for (int64_t rank : rank_kinds(program)) {
     const auto graph = std::make_shared<const ir::Graph>(rank_graph(program, rank));
-    const executor::Program compiled = executor::compile(graph);
+    const executor::Program compiled = executor::compile(graph, options);
     const executor::MemoryBuckets memory =
         executor::memory_at_peak(compiled, parameter_inputs(*graph, model));
     const transforms::TrainingBytes kept =
@@ -241,12 +279,7 @@ Prediction predict(const LoadedModel& model, const transforms::SpmdProgram& prog
     prediction.forward_flops = work.forward_flops;
     prediction.backward_flops = work.backward_flops;
     prediction.recompute_flops = work.recompute_flops;
-  }
-  for (const auto& record : transforms::list_collectives(program)) {
-    ++prediction.collectives;
-    prediction.bytes_sent += record.bytes_per_rank;
-    prediction.collective_seconds +=
-        cost::collective_seconds(device, static_cast<double>(record.bytes_per_rank));
+    if (overlap) prediction.exposed_seconds = exposed_seconds(compiled, collectives, device);
   }
   return prediction;
 }
@@ -271,6 +304,7 @@ Json to_json(const Prediction& prediction) {
           {"recompute_flops", prediction.recompute_flops},
           {"compute_seconds", prediction.compute_seconds},
           {"collective_seconds", prediction.collective_seconds},
+          {"exposed_seconds", prediction.exposed_seconds},
           {"seconds", prediction.seconds()}};
 }
 

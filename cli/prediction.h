@@ -50,13 +50,15 @@ struct Prediction {
   int64_t bytes_sent = 0;
   double compute_seconds = 0;
   double collective_seconds = 0;
+  double exposed_seconds = 0;  // of those: in which the rank computes nothing
 
   double flops() const { return forward_flops + backward_flops + recompute_flops; }
-  double seconds() const { return compute_seconds + collective_seconds; }
+  double seconds() const { return compute_seconds + exposed_seconds; }
 };
 
+// `overlap`: of a run whose collectives run beside computation (executor/overlap.h).
 Prediction predict(const LoadedModel& model, const transforms::SpmdProgram& program,
-                   const cost::Device& device);
+                   const cost::Device& device, bool overlap = false);
 
 nlohmann::ordered_json to_json(const Prediction& prediction);
 

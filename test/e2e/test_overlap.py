@@ -56,3 +56,21 @@ def test_links_faster_than_light_are_refused(autosp_onnx, folders, option):
     result = autosp_onnx("run", folders["step"], "--feed", FEED, option, -1)
     assert result.returncode == 2
     assert option in result.stderr
+
+
+@pytest.mark.parametrize("options", [(), ("--optimizer", "sgd", "--zero", 3)], ids=["step", "zero3"])
+def test_plan_tells_its_memory_and_what_is_hidden(autosp_onnx, folders, options):
+    def planned(*more):
+        result = autosp_onnx("plan", LLAMA, "--sp", 4, "--device", "cpu", "--json", *options, *more)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    beside, after = planned("--overlap"), planned()
+    assert after["exposed_seconds"] == after["collective_seconds"] == beside["collective_seconds"]
+    assert 0 < beside["exposed_seconds"] < after["exposed_seconds"]
+    assert beside["seconds"] == pytest.approx(beside["compute_seconds"] + beside["exposed_seconds"])
+    folder = folders["zero3" if options else "step"]
+    result = autosp_onnx("run", folder, "--feed", FEED, "--json", "--overlap")
+    assert result.returncode == 0, result.stderr
+    run = max(rank["planned_peak_bytes"] for rank in json.loads(result.stdout)["ranks"])
+    assert beside["planned_peak_bytes"] == pytest.approx(run, rel=0.02)
