@@ -2,16 +2,19 @@
 #
 #   bin/autosp-onnx
 #   lib/libautosp_ort_collectives.so            for ONNX Runtime (docs/other_runtimes.md)
+#   lib/libautosp_cuda.so                       code for CUDA devices, where it was built
 #   lib/cmake/autosp/                           find_package(autosp): the target autosp::autosp-onnx
 #                                               and the function autosp_shard
 #   share/bash-completion, share/fish, share/zsh
 #   share/man/man1/autosp-onnx*.1.gz            where help2man is installed
-include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 set(AUTOSP_CMAKE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/autosp)
 install(TARGETS autosp-onnx EXPORT autosp-targets RUNTIME)
 install(TARGETS autosp_ort_collectives LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+if(AUTOSP_WITH_CUDA)
+  install(TARGETS autosp_cuda LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+endif()
 # What the Python package holds (pyproject.toml), below its folder.
 install(TARGETS autosp-onnx RUNTIME DESTINATION autosp_onnx/bin COMPONENT python EXCLUDE_FROM_ALL)
 install(TARGETS autosp_ort_collectives LIBRARY DESTINATION autosp_onnx/lib COMPONENT python EXCLUDE_FROM_ALL)
@@ -27,7 +30,7 @@ install(FILES ${CMAKE_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 
 # Made from the program itself, whenever it is linked.
 set(AUTOSP_SHARE ${CMAKE_BINARY_DIR}/share)
-set(AUTOSP_COMMANDS batch check completion explain feed inspect plan replay report run shard train validate)
+set(AUTOSP_COMMANDS batch check completion devices explain feed inspect plan replay report run shard train validate)
 set(made ${AUTOSP_SHARE}/bash-completion/completions/autosp-onnx
          ${AUTOSP_SHARE}/fish/vendor_completions.d/autosp-onnx.fish
          ${AUTOSP_SHARE}/zsh/vendor-completions/_autosp-onnx)

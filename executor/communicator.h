@@ -27,7 +27,7 @@ struct Collective {
   ir::DataType dtype = ir::DataType::kUndefined;
 };
 
-// Row-major host memory.
+// Row-major memory, of the host or of the device in use (Communicator::use).
 struct ConstBuffer {
   const void* data = nullptr;
   ir::Shape shape;
@@ -43,6 +43,8 @@ struct Box {
   std::vector<int64_t> extent;
   int64_t num_elements() const { return ir::num_elements(extent); }
 };
+
+class Device;
 
 class Communicator {
  public:
@@ -62,6 +64,11 @@ class Communicator {
   // This rank cannot go on, for that reason: a collective that waits, of this rank or of one that
   // waits for it, ends by throwing Interrupted. May be called while another thread is in one.
   virtual void give_up(const std::exception_ptr&) {}
+
+  // Operands and results lie in this device's memory from now on, and collectives are queued on its
+  // kExchange stream: they return before they are done. Null: host memory again. False: it knows
+  // host memory alone. All ranks call this together.
+  virtual bool use(Device* device) { return device == nullptr; }
 
   // y = sum of the members' x; equal shapes. y may be x.
   virtual void all_reduce(const Collective& collective, const ConstBuffer& x, const Buffer& y) = 0;

@@ -1,5 +1,6 @@
 #include "executor/kernel_table.h"
 
+#include "executor/device.h"
 #include "executor/kernels/rows.h"
 
 namespace autosp::executor {
@@ -10,6 +11,11 @@ BoundKernel KernelTable::find(const ir::Graph& graph, const ir::Node& node, int 
     if (row.accepts != nullptr && !row.accepts(graph, node)) continue;
     const int64_t workspace = row.workspace != nullptr ? row.workspace(graph, node, workers) : 0;
     return {row.function, nullptr, workspace, row.aliasing};
+  }
+  if (host_ != nullptr) {
+    BoundKernel kernel = host_->find(graph, node, workers);
+    kernel.on_host = true;
+    return kernel;
   }
   return {nullptr, reference::find_kernel(node.domain, node.op), 0,
           reference::aliasing_of(node.domain, node.op)};
@@ -36,6 +42,13 @@ const KernelTable& cpu_kernels() {
     return rows;
   }());
   return table;
+}
+
+KernelTable device_kernels(const Backend& backend) {
+  std::vector<KernelRow> rows;
+  append(rows, collective_rows());
+  append(rows, backend.rows());
+  return {backend.name(), std::move(rows), &cpu_kernels()};
 }
 
 const KernelTable& reference_kernels() {

@@ -14,13 +14,21 @@
 
 namespace autosp::executor {
 
+class Backend;
+class Device;
 class Workers;
+enum class StreamId : uint8_t;
 
 struct KernelCall {
   reference::Call call;
   std::byte* workspace = nullptr;        // as many bytes as the row asked for, 64-byte aligned
   Communicator* communicator = nullptr;  // never null
   Workers* workers = nullptr;            // never null; as many as the row was told
+  // Of a device other than the CPU: operands and results lie in its memory, and the function queues
+  // what is to be done on the stream. Constants are read from the graph.
+  Device* device = nullptr;
+  StreamId stream{};
+  const ir::Graph* graph = nullptr;
 };
 
 using KernelFunction = void (*)(const KernelCall&);
@@ -42,6 +50,7 @@ struct BoundKernel {
   reference::Kernel reference = nullptr;
   int64_t workspace_bytes = 0;
   reference::Aliasing aliasing = reference::Aliasing::kNone;
+  bool on_host = false;  // of a device's table: this is a kernel of the CPU
   explicit operator bool() const { return function != nullptr || reference != nullptr; }
   void operator()(const KernelCall& call) const {
     function != nullptr ? function(call) : reference(call.call);
@@ -50,22 +59,27 @@ struct BoundKernel {
 
 class KernelTable {
  public:
-  KernelTable(std::string_view device, std::vector<KernelRow> rows)
-      : device_(device), rows_(std::move(rows)) {}
+  // `host`: whose kernels stand behind these rows; null: the reference kernels.
+  KernelTable(std::string_view device, std::vector<KernelRow> rows,
+              const KernelTable* host = nullptr)
+      : device_(device), rows_(std::move(rows)), host_(host) {}
 
   std::string_view device() const { return device_; }
   const std::vector<KernelRow>& rows() const { return rows_; }
 
-  // The first row that accepts the node, else the reference kernel, else nothing.
+  // The first row that accepts the node, else what stands behind the rows, else nothing.
   BoundKernel find(const ir::Graph& graph, const ir::Node& node, int workers = 1) const;
 
  private:
   std::string_view device_;
   std::vector<KernelRow> rows_;
+  const KernelTable* host_;
 };
 
 // OpenBLAS and this project's CPU kernels.
 const KernelTable& cpu_kernels();
+// A device's kernels and the collectives, and the CPU's for what it has none for.
+KernelTable device_kernels(const Backend& backend);
 // The reference kernels and the collectives, to compare others with.
 const KernelTable& reference_kernels();
 

@@ -5,6 +5,7 @@
 
 #include "executor/absorb_transposes.h"
 #include "executor/fuse_elementwise.h"
+#include "executor/kernels/chain/chain.h"
 #include "executor/overlap.h"
 #include "ir/operator_traits.h"
 
@@ -122,7 +123,8 @@ class Compiler {
                  add_buffer(graph_.type(result).num_bytes(), static_cast<int>(step), last)};
       }
     }
-    const int64_t scratch = program_.kernels_[step].workspace_bytes;
+    const BoundKernel& kernel = program_.kernels_[step];
+    const int64_t scratch = kernel.on_host ? 0 : kernel.workspace_bytes;
     if (scratch > 0) {
       program_.workspaces_[step] =
           add_buffer(scratch, static_cast<int>(step), static_cast<int>(step));
@@ -215,7 +217,10 @@ class Compiler {
 Program compile(std::shared_ptr<const ir::Graph> graph, const CompileOptions& options) {
   const KernelTable& kernels = options.kernels != nullptr ? *options.kernels : cpu_kernels();
   graph = absorb_transposes(graph, kernels);
-  if (options.fuse) graph = fuse_elementwise(graph, kernels);
+  const bool fuses = std::ranges::any_of(kernels.rows(), [](const KernelRow& row) {
+    return row.domain == ir::kAutospDomain && row.op == chain::kOp;
+  });
+  if (options.fuse && fuses) graph = fuse_elementwise(graph, kernels);
   if (options.overlap) {
     graph = std::make_shared<const ir::Graph>(start_collectives_early(*graph));
   }

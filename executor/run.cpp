@@ -3,11 +3,13 @@
 #include <malloc.h>
 
 #include <chrono>
+#include <optional>
 #include <thread>
 
 #include "executor/execute.h"
 #include "executor/memory.h"
 #include "executor/openblas.h"
+#include "executor/rank_device.h"
 #include "executor/world.h"
 
 namespace autosp::executor {
@@ -26,6 +28,9 @@ RunResult run_in_threads(const std::vector<std::shared_ptr<const ir::Graph>>& gr
                                 ? options.threads_per_rank
                                 : default_blas_threads(static_cast<int>(size));
   set_blas_threads(compile_options.workers);
+  std::optional<KernelTable> device_table;
+  if (options.backend)
+    compile_options.kernels = &device_table.emplace(device_kernels(*options.backend));
   std::vector<Program> programs;
   for (const auto& graph : graphs) programs.push_back(compile(graph, compile_options));
 
@@ -36,9 +41,11 @@ RunResult run_in_threads(const std::vector<std::shared_ptr<const ir::Graph>>& gr
   const auto epoch = Clock::now();
   run_world(static_cast<int>(size), options.timeout, [&](int rank, Communicator& communicator) {
     const auto k = static_cast<size_t>(rank);
+    std::optional<RankDevice> device;
+    if (options.backend) device.emplace(*options.backend, communicator);
     result.ranks[k] = execute(programs[k], feeds[k], communicator,
                               {options.data_folder, options.trace ? &events[k] : nullptr, epoch,
-                               options.repeat, options.link});
+                               options.repeat, options.link, device ? &*device : nullptr});
   });
   result.resident_peak = resident_peak();
   for (const auto& rank_events : events) {

@@ -12,6 +12,8 @@
 
 namespace autosp::executor {
 
+class Backend;
+
 // A network that is slower than the one there is: every collective takes this much longer, in which
 // its rank's cores are free.
 struct SlowLink {
@@ -34,6 +36,7 @@ struct RunOptions {
   // Runs the same step this often; RankResult::seconds is the median.
   int repeat = 1;
   SlowLink link;
+  std::shared_ptr<Backend> backend;  // of the devices that ranks run on; null: the CPU
   CompileOptions compile;
 };
 
@@ -57,6 +60,7 @@ struct RankResult {
   // Of the last step, in which nothing was computed because of collectives.
   double exposed_seconds = 0;
   std::vector<CollectiveRecord> collectives;  // of the last step, in order of execution
+  std::vector<std::string> notices;  // of a device: what the user should know of how it ran
 };
 
 struct RunResult {

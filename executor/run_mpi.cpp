@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <optional>
 
 #include "executor/execute.h"
 #include "executor/memory.h"
 #include "executor/openblas.h"
+#include "executor/rank_device.h"
 #include "executor/run.h"
 #include "executor/transport/messages.h"
 #include "executor/transport/mpi.h"
@@ -116,12 +118,19 @@ RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> gra
   compile_options.workers =
       options.threads_per_rank > 0 ? options.threads_per_rank : session.cores();
   set_blas_threads(compile_options.workers);
+  std::optional<KernelTable> device_table;
+  std::optional<RankDevice> device;
+  if (options.backend) {
+    compile_options.kernels = &device_table.emplace(device_kernels(*options.backend));
+    device.emplace(*options.backend, session.communicator(options.timeout));
+  }
   RunResult result;
   const Program program = compile(std::move(graph), compile_options);
   malloc_trim(0);  // what loading the graph has left
-  result.ranks.push_back(execute(program, feeds, session.communicator(options.timeout),
-                                 {options.data_folder, options.trace ? &result.events : nullptr,
-                                  Clock::now(), options.repeat, options.link}));
+  result.ranks.push_back(
+      execute(program, feeds, session.communicator(options.timeout),
+              {options.data_folder, options.trace ? &result.events : nullptr, Clock::now(),
+               options.repeat, options.link, device ? &*device : nullptr}));
   result.resident_peak = resident_peak();
   return result;
 }

@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "base/error.h"
+#include "executor/device.h"
 #include "executor/transport/boxes.h"
 #include "executor/transport/checked.h"
 
@@ -28,6 +29,9 @@ struct Post {
   std::byte* y = nullptr;
   const std::vector<Box>* send = nullptr;     // of an exchange
   const std::vector<Box>* receive = nullptr;  // of an exchange
+  // Of device memory: when its operand is there, and when it is done with the others'.
+  DeviceEvent* ready = nullptr;
+  DeviceEvent* done = nullptr;
 };
 
 // One group's meeting place, used by one collective after the other.
@@ -146,6 +150,13 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
     world_.end_all(reason);
   }
 
+  bool use(Device* device) override {
+    device_ = device;
+    ready_ = device == nullptr ? nullptr : device->make_event();
+    done_ = device == nullptr ? nullptr : device->make_event();
+    return true;
+  }
+
  private:
   void exchange(const Collective& collective, const ConstBuffer& x, const Buffer& y,
                 const std::vector<Box>& send, const std::vector<Box>& receive) override {
@@ -156,17 +167,17 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
     for (size_t step = 0; step < members; ++step) {
       const size_t from = (me + step) % members;  // not all from the same one at once
       const Post& post = meeting.posts[from];
-      copy_box(ir::element_size(collective.dtype), *post.x, (*post.send)[me], y, receive[from]);
+      move(collective, *post.x, (*post.send)[me], y, receive[from]);
     }
-    meet(meeting, members);
+    leave(meeting, members);
   }
 
   void reduce_boxes(const Collective& collective, const ConstBuffer& x, const Buffer& y,
                     const std::vector<Box>& parts) override {
     Meeting& meeting = enter(collective, {&collective, &x, static_cast<std::byte*>(y.data)});
-    sum_boxes(collective.dtype, operands(meeting), x.shape, parts[member(collective)],
-              static_cast<std::byte*>(y.data));
-    meet(meeting, collective.group.size());
+    sum(collective, operands(meeting), x.shape, parts[member(collective)],
+        static_cast<std::byte*>(y.data));
+    leave(meeting, collective.group.size());
   }
 
   // Each member sums one part for all; then everybody copies the others' parts.
@@ -180,15 +191,36 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
     Meeting& meeting = enter(collective, {&collective, &flat, y});
     std::vector<const std::byte*> terms = operands(meeting);
     for (const std::byte*& term : terms) term += cuts[me] * size;
-    sum_in_order(collective.dtype, terms, cuts[me + 1] - cuts[me], y + cuts[me] * size);
-    meet(meeting, members);
+    const ir::Shape own{cuts[me + 1] - cuts[me]};
+    sum(collective, terms, own, whole_box(own), y + cuts[me] * size);
+    leave(meeting, members);
     for (size_t step = 1; step < members; ++step) {
       const size_t from = (me + step) % members;
       const int64_t begin = cuts[from] * size;
-      std::copy(meeting.posts[from].y + begin, meeting.posts[from].y + cuts[from + 1] * size,
-                y + begin);
+      const ir::Shape part{cuts[from + 1] - cuts[from]};
+      move(collective, {meeting.posts[from].y + begin, part}, whole_box(part), {y + begin, part},
+           whole_box(part));
     }
-    meet(meeting, members);
+    leave(meeting, members);
+  }
+
+  void move(const Collective& collective, const ConstBuffer& x, const Box& from, const Buffer& y,
+            const Box& to) {
+    const size_t size = ir::element_size(collective.dtype);
+    if (device_ != nullptr) {
+      device_->copy_box(StreamId::kExchange, size, x, from, y, to);
+    } else {
+      copy_box(size, x, from, y, to);
+    }
+  }
+
+  void sum(const Collective& collective, std::span<const std::byte* const> terms,
+           const ir::Shape& shape, const Box& box, std::byte* out) {
+    if (device_ != nullptr) {
+      device_->sum_boxes(StreamId::kExchange, collective.dtype, terms, shape, box, out);
+    } else {
+      sum_boxes(collective.dtype, terms, shape, box, out);
+    }
   }
 
   static std::vector<const std::byte*> operands(const Meeting& meeting) {
@@ -199,8 +231,29 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
     return result;
   }
 
-  // Posts and waits until all members have. Throws when that cannot be.
-  Meeting& enter(const Collective& collective, const Post& post) {
+  // Posts and waits until all members have; a device will wait for the others' operands. Throws
+  // when that cannot be.
+  Meeting& enter(const Collective& collective, Post post) {
+    post.ready = ready_.get();
+    post.done = done_.get();
+    if (device_ != nullptr) device_->record(StreamId::kExchange, *ready_);
+    Meeting& meeting = gather(collective, post);
+    if (device_ == nullptr) return meeting;
+    for (const Post& other : meeting.posts) device_->wait(StreamId::kExchange, *other.ready);
+    return meeting;
+  }
+
+  // Waits until all members have come this far; a device will wait until theirs are done. An event
+  // may have been recorded again by then: it then stands for more, never for less.
+  void leave(Meeting& meeting, size_t members) {
+    if (device_ == nullptr) return meet(meeting, members);
+    device_->record(StreamId::kExchange, *done_);
+    meet(meeting, members);
+    for (const Post& other : meeting.posts) device_->wait(StreamId::kExchange, *other.done);
+    meet(meeting, members);
+  }
+
+  Meeting& gather(const Collective& collective, const Post& post) {
     std::unique_lock lock(world_.mutex);
     if (world_.failure) throw Interrupted();
     Meeting& meeting = world_.meeting(collective.group);
@@ -233,13 +286,15 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
     throw Interrupted();
   }
 
-  // Waits until all members have come this far; they all will.
+  // Waits until all members have come this far. They all will, unless a device fails.
   void meet(Meeting& meeting, size_t members) {
     std::unique_lock lock(world_.mutex);
     if (++meeting.arrived == members) return open(meeting);
     const uint64_t round = meeting.round;
     spin(lock, meeting, round);
-    meeting.changed.wait(lock, [&] { return meeting.round != round; });
+    meeting.changed.wait(
+        lock, [&] { return meeting.round != round || (device_ != nullptr && world_.failure); });
+    if (meeting.round == round) throw Interrupted();
   }
 
   // Waits for the next round without going to sleep, for as long as waking up would take. Where
@@ -268,6 +323,9 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
 
   State& world_;
   int rank_;
+  Device* device_ = nullptr;  // whose memory collectives work on; null: the host's
+  std::unique_ptr<DeviceEvent> ready_;
+  std::unique_ptr<DeviceEvent> done_;
 };
 
 ThreadWorld::ThreadWorld(int size, double timeout_seconds)

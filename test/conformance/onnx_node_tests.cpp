@@ -11,11 +11,14 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <set>
 
+#include "executor/run.h"
 #include "ir/operator_traits.h"
 #include "onnx/model.h"
 #include "reference/kernels.h"
+#include "support/devices.h"
 #include "support/run_graph.h"
 
 namespace autosp {
@@ -226,19 +229,22 @@ std::string difference(const test::Tensors& got, const test::Tensors& want) {
   return "";
 }
 
+// What runs a case's graph.
+using Run = std::function<test::Tensors(const ir::Graph&, const test::Tensors&)>;
+
 // What is wrong with one case, or "".
-std::string run_case(const fs::path& folder, const onnx::ModelProto& model) {
+std::string run_case(const fs::path& folder, const onnx::ModelProto& model, const Run& run) {
   try {
     const fs::path data = folder / "test_data_set_0";
     const auto feeds = read_tensors(data, "input", model.graph().input());
     const auto want = read_tensors(data, "output", model.graph().output());
     const ir::Graph graph = import_case(folder, model);
-    std::string wrong = difference(test::run_graph(graph, feeds), want);
+    std::string wrong = difference(run(graph, feeds), want);
     const std::string& op = model.graph().node(0).op_type();
     const bool has_kernel = reference::find_kernel(model.graph().node(0).domain(), op) != nullptr;
     if (has_kernel && wrong.empty() && !graph.nodes().empty() &&
         test::count_nodes(graph, op) == 0) {
-      wrong = difference(test::run_graph(as_it_stands(model.graph(), feeds, want), feeds), want);
+      wrong = difference(run(as_it_stands(model.graph(), feeds, want), feeds), want);
     }
     return wrong;
   } catch (const std::exception& error) {
@@ -246,9 +252,7 @@ std::string run_case(const fs::path& folder, const onnx::ModelProto& model) {
   }
 }
 
-class OnnxNodeTests : public testing::TestWithParam<std::string> {};
-
-TEST_P(OnnxNodeTests, AllCasesOfTheOperatorPass) {
+void expect_all_cases_pass(const std::string& op, const Run& run) {
   ASSERT_TRUE(fs::is_directory(kFolder)) << kFolder << " is missing: run scripts/setup";
   std::set<fs::path> folders;
   for (const auto& entry : fs::directory_iterator(kFolder)) folders.insert(entry.path());
@@ -257,7 +261,7 @@ TEST_P(OnnxNodeTests, AllCasesOfTheOperatorPass) {
   int excepted = 0;
   for (const fs::path& folder : folders) {
     const auto model = parse<onnx::ModelProto>(folder / "model.onnx");
-    if (model.graph().node_size() != 1 || model.graph().node(0).op_type() != GetParam()) continue;
+    if (model.graph().node_size() != 1 || model.graph().node(0).op_type() != op) continue;
     const std::string& domain = model.graph().node(0).domain();
     if (!domain.empty() && domain != ir::kTrainingDomain) continue;
     const std::string name = folder.filename().string();
@@ -267,16 +271,48 @@ TEST_P(OnnxNodeTests, AllCasesOfTheOperatorPass) {
       ++excepted;
     } else if (!has_supported_types(model.graph())) {
       ++other_types;
-    } else if (const std::string wrong = run_case(folder, model); !wrong.empty()) {
+    } else if (const std::string wrong = run_case(folder, model, run); !wrong.empty()) {
       ADD_FAILURE() << name << ": " << wrong;
     } else {
       ++passed;
     }
   }
-  RecordProperty("passed", passed);
-  std::cout << fmt::format("{}: {} passed, {} of other element types, {} excepted\n", GetParam(),
-                           passed, other_types, excepted);
+  testing::Test::RecordProperty("passed", passed);
+  std::cout << fmt::format("{}: {} passed, {} of other element types, {} excepted\n", op, passed,
+                           other_types, excepted);
 }
+
+class OnnxNodeTests : public testing::TestWithParam<std::string> {};
+
+TEST_P(OnnxNodeTests, AllCasesOfTheOperatorPass) {
+  expect_all_cases_pass(GetParam(), [](const ir::Graph& graph, const test::Tensors& feeds) {
+    return test::run_graph(graph, feeds);
+  });
+}
+
+// On devices: what one has no kernel for runs on the host, as it would for a user.
+class OnnxNodeTestsOnDevices : public testing::TestWithParam<std::tuple<std::string, std::string>> {
+};
+
+TEST_P(OnnxNodeTestsOnDevices, AllCasesOfTheOperatorPass) {
+  const auto& [device, op] = GetParam();
+  const test::FoundDevice found = test::find_device(device);
+  if (found.backend == nullptr) GTEST_SKIP() << found.reason;
+  expect_all_cases_pass(op, [&](const ir::Graph& graph, const test::Tensors& feeds) {
+    return executor::run_in_threads({std::make_shared<const ir::Graph>(graph)}, {feeds},
+                                    {.threads_per_rank = 1, .backend = found.backend})
+        .ranks[0]
+        .outputs;
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, OnnxNodeTestsOnDevices,
+                         testing::Combine(testing::ValuesIn(test::device_names()),
+                                          testing::ValuesIn(reference::operators_with_kernels())),
+                         [](const auto& parameters) {
+                           return std::get<0>(parameters.param) + "_" +
+                                  std::get<1>(parameters.param);
+                         });
 
 INSTANTIATE_TEST_SUITE_P(Reference, OnnxNodeTests,
                          testing::ValuesIn(reference::operators_with_kernels()),

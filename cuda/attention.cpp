@@ -1,0 +1,182 @@
+#include "cuda/attention.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <string>
+
+#include "cuda/device.h"
+#include "cuda/kernels/attention_statistics.h"
+#include "cuda/kernels/map.h"
+#include "cuda/kernels/rows.h"
+#include "cuda/status.h"
+#include "reference/attention_problem.h"
+
+namespace autosp::cuda {
+
+using executor::KernelCall;
+using executor::KernelRow;
+using reference::AttentionProblem;
+
+AttentionPlans::~AttentionPlans() { cudaFree(workspace_); }
+
+CudnnAttention* AttentionPlans::find(const AttentionShape& shape) {
+  const auto found = plans_.find(shape);
+  if (found != plans_.end()) return found->second.get();
+  std::string reason;
+  return (plans_[shape] = plan_attention(shape, reason)).get();
+}
+
+void* AttentionPlans::workspace(int64_t bytes) {
+  if (bytes <= workspace_bytes_) return workspace_;
+  cudaFree(workspace_);  // waits for what still uses it
+  workspace_ = nullptr;
+  workspace_bytes_ = 0;
+  check(cudaMalloc(&workspace_, static_cast<size_t>(bytes)), "taking memory for attention");
+  workspace_bytes_ = bytes;
+  return workspace_;
+}
+
+namespace {
+
+// AUTOSP_CUDNN=0 leaves attention to this project's kernel.
+bool wants_cudnn() {
+  const char* given = std::getenv("AUTOSP_CUDNN");
+  return given == nullptr || std::string(given) != "0";
+}
+
+// Operands of both operators, by position from `optional` on: bias, begin, end, key mask, segments
+// (two), sink.
+constexpr size_t kEnd = 2;
+constexpr size_t kOptionals = 7;
+
+// Every query i sees the keys up to i: 1, 2, 3, ... held by the model.
+bool is_causal(const ir::Graph& graph, ValueId end) {
+  const auto ends = graph.constant_ints(end);
+  if (!ends || graph.shape(end)[0] != 1) return false;
+  for (size_t k = 0; k < ends->size(); ++k) {
+    if ((*ends)[k] != static_cast<int64_t>(k) + 1) return false;
+  }
+  return true;
+}
+
+// No masks but a causal one, of 16 bits, in widths that tensor cores take.
+bool cudnn_may_take(const ir::Graph& graph, const ir::Node& node,
+                    const reference::AttentionOperands& operands) {
+  const ir::Type& query = graph.type(node.inputs[operands.query]);
+  const ir::Type& value = graph.type(node.inputs[operands.query + 2]);
+  const bool half = query.dtype == ir::DataType::kFloat16 || query.dtype == ir::DataType::kBFloat16;
+  const bool wide = query.shape[3] % 8 == 0 && value.shape[3] % 8 == 0 && query.shape[3] <= 128 &&
+                    value.shape[3] <= 128;
+  if (!half || !wide || node.attributes.get_float("softcap", 0) != 0) return false;
+  for (size_t k = 0; k < kOptionals; ++k) {
+    const ValueId operand = node.input(operands.optional + k);
+    if (operand && (k != kEnd || !is_causal(graph, operand))) return false;
+  }
+  return ir::num_elements(query.shape) > 0 && ir::num_elements(value.shape) > 0;
+}
+
+// Who reads the rows' maxima and sums apart reads what cuDNN does not keep.
+bool only_gradients_read(const ir::Graph& graph, ValueId value) {
+  if (!value) return true;
+  for (const ir::Output& output : graph.outputs()) {
+    if (output.value == value) return false;
+  }
+  return std::ranges::all_of(graph.nodes(), [&](const ir::Node& node) {
+    return node.op == "AttentionGrad" || std::ranges::find(node.inputs, value) == node.inputs.end();
+  });
+}
+
+const KernelRow& own_row(std::string_view op) {
+  const std::span<const KernelRow> rows = kernels::attention_rows();
+  return *std::ranges::find(rows, op, &KernelRow::op);
+}
+
+// This project's kernel stands behind: what it does not take is not taken here.
+bool fits_forward(const ir::Graph& graph, const ir::Node& node) {
+  return wants_cudnn() && own_row("Attention").accepts(graph, node) &&
+         cudnn_may_take(graph, node, reference::kAttention) &&
+         only_gradients_read(graph, node.output(1)) && only_gradients_read(graph, node.output(2));
+}
+
+bool fits_backward(const ir::Graph& graph, const ir::Node& node) {
+  return wants_cudnn() && own_row("AttentionGrad").accepts(graph, node) && !node.output(4) &&
+         cudnn_may_take(graph, node, reference::kAttentionGrad);
+}
+
+int64_t backward_workspace(const ir::Graph& graph, const ir::Node& node, int workers) {
+  return own_row("AttentionGrad").workspace(graph, node, workers);
+}
+
+AttentionShape shape_of(const AttentionProblem& p, ir::DataType type, bool backward) {
+  return {.type = type,
+          .batch = p.batch,
+          .query_heads = p.query_heads,
+          .kv_heads = p.kv_heads,
+          .queries = p.queries,
+          .keys = p.keys,
+          .width = p.width,
+          .value_width = p.value_width,
+          .scale = p.scale,
+          .causal = p.mask.end != nullptr,
+          .backward = backward};
+}
+
+void run(const KernelCall& call, CudnnAttention& plan, const AttentionArrays& arrays) {
+  CudaDevice& device = device_of(call.device);
+  plan.run(arrays, device.attention().workspace(plan.workspace_bytes()),
+           device.stream(call.stream));
+}
+
+void attention(const KernelCall& call) {
+  const AttentionProblem p = reference::attention_problem(call.call, reference::kAttention);
+  const auto& operands = call.call.operands;
+  CudnnAttention* plan =
+      device_of(call.device).attention().find(shape_of(p, operands[0].dtype, false));
+  const auto& maxima = kernels::result(call, 1);
+  const auto& sums = kernels::result(call, 2);
+  if (plan == nullptr || !maxima) return own_row("Attention").function(call);
+  run(call, *plan,
+      {.query = operands[0].data,
+       .key = operands[1].data,
+       .value = operands[2].data,
+       .output = call.call.results[0].data,
+       .statistics = static_cast<float*>(maxima.data)});
+  if (sums) {
+    kernels::set_sums_to_one(kernels::Queue(call), p.batch * p.query_heads * p.queries,
+                             static_cast<float*>(sums.data));
+  }
+}
+
+void attention_grad(const KernelCall& call) {
+  const AttentionProblem p = reference::attention_problem(call.call, reference::kAttentionGrad);
+  const auto& operands = call.call.operands;
+  const auto& results = call.call.results;
+  CudnnAttention* plan =
+      device_of(call.device).attention().find(shape_of(p, operands[0].dtype, true));
+  if (plan == nullptr) return own_row("AttentionGrad").function(call);
+  auto* statistics = reinterpret_cast<float*>(call.workspace);
+  kernels::join_statistics(kernels::Queue(call), p.batch * p.query_heads * p.queries, statistics,
+                           static_cast<const float*>(operands[5].data),
+                           static_cast<const float*>(operands[6].data));
+  run(call, *plan,
+      {.query = operands[1].data,
+       .key = operands[2].data,
+       .value = operands[3].data,
+       .output = const_cast<void*>(operands[4].data),
+       .statistics = statistics,
+       .output_gradient = operands[0].data,
+       .query_gradient = results[0].data,
+       .key_gradient = results[1].data,
+       .value_gradient = results[2].data});
+}
+
+constexpr KernelRow kRows[] = {
+    {ir::kAutospDomain, "Attention", fits_forward, attention},
+    {ir::kAutospDomain, "AttentionGrad", fits_backward, attention_grad, backward_workspace},
+};
+
+}  // namespace
+
+std::span<const KernelRow> cudnn_rows() { return kRows; }
+
+}  // namespace autosp::cuda

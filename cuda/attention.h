@@ -1,0 +1,34 @@
+// Attention through cuDNN where it has a plan, and through this project's kernel otherwise.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <span>
+
+#include "cuda/cudnn_attention.h"
+#include "executor/kernel_table.h"
+
+namespace autosp::cuda {
+
+// The plans of one device and thread, and their workspace.
+class AttentionPlans {
+ public:
+  AttentionPlans() = default;
+  ~AttentionPlans();
+  AttentionPlans(const AttentionPlans&) = delete;
+  AttentionPlans& operator=(const AttentionPlans&) = delete;
+
+  // Null where cuDNN has none.
+  CudnnAttention* find(const AttentionShape& shape);
+  // At least so many bytes, which stay until more are asked for.
+  void* workspace(int64_t bytes);
+
+ private:
+  std::map<AttentionShape, std::unique_ptr<CudnnAttention>> plans_;
+  void* workspace_ = nullptr;
+  int64_t workspace_bytes_ = 0;
+};
+
+std::span<const executor::KernelRow> cudnn_rows();
+
+}  // namespace autosp::cuda

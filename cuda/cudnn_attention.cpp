@@ -1,0 +1,200 @@
+#include "cuda/cudnn_attention.h"
+
+// Finds cuDNN's functions in the library that is opened when they are used.
+#define NV_CUDNN_FRONTEND_USE_DYNAMIC_LOADING
+#include <cudnn_frontend.h>
+
+#include "base/error.h"
+#include "cuda/library.h"
+
+namespace cudnn_frontend {
+void* cudnn_dlhandle = nullptr;
+}
+
+namespace autosp::cuda {
+
+namespace {
+
+namespace fe = cudnn_frontend;
+
+// Names of tensors, as cuDNN tells them apart.
+enum Uid : int64_t {
+  kQuery = 1,
+  kKey,
+  kValue,
+  kOutput,
+  kStatistics,
+  kOutputGradient,
+  kQueryGradient,
+  kKeyGradient,
+  kValueGradient,
+};
+
+std::vector<int64_t> row_major(const std::vector<int64_t>& shape) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t k = shape.size(); k-- > 1;) strides[k - 1] = strides[k] * shape[k];
+  return strides;
+}
+
+using Tensor = std::shared_ptr<fe::graph::Tensor_attributes>;
+
+class AttentionGraph {
+ public:
+  explicit AttentionGraph(const AttentionShape& shape) : shape_(shape) {
+    graph_.set_io_data_type(shape.type == ir::DataType::kFloat16 ? fe::DataType_t::HALF
+                                                                 : fe::DataType_t::BFLOAT16);
+    graph_.set_intermediate_data_type(fe::DataType_t::FLOAT);
+    graph_.set_compute_data_type(fe::DataType_t::FLOAT);
+  }
+
+  fe::graph::Graph& graph() { return graph_; }
+
+  // After the architecture has been set, if it is to be.
+  void add_nodes() { shape_.backward ? add_backward() : add_forward(); }
+
+ private:
+  std::vector<int64_t> of_queries(int64_t width) const {
+    return {shape_.batch, shape_.query_heads, shape_.queries, width};
+  }
+  std::vector<int64_t> of_keys(int64_t width) const {
+    return {shape_.batch, shape_.kv_heads, shape_.keys, width};
+  }
+
+  Tensor input(Uid uid, const std::vector<int64_t>& shape) {
+    return graph_.tensor(fe::graph::Tensor_attributes()
+                             .set_name(std::to_string(uid))
+                             .set_uid(uid)
+                             .set_dim(shape)
+                             .set_stride(row_major(shape)));
+  }
+  Tensor statistics() {
+    const std::vector<int64_t> shape = of_queries(1);
+    return graph_.tensor(fe::graph::Tensor_attributes()
+                             .set_name("statistics")
+                             .set_uid(kStatistics)
+                             .set_dim(shape)
+                             .set_stride(row_major(shape))
+                             .set_data_type(fe::DataType_t::FLOAT));
+  }
+  static void output(const Tensor& tensor, Uid uid, const std::vector<int64_t>& shape) {
+    tensor->set_output(true).set_uid(uid).set_dim(shape).set_stride(row_major(shape));
+  }
+
+  void add_forward() {
+    auto options = fe::graph::SDPA_attributes()
+                       .set_name("attention")
+                       .set_generate_stats(true)
+                       .set_attn_scale(shape_.scale);
+    if (shape_.causal) {
+      options.set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT)
+          .set_diagonal_band_right_bound(0);
+    }
+    auto [o, statistics] =
+        graph_.sdpa(input(kQuery, of_queries(shape_.width)), input(kKey, of_keys(shape_.width)),
+                    input(kValue, of_keys(shape_.value_width)), options);
+    output(o, kOutput, of_queries(shape_.value_width));
+    output(statistics, kStatistics, of_queries(1));
+    statistics->set_data_type(fe::DataType_t::FLOAT);
+  }
+
+  void add_backward() {
+    auto options = fe::graph::SDPA_backward_attributes()
+                       .set_name("attention gradient")
+                       .set_attn_scale(shape_.scale);
+    options.set_deterministic_algorithm(true);
+    if (shape_.causal) {
+      options.set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT)
+          .set_diagonal_band_right_bound(0);
+    }
+    const Tensor q = input(kQuery, of_queries(shape_.width));
+    const Tensor k = input(kKey, of_keys(shape_.width));
+    const Tensor v = input(kValue, of_keys(shape_.value_width));
+    const Tensor o = input(kOutput, of_queries(shape_.value_width));
+    const Tensor d = input(kOutputGradient, of_queries(shape_.value_width));
+    const auto [dq, dk, dv] = graph_.sdpa_backward(q, k, v, o, d, statistics(), options);
+    output(dq, kQueryGradient, of_queries(shape_.width));
+    output(dk, kKeyGradient, of_keys(shape_.width));
+    output(dv, kValueGradient, of_keys(shape_.value_width));
+  }
+
+  AttentionShape shape_;
+  fe::graph::Graph graph_;
+};
+
+// cuDNN of this process, opened once; null where it is missing.
+bool open_cudnn() {
+  if (fe::cudnn_dlhandle == nullptr) fe::cudnn_dlhandle = cudnn().handle();
+  return fe::cudnn_dlhandle != nullptr;
+}
+
+class Planned final : public CudnnAttention {
+ public:
+  explicit Planned(const AttentionShape& shape) : shape_(shape), graph_(shape) {}
+  ~Planned() override {
+    if (handle_ != nullptr) fe::detail::destroy_handle(handle_);
+  }
+  Planned(const Planned&) = delete;
+  Planned& operator=(const Planned&) = delete;
+
+  std::string build() {
+    if (fe::detail::create_handle(&handle_) != CUDNN_STATUS_SUCCESS) return "cuDNN does not start";
+    graph_.add_nodes();
+    auto status = graph_.graph().build(handle_, {fe::HeurMode_t::A});
+    return status.is_bad() ? status.get_message() : "";
+  }
+
+  int64_t workspace_bytes() const override {
+    int64_t bytes = 0;
+    return graph_.graph().get_workspace_size(bytes).is_bad() ? 0 : bytes;
+  }
+
+  void run(const AttentionArrays& arrays, void* workspace, cudaStream_t stream) override {
+    const auto in = [](const void* pointer) { return const_cast<void*>(pointer); };
+    std::unordered_map<int64_t, void*> pointers = {{kQuery, in(arrays.query)},
+                                                   {kKey, in(arrays.key)},
+                                                   {kValue, in(arrays.value)},
+                                                   {kOutput, arrays.output},
+                                                   {kStatistics, arrays.statistics}};
+    if (shape_.backward) {
+      pointers[kOutputGradient] = in(arrays.output_gradient);
+      pointers[kQueryGradient] = arrays.query_gradient;
+      pointers[kKeyGradient] = arrays.key_gradient;
+      pointers[kValueGradient] = arrays.value_gradient;
+    }
+    fe::detail::set_stream(handle_, stream);
+    auto status = graph_.graph().execute(handle_, pointers, workspace);
+    if (status.is_good()) return;
+    throw Error("cuDNN: attention: {}", status.get_message())
+        .note("cuDNN had a plan for it, which failed")
+        .help("set AUTOSP_CUDNN=0 for this program's own kernel, or run with --device cpu");
+  }
+
+ private:
+  AttentionShape shape_;
+  mutable AttentionGraph graph_;
+  cudnnHandle_t handle_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<CudnnAttention> plan_attention(const AttentionShape& shape, std::string& reason) {
+  if (!open_cudnn()) {
+    reason = "cuDNN was not found";
+    return nullptr;
+  }
+  auto planned = std::make_unique<Planned>(shape);
+  reason = planned->build();
+  if (!reason.empty()) return nullptr;
+  return planned;
+}
+
+std::string check_attention(const AttentionShape& shape, int architecture) {
+  if (!open_cudnn()) return "cuDNN was not found";
+  AttentionGraph graph(shape);
+  graph.graph().set_sm_version(architecture);
+  graph.add_nodes();
+  auto status = graph.graph().validate();
+  return status.is_bad() ? status.get_message() : "";
+}
+
+}  // namespace autosp::cuda

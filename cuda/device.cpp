@@ -1,0 +1,170 @@
+#include "cuda/device.h"
+
+#include "cuda/attention.h"
+#include "cuda/kernels/boxes.h"
+#include "cuda/matmul.h"
+#include "cuda/status.h"
+
+namespace autosp::cuda {
+
+using executor::DeviceEvent;
+using executor::StreamId;
+
+namespace {
+
+class CudaEvent final : public DeviceEvent {
+ public:
+  CudaEvent() { check(cudaEventCreate(&event), "making an event"); }
+  ~CudaEvent() override { cudaEventDestroy(event); }
+  CudaEvent(const CudaEvent&) = delete;
+  CudaEvent& operator=(const CudaEvent&) = delete;
+
+  cudaEvent_t event = nullptr;
+};
+
+cudaEvent_t of(DeviceEvent& event) { return static_cast<CudaEvent&>(event).event; }
+
+}  // namespace
+
+CudaDevice::CudaDevice(int ordinal, const executor::BackendOptions& options)
+    : ordinal_(ordinal), options_(options) {
+  check(cudaSetDevice(ordinal_), "choosing a device");
+  for (cudaStream_t& stream : streams_) {
+    check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+  }
+  check(cudaMalloc(reinterpret_cast<void**>(&faults_), sizeof(int32_t)), "taking memory");
+  check(cudaMemset(faults_, 0, sizeof(int32_t)), "clearing memory");
+}
+
+CudaDevice::~CudaDevice() {
+  if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
+  attention_.reset();
+  matmul_.reset();
+  cudaFree(faults_);
+  for (cudaStream_t stream : streams_) cudaStreamDestroy(stream);
+}
+
+Matmul& CudaDevice::matmul() {
+  if (!matmul_) matmul_ = std::make_unique<Matmul>(options_.tf32);
+  return *matmul_;
+}
+
+AttentionPlans& CudaDevice::attention() {
+  if (!attention_) attention_ = std::make_unique<AttentionPlans>();
+  return *attention_;
+}
+
+std::byte* CudaDevice::allocate(int64_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMalloc(&memory, static_cast<size_t>(bytes));
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    const Memory there = this->memory();
+    throw Error("device {} has no room for {} more", ordinal_,
+                format_bytes(static_cast<double>(bytes)))
+        .note(fmt::format("{} of its {} are free; a rank takes its arena, inputs and constants as "
+                          "one piece",
+                          format_bytes(static_cast<double>(there.free)),
+                          format_bytes(static_cast<double>(there.total))))
+        .help("shard over more ranks, or with --recompute budget=BYTES");
+  }
+  check(status, "taking memory");
+  return static_cast<std::byte*>(memory);
+}
+
+void CudaDevice::release(std::byte* memory) { cudaFree(memory); }
+
+CudaDevice::Memory CudaDevice::memory() const {
+  size_t free = 0;
+  size_t total = 0;
+  check(cudaMemGetInfo(&free, &total), "asking for free memory");
+  return {static_cast<int64_t>(free), static_cast<int64_t>(total)};
+}
+
+// From pageable memory, the bytes have been taken when the call returns.
+void CudaDevice::upload(StreamId id, std::byte* to, const void* from, int64_t bytes) {
+  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream(id)),
+        "copying to the device");
+}
+
+void CudaDevice::download(StreamId id, void* to, const std::byte* from, int64_t bytes) {
+  check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost, stream(id)),
+        "copying from the device");
+  check(cudaStreamSynchronize(stream(id)), "waiting for a copy from the device");
+}
+
+std::unique_ptr<DeviceEvent> CudaDevice::make_event() { return std::make_unique<CudaEvent>(); }
+
+void CudaDevice::record(StreamId id, DeviceEvent& event) {
+  check(cudaEventRecord(of(event), stream(id)), "recording an event");
+}
+
+void CudaDevice::wait(StreamId id, DeviceEvent& event) {
+  check(cudaStreamWaitEvent(stream(id), of(event), 0), "waiting for an event");
+}
+
+double CudaDevice::seconds_between(DeviceEvent& from, DeviceEvent& to) {
+  float milliseconds = 0;
+  check(cudaEventElapsedTime(&milliseconds, of(from), of(to)), "reading the time of events");
+  return static_cast<double>(milliseconds) * 1e-3;
+}
+
+void CudaDevice::synchronize() {
+  for (cudaStream_t stream : streams_) check(cudaStreamSynchronize(stream), "running kernels");
+}
+
+void CudaDevice::copy_box(StreamId id, size_t element_size, const executor::ConstBuffer& x,
+                          const executor::Box& from, const executor::Buffer& y,
+                          const executor::Box& to) {
+  kernels::copy_box({*this, id}, element_size, x, from, y, to);
+}
+
+void CudaDevice::sum_boxes(StreamId id, ir::DataType dtype, std::span<const std::byte* const> terms,
+                           const ir::Shape& shape, const executor::Box& box, std::byte* out) {
+  kernels::sum_boxes({*this, id}, dtype, terms, shape, box, out);
+}
+
+// The exchange stream takes part in what is captured from the compute stream.
+void CudaDevice::fork_and_join(const std::function<void()>& queue) {
+  CudaEvent fork;
+  CudaEvent join;
+  record(StreamId::kCompute, fork);
+  wait(StreamId::kExchange, fork);
+  queue();
+  record(StreamId::kExchange, join);
+  wait(StreamId::kCompute, join);
+}
+
+bool CudaDevice::capture(const std::function<void()>& queue) {
+  const cudaStream_t compute = stream(StreamId::kCompute);
+  check(cudaStreamBeginCapture(compute, cudaStreamCaptureModeThreadLocal), "capturing a step");
+  cudaGraph_t graph = nullptr;
+  try {
+    fork_and_join(queue);
+  } catch (...) {
+    cudaStreamEndCapture(compute, &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
+  }
+  bool kept = cudaStreamEndCapture(compute, &graph) == cudaSuccess && graph != nullptr;
+  if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
+  graph_ = nullptr;
+  kept = kept && cudaGraphInstantiate(&graph_, graph, 0) == cudaSuccess;
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  cudaGetLastError();
+  return kept;
+}
+
+void CudaDevice::replay() {
+  check(cudaGraphLaunch(graph_, stream(StreamId::kCompute)), "starting a captured step");
+}
+
+}  // namespace autosp::cuda
+
+namespace autosp::kernels {
+
+cudaStream_t stream_of(const Queue& queue) {
+  return cuda::device_of(queue.device).stream(queue.stream);
+}
+
+}  // namespace autosp::kernels

@@ -1,0 +1,101 @@
+// How the kernels of this folder run.
+//
+// A kernel is a body: an object that is copied to the device and called there. launch() calls
+// body(i) for every element; launch_rows() gives each row a block of kLanes threads, which call
+// body(row, lane, phase, shared) for one phase after the other: what a thread writes to `shared` in
+// a phase, all threads of its block may read in the next. Nothing else passes between threads, so
+// that the host runs the same bodies in loops (test/support/emulated_device.h).
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "cuda/kernels/elements.h"
+#include "executor/device.h"
+#include "executor/kernel_table.h"
+
+#if defined(__CUDACC__)
+#include "cuda/status.h"
+#endif
+
+namespace autosp::kernels {
+
+struct Queue {
+  executor::Device* device = nullptr;
+  executor::StreamId stream = executor::StreamId::kCompute;
+  explicit Queue(const executor::KernelCall& call) : device(call.device), stream(call.stream) {}
+  Queue(executor::Device& on, executor::StreamId which) : device(&on), stream(which) {}
+};
+
+inline constexpr int kLanes = 128;
+
+#if defined(__CUDACC__)
+
+cudaStream_t stream_of(const Queue& queue);
+
+inline constexpr int64_t kMostBlocks = 1 << 16;  // more elements or rows are taken in turn
+
+template <typename Body>
+__global__ void __launch_bounds__(kLanes) run_elements(const Body body, int64_t count) {
+  const auto step = static_cast<int64_t>(gridDim.x) * kLanes;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kLanes + threadIdx.x; i < count; i += step) {
+    body(i);
+  }
+}
+
+template <typename Body>
+void launch(const Queue& queue, int64_t count, const Body& body) {
+  if (count <= 0) return;
+  const int64_t blocks = (count + kLanes - 1) / kLanes;
+  run_elements<<<static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks), kLanes, 0,
+                 stream_of(queue)>>>(body, count);
+  cuda::check(cudaGetLastError(), "starting a kernel");
+}
+
+template <typename Body>
+__global__ void __launch_bounds__(kLanes) run_rows(const Body body, int64_t rows) {
+  __shared__ typename Body::Shared shared;
+  const int phases = body.phases();
+  for (int64_t row = blockIdx.x; row < rows; row += gridDim.x) {
+    for (int phase = 0; phase < phases; ++phase) {
+      body(row, static_cast<int>(threadIdx.x), phase, shared);
+      __syncthreads();
+    }
+  }
+}
+
+template <typename Body>
+void launch_rows(const Queue& queue, int64_t rows, const Body& body) {
+  if (rows <= 0) return;
+  run_rows<<<static_cast<unsigned>(rows < kMostBlocks ? rows : kMostBlocks), kLanes, 0,
+             stream_of(queue)>>>(body, rows);
+  cuda::check(cudaGetLastError(), "starting a kernel");
+}
+
+#else
+
+// Of the emulated device: runs `work` when its turn has come.
+void enqueue(const Queue& queue, std::function<void()> work);
+
+template <typename Body>
+void launch(const Queue& queue, int64_t count, const Body& body) {
+  enqueue(queue, [body, count] {
+    for (int64_t i = 0; i < count; ++i) body(i);
+  });
+}
+
+template <typename Body>
+void launch_rows(const Queue& queue, int64_t rows, const Body& body) {
+  enqueue(queue, [body, rows] {
+    const auto shared = std::make_unique<typename Body::Shared>();
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int phase = 0; phase < body.phases(); ++phase) {
+        for (int lane = 0; lane < kLanes; ++lane) body(row, lane, phase, *shared);
+      }
+    }
+  });
+}
+
+#endif
+
+}  // namespace autosp::kernels

@@ -1,0 +1,404 @@
+#include "executor/run_on_device.h"
+
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "executor/memory.h"
+#include "executor/rank_device.h"
+#include "executor/step_records.h"
+#include "executor/stream_plan.h"
+#include "executor/workers.h"
+#include "ir/operator_traits.h"
+
+namespace autosp::executor {
+
+namespace {
+
+constexpr int64_t kAlignment = 256;
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// A rank's memory on a device, and where what came from the host lies in it.
+class DeviceMemory {
+ public:
+  DeviceMemory(Device& device, int64_t arena) : device_(device), size_(aligned(arena)) {}
+  ~DeviceMemory() {
+    if (base_ != nullptr) device_.release(base_);
+  }
+  DeviceMemory(const DeviceMemory&) = delete;
+  DeviceMemory& operator=(const DeviceMemory&) = delete;
+
+  // Room for a source (an input, a constant, external data); before allocate().
+  void add(ValueId source, int64_t bytes) {
+    if (offsets_.emplace(source, size_).second) size_ += aligned(bytes);
+  }
+  void allocate() { base_ = device_.allocate(std::max(size_, kAlignment)); }
+
+  int64_t size() const { return size_; }
+  std::byte* at(int64_t offset) const { return base_ + offset; }
+  bool has(ValueId source) const { return offsets_.contains(source); }
+  std::byte* source(ValueId id) const { return base_ + offsets_.at(id); }
+  const std::map<ValueId, int64_t>& sources() const { return offsets_; }
+
+ private:
+  Device& device_;
+  int64_t size_;
+  std::byte* base_ = nullptr;
+  std::map<ValueId, int64_t> offsets_;
+};
+
+// Collectives work on device memory for as long as this lives.
+class DeviceCollectives {
+ public:
+  DeviceCollectives(Communicator* exchange, Device& device) : exchange_(exchange) {
+    if (exchange_ != nullptr) exchange_->use(&device);
+  }
+  ~DeviceCollectives() {
+    if (exchange_ != nullptr) exchange_->use(nullptr);
+  }
+  DeviceCollectives(const DeviceCollectives&) = delete;
+  DeviceCollectives& operator=(const DeviceCollectives&) = delete;
+
+ private:
+  Communicator* exchange_;
+};
+
+class DeviceRun {
+ public:
+  DeviceRun(const Program& program, const Arrays& feeds, Communicator& communicator,
+            const ExecuteOptions& options)
+      : program_(program),
+        graph_(program.graph()),
+        feeds_(feeds),
+        communicator_(communicator),
+        options_(options),
+        device_(options.device->device()),
+        exchange_(options.device->exchange()),
+        steps_(plan_streams(program, exchange_ != nullptr)),
+        memory_(device_, program.memory().arena),
+        workers_(program.workers()),
+        files_(options.data_folder),
+        collectives_(exchange_, device_) {}
+
+  RankResult run() {
+    check_feeds(graph_, feeds_);
+    result_.rank = communicator_.rank();
+    result_.planned = program_.memory();
+    place_sources();
+    make_events();
+    upload_sources();
+    std::vector<double> seconds;
+    for (int k = 0; k < options_.repeat; ++k) seconds.push_back(run_step(k));
+    std::ranges::nth_element(seconds, seconds.begin() + (options_.repeat - 1) / 2);
+    result_.seconds = seconds[static_cast<size_t>(options_.repeat - 1) / 2];
+    result_.arena_touched = program_.memory().arena;
+    result_.measured_peak = result_.arena_touched + communicator_.staging_bytes();
+    tell_notices();
+    collect_outputs();
+    return std::move(result_);
+  }
+
+ private:
+  const void* host_address(ValueId source) {
+    const ir::Value& value = graph_.value(source);
+    if (value.kind == ir::ValueKind::kInput) return feeds_.at(value.name).bytes().data();
+    if (value.kind == ir::ValueKind::kConstant) return value.constant.bytes().data();
+    return files_.data(value);
+  }
+
+  // What kernels of the device read.
+  void place_sources() {
+    for (size_t k = 0; k < steps_.size(); ++k) {
+      if (!steps_[k].runs || steps_[k].on_host) continue;
+      for (ValueId id : graph_.nodes()[k].inputs) {
+        if (!id || program_.place(id).storage == Storage::kArena) continue;
+        const ValueId source = program_.place(id).root;
+        memory_.add(source, graph_.type(source).num_bytes());
+      }
+    }
+    memory_.allocate();
+  }
+
+  void upload_sources() {
+    for (const auto& [source, offset] : memory_.sources()) {
+      const int64_t bytes = graph_.type(source).num_bytes();
+      if (bytes == 0) continue;
+      device_.upload(StreamId::kCompute, memory_.at(offset), host_address(source), bytes);
+    }
+    device_.synchronize();
+  }
+
+  void make_events() {
+    done_.resize(steps_.size());
+    for (size_t k = 0; k < steps_.size(); ++k) {
+      if (steps_[k].awaited) done_[k] = device_.make_event();
+      if (steps_[k].exchanges) last_exchange_ = device_.make_event();
+    }
+    if (options_.events != nullptr) origin_ = device_.make_event();
+  }
+
+  // Seconds.
+  double run_step(int number) {
+    result_.collectives.clear();
+    if (!captured_) timed_.clear();  // what is replayed is what was captured
+    if (options_.events != nullptr) options_.events->clear();
+    const auto begin = Clock::now();
+    step_begin_ = begin;
+    if (origin_) device_.record(StreamId::kCompute, *origin_);
+    if (number == 1 && may_be_captured()) captured_ = device_.capture([&] { queue_step(); });
+    if (captured_) {
+      device_.replay();
+    } else {
+      queue_step();
+    }
+    device_.synchronize();
+    const double seconds = seconds_since(begin);
+    check_faults();
+    tell_times();
+    return seconds;
+  }
+
+  void check_faults() {
+    int32_t fault = 0;
+    device_.download(StreamId::kCompute, &fault,
+                     reinterpret_cast<const std::byte*>(device_.faults()), sizeof(fault));
+    if (fault == 0) return;
+    const ir::Node& node = graph_.nodes()[static_cast<size_t>(fault) - 1];
+    throw in_step(Error("an index is outside the axis that it is for"), graph_, node, result_.rank);
+  }
+
+  // Nothing on the host, and nothing that another rank's thread queues.
+  bool may_be_captured() const {
+    const bool on_host = std::ranges::any_of(steps_, &StreamStep::on_host);
+    const bool exchanges = std::ranges::any_of(steps_, &StreamStep::exchanges);
+    return options_.events == nullptr && !on_host && (!exchanges || exchange_ != &communicator_);
+  }
+
+  void queue_step() {
+    bool exchanges = false;
+    for (size_t k = 0; k < steps_.size(); ++k) {
+      const StreamStep& step = steps_[k];
+      if (!step.runs) continue;
+      const StreamId stream = step.exchanges ? StreamId::kExchange : StreamId::kCompute;
+      if (step.waits_for >= 0) device_.wait(stream, *done_[static_cast<size_t>(step.waits_for)]);
+      run_node(k, stream);
+      if (step.awaited) device_.record(stream, *done_[k]);
+      exchanges = exchanges || step.exchanges;
+    }
+    if (!exchanges) return;
+    device_.record(StreamId::kExchange, *last_exchange_);
+    device_.wait(StreamId::kCompute, *last_exchange_);
+  }
+
+  void run_node(size_t k, StreamId stream) {
+    const ir::Node& node = graph_.nodes()[k];
+    try {
+      if (steps_[k].on_host) {
+        run_on_host(k);
+      } else {
+        run_there(k, stream);
+      }
+    } catch (Error& error) {
+      throw in_step(error, graph_, node, result_.rank);
+    }
+  }
+
+  void run_there(size_t k, StreamId stream) {
+    const ir::Node& node = graph_.nodes()[k];
+    operands_.clear();
+    results_.clear();
+    for (ValueId id : node.inputs) {
+      operands_.push_back(
+          id ? reference::Operand{graph_.type(id).dtype, &graph_.shape(id), device_address(id)}
+             : reference::Operand{});
+    }
+    for (ValueId id : node.outputs) {
+      results_.push_back(
+          id ? reference::Result{graph_.type(id).dtype, &graph_.shape(id), device_address(id)}
+             : reference::Result{});
+    }
+    const int scratch = program_.workspace(k);
+    const KernelCall call{{node, operands_, results_},
+                          scratch < 0 ? nullptr : arena_address(scratch),
+                          exchange_ != nullptr ? exchange_ : &communicator_,
+                          &workers_,
+                          &device_,
+                          stream,
+                          &graph_};
+    Timed timed{.step = k};
+    const bool traced = options_.events != nullptr;
+    if (traced) {
+      timed.begin = device_.make_event();
+      timed.end = device_.make_event();
+      device_.record(stream, *timed.begin);
+    }
+    program_.kernel(k)(call);
+    if (traced) device_.record(stream, *timed.end);
+    if (traced || ir::is_collective(node)) timed_.push_back(std::move(timed));
+  }
+
+  // Once the compute stream has come this far: operands to the host, results back.
+  void run_on_host(size_t k) {
+    const ir::Node& node = graph_.nodes()[k];
+    const auto begin = Clock::now();
+    std::vector<ir::Tensor> staged;  // keeps the bytes that operands and results point to
+    staged.reserve(node.inputs.size() + node.outputs.size() + 1);
+    operands_.clear();
+    results_.clear();
+    for (ValueId id : node.inputs) {
+      operands_.push_back(
+          id ? reference::Operand{graph_.type(id).dtype, &graph_.shape(id), on_host(id, staged)}
+             : reference::Operand{});
+    }
+    for (ValueId id : node.outputs) {
+      if (id) staged.emplace_back(graph_.type(id));
+      results_.push_back(id ? reference::Result{graph_.type(id).dtype, &graph_.shape(id),
+                                                staged.back().mutable_bytes()}
+                            : reference::Result{});
+    }
+    const int64_t scratch = program_.kernel(k).workspace_bytes;
+    staged.emplace_back(ir::Type{ir::DataType::kUInt8, {scratch}});
+    program_.kernel(k)({{node, operands_, results_},
+                        scratch > 0 ? staged.back().mutable_bytes() : nullptr,
+                        &communicator_,
+                        &workers_});
+    for (size_t r = 0; r < node.outputs.size(); ++r) {
+      const ValueId id = node.outputs[r];
+      const int64_t bytes = id ? graph_.type(id).num_bytes() : 0;
+      if (bytes > 0) {
+        device_.upload(StreamId::kCompute, device_address(id), results_[r].data, bytes);
+      }
+    }
+    if (!ir::is_collective(node)) on_host_.insert(node.op);
+    record_on_host(node, begin);
+  }
+
+  const void* on_host(ValueId id, std::vector<ir::Tensor>& staged) {
+    const Place& place = program_.place(id);
+    if (place.storage != Storage::kArena) return host_address(place.root);
+    staged.emplace_back(graph_.type(id));
+    const int64_t bytes = graph_.type(id).num_bytes();
+    if (bytes > 0) {
+      device_.download(StreamId::kCompute, staged.back().mutable_bytes(), device_address(id),
+                       bytes);
+    }
+    return staged.back().bytes().data();
+  }
+
+  std::byte* arena_address(int buffer) const {
+    return memory_.at(program_.buffers()[static_cast<size_t>(buffer)].offset);
+  }
+
+  std::byte* device_address(ValueId id) const {
+    const Place& place = program_.place(id);
+    return place.storage == Storage::kArena ? arena_address(place.buffer)
+                                            : memory_.source(place.root);
+  }
+
+  void record_on_host(const ir::Node& node, Clock::time_point begin) {
+    const double duration = seconds_since(begin);
+    const bool collective = ir::is_collective(node);
+    const int64_t bytes = collective ? bytes_sent(graph_, node, result_.rank) : 0;
+    if (collective) result_.collectives.push_back({node.name, node.op, bytes, duration});
+    if (options_.events == nullptr) return;
+    const double start = std::chrono::duration<double>(begin - options_.epoch).count();
+    options_.events->push_back(
+        {node.name, node.op + " (host)", result_.rank, start, duration, bytes});
+  }
+
+  // Of what ran on the device. The step's origin is the host's clock when it began.
+  void tell_times() {
+    const double origin = std::chrono::duration<double>(step_begin_ - options_.epoch).count();
+    for (const Timed& timed : timed_) {
+      const ir::Node& node = graph_.nodes()[timed.step];
+      const bool collective = ir::is_collective(node);
+      const int64_t bytes = collective ? bytes_sent(graph_, node, result_.rank) : 0;
+      double duration = 0;
+      if (timed.begin) {
+        duration = device_.seconds_between(*timed.begin, *timed.end);
+        const double start = origin + device_.seconds_between(*origin_, *timed.begin);
+        options_.events->push_back({node.name, node.op, result_.rank, start, duration, bytes});
+      }
+      if (collective) result_.collectives.push_back({node.name, node.op, bytes, duration});
+    }
+    if (options_.events != nullptr) std::ranges::sort(*options_.events, {}, &TraceEvent::start);
+  }
+
+  void tell_notices() {
+    if (!on_host_.empty()) {
+      result_.notices.push_back(fmt::format("without a kernel for the device, run on the host: {}",
+                                            fmt::join(on_host_, ", ")));
+    }
+    if (exchange_ == nullptr && communicator_.size() > 1 && !options_.device->notice().empty()) {
+      result_.notices.push_back(
+          fmt::format("collectives go through host memory: {}", options_.device->notice()));
+    }
+  }
+
+  void collect_outputs() {
+    std::map<int, ir::Tensor> copied;  // by buffer: several outputs may be one
+    for (const ir::Output& output : graph_.outputs()) {
+      const Place& place = program_.place(output.value);
+      const ir::Type& type = graph_.type(output.value);
+      if (place.storage == Storage::kArena) {
+        ir::Tensor& tensor = copied[place.buffer];
+        if (tensor.dtype() == ir::DataType::kUndefined) tensor = downloaded(output.value);
+        result_.outputs[output.name] = tensor.reshaped(type.shape);
+      } else {
+        const auto* bytes = static_cast<const std::byte*>(host_address(place.root));
+        result_.outputs[output.name] =
+            ir::Tensor(type, {bytes, static_cast<size_t>(type.num_bytes())});
+      }
+    }
+  }
+
+  ir::Tensor downloaded(ValueId id) {
+    ir::Tensor tensor(graph_.type(id));
+    const int64_t bytes = graph_.type(id).num_bytes();
+    if (bytes > 0) {
+      device_.download(StreamId::kCompute, tensor.mutable_bytes(), device_address(id), bytes);
+    }
+    return tensor;
+  }
+
+  struct Timed {
+    size_t step = 0;
+    std::unique_ptr<DeviceEvent> begin;  // null: not measured
+    std::unique_ptr<DeviceEvent> end;
+  };
+
+  const Program& program_;
+  const ir::Graph& graph_;
+  const Arrays& feeds_;
+  Communicator& communicator_;  // of host memory
+  const ExecuteOptions& options_;
+  Device& device_;
+  Communicator* exchange_;  // of device memory, or null
+  std::vector<StreamStep> steps_;
+  DeviceMemory memory_;
+  Workers workers_;
+  MappedFiles files_;
+  DeviceCollectives collectives_;
+  std::vector<std::unique_ptr<DeviceEvent>> done_;  // by step, where awaited
+  std::unique_ptr<DeviceEvent> last_exchange_;
+  std::unique_ptr<DeviceEvent> origin_;  // of the step's time line
+  Clock::time_point step_begin_;
+  bool captured_ = false;
+  std::vector<Timed> timed_;
+  std::set<std::string> on_host_;             // operators
+  std::vector<reference::Operand> operands_;  // of the step that runs
+  std::vector<reference::Result> results_;
+  RankResult result_;
+};
+
+}  // namespace
+
+RankResult run_on_device(const Program& program, const Arrays& feeds, Communicator& communicator,
+                         const ExecuteOptions& options) {
+  return DeviceRun(program, feeds, communicator, options).run();
+}
+
+}  // namespace autosp::executor

@@ -1,0 +1,240 @@
+// Every kernel of every device against the reference kernel of its operator: on the random graphs
+// of one operator each that sharding rules are tested with, as they are and in 16 bits.
+//
+// The emulated device runs this project's own kernels on the host. What needs a device that is not
+// there is skipped, and says so.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+#include <set>
+
+#include "executor/rank_device.h"
+#include "executor/run.h"
+#include "ir/rewriter.h"
+#include "support/devices.h"
+#include "support/emulated_device.h"
+#include "support/operator_cases.h"
+#include "support/run_graph.h"
+
+namespace autosp::executor {
+namespace {
+
+using ir::DataType;
+using ir::Graph;
+using ir::Tensor;
+using test::OperatorCase;
+using test::Tensors;
+
+constexpr unsigned kCases = 24;  // per operator and type
+
+// What stays float32 beside values of 16 bits.
+bool is_statistic(const Graph& graph, ValueId id) {
+  const auto at = [&](const ir::Node& node, const std::vector<ValueId>& values, size_t from) {
+    for (size_t k = from; k < values.size() && k < from + 2; ++k) {
+      if (values[k] == id) return node.domain == ir::kAutospDomain || node.is("LayerNormalization");
+    }
+    return false;
+  };
+  for (const ir::Node& node : graph.nodes()) {
+    if (node.op != "AttentionGrad" && at(node, node.outputs, 1)) return true;
+    if (node.op == "AttentionGrad" && at(node, node.inputs, 5)) return true;
+  }
+  return false;
+}
+
+Tensor converted(const Tensor& tensor, DataType to) {
+  Tensor result(ir::Type{to, tensor.shape()});
+  const size_t size = ir::element_size(to);
+  for (int64_t k = 0; k < tensor.num_elements(); ++k) {
+    const Tensor one = Tensor::scalar(to, tensor.value_as_double(k));
+    std::ranges::copy(one.bytes(), result.mutable_bytes() + static_cast<size_t>(k) * size);
+  }
+  return result;
+}
+
+// The case with its floats in another type.
+OperatorCase in_type(const OperatorCase& given, DataType to) {
+  OperatorCase result;
+  std::map<ValueId, ValueId> now;
+  const Graph& from = given.graph;
+  const auto changes = [&](ValueId id) { return ir::is_floating(from.type(id).dtype); };
+  const auto wanted = [&](ValueId id) { return is_statistic(from, id) ? DataType::kFloat32 : to; };
+  const auto type = [&](ValueId id) {
+    return changes(id) ? ir::Type{wanted(id), from.shape(id)} : from.type(id);
+  };
+  for (size_t k = 0; k < from.values().size(); ++k) {
+    const ValueId id(k);
+    const ir::Value& value = from.value(id);
+    if (value.kind == ir::ValueKind::kInput) {
+      now[id] = result.graph.add_input(value.name, type(id));
+      const Tensor& feed = given.feeds.at(value.name);
+      result.feeds[value.name] = changes(id) ? converted(feed, wanted(id)) : feed;
+    } else if (value.kind == ir::ValueKind::kConstant) {
+      now[id] =
+          result.graph.add_constant(changes(id) ? converted(value.constant, to) : value.constant);
+    }
+  }
+  for (const ir::Node& node : from.nodes()) {
+    std::vector<ValueId> inputs;
+    for (ValueId id : node.inputs) inputs.push_back(id ? now.at(id) : ValueId());
+    std::vector<ir::Type> types;
+    for (ValueId id : node.outputs) types.push_back(id ? type(id) : ir::Type{});
+    const NodeId added =
+        result.graph.add_node(node.op, inputs, types, node.attributes, node.domain);
+    for (size_t k = 0; k < node.outputs.size(); ++k) {
+      if (node.outputs[k]) now[node.outputs[k]] = result.graph.node(added).outputs[k];
+    }
+    if (&node == &from.node(given.node)) result.node = added;
+  }
+  for (const ir::Output& output : from.outputs()) {
+    result.graph.add_output(output.name, now.at(output.value));
+  }
+  return result;
+}
+
+double tolerance(DataType type) {
+  if (type == DataType::kFloat16) return 4e-3;
+  return type == DataType::kBFloat16 ? 3e-2 : 2e-5;
+}
+
+// The executor makes one product of it, of its own domain.
+constexpr const char* kTransposedProduct = "TransposedProduct";
+
+OperatorCase draw_transposed_product(unsigned seed) {
+  test::CaseBuilder c(seed);
+  const ir::Shape batch = c.shape(0, 2);
+  const int64_t m = c.extent();
+  const int64_t k = c.extent();
+  const int64_t n = c.extent();
+  const auto operand = [&](int64_t rows, int64_t columns, bool transposed) {
+    ir::Shape shape = batch;
+    shape.insert(shape.end(), {transposed ? columns : rows, transposed ? rows : columns});
+    const ValueId stored = c.floats(shape);
+    if (!transposed) return stored;
+    std::vector<int64_t> permutation(shape.size());
+    std::iota(permutation.begin(), permutation.end(), 0);
+    std::swap(permutation[shape.size() - 2], permutation[shape.size() - 1]);
+    return c.build().transpose(stored, permutation);
+  };
+  const ValueId a = operand(m, k, seed % 3 != 0);
+  const ValueId b = operand(k, n, seed % 3 != 1);
+  c.test("MatMul", {a, b});
+  return std::move(c).finish();
+}
+
+OperatorCase draw_case(const std::string& op, unsigned seed) {
+  if (op == kTransposedProduct) return draw_transposed_product(seed);
+  // Gradients are drawn in float64, which no kernel of a device takes.
+  OperatorCase drawn = test::draw_operator_case(op, seed);
+  return op == "autosp::AttentionGrad" ? in_type(drawn, DataType::kFloat32) : std::move(drawn);
+}
+
+std::vector<std::string> operators() {
+  std::vector<std::string> names = test::operators_with_cases();
+  names.emplace_back(kTransposedProduct);
+  return names;
+}
+
+// An index is among their floats, or float32 is all that the reference draws.
+bool is_of_one_type(const std::string& op) {
+  return op == "OneHot" || op == "autosp::RandomUniform";
+}
+
+struct Parameters {
+  std::string device;
+  std::string op;
+};
+
+class DeviceKernels : public testing::TestWithParam<Parameters> {
+ protected:
+  void check(const OperatorCase& drawn, const std::shared_ptr<Backend>& backend, DataType type) {
+    const auto graph = std::make_shared<const Graph>(drawn.graph);
+    RunOptions options{.threads_per_rank = 1, .backend = backend};
+    const RunResult result = run_in_threads({graph}, {drawn.feeds}, options);
+    test::expect_close_or_nan(result.ranks[0].outputs, test::run_graph(*graph, drawn.feeds),
+                              tolerance(type));
+  }
+};
+
+TEST_P(DeviceKernels, AgreesWithTheReference) {
+  const test::FoundDevice found = test::find_device(GetParam().device);
+  if (found.backend == nullptr) GTEST_SKIP() << found.reason;
+  for (unsigned seed = 0; seed < kCases; ++seed) {
+    SCOPED_TRACE(fmt::format("case {}", seed));
+    const OperatorCase drawn = draw_case(GetParam().op, seed);
+    check(drawn, found.backend, DataType::kFloat32);
+    if (is_of_one_type(GetParam().op)) continue;
+    for (const DataType type : {DataType::kFloat16, DataType::kBFloat16}) {
+      SCOPED_TRACE(ir::name_of(type));
+      check(in_type(drawn, type), found.backend, type);
+    }
+  }
+}
+
+std::vector<Parameters> all_parameters() {
+  std::vector<Parameters> parameters;
+  for (const std::string& device : test::device_names()) {
+    for (const std::string& op : operators()) parameters.push_back({device, op});
+  }
+  return parameters;
+}
+
+INSTANTIATE_TEST_SUITE_P(Operators, DeviceKernels, testing::ValuesIn(all_parameters()),
+                         [](const auto& parameters) {
+                           std::string name = parameters.param.device + "_" + parameters.param.op;
+                           std::ranges::replace(name, ':', '_');
+                           return name;
+                         });
+
+// Rows of operators without a case, and why.
+const std::set<std::string_view> kWithoutCase = {
+    "AllReduce", "AllGather",        "ReduceScatter", "AllToAll",  // run_on_device_test.cpp
+    "CastLike",  "RMSNormalization",                               // onnx_node_tests.cpp
+};
+
+TEST(DeviceKernelTable, EveryRowIsUsedByACase) {
+  const test::EmulatedBackend backend;
+  const KernelTable kernels = device_kernels(backend);
+  std::set<std::pair<std::string, std::string>> used;
+  for (const std::string& op : operators()) {
+    for (unsigned seed = 0; seed < kCases; ++seed) {
+      const OperatorCase drawn = draw_case(op, seed);
+      const auto graph = std::make_shared<const Graph>(drawn.graph);
+      const Program program = compile(graph, {.kernels = &kernels, .share_memory = false});
+      for (size_t k = 0; k < program.graph().nodes().size(); ++k) {
+        const ir::Node& node = program.graph().nodes()[k];
+        if (!program.kernel(k).on_host) used.insert({node.domain, node.op});
+      }
+    }
+  }
+  for (const KernelRow& row : kernels.rows()) {
+    if (kWithoutCase.contains(row.op)) continue;
+    EXPECT_TRUE(used.contains({std::string(row.domain), std::string(row.op)}))
+        << row.domain << " " << row.op << " has a row that no case reaches";
+  }
+}
+
+// What falls back to the host on a device with all of this project's kernels: operators of which
+// training graphs of transformers have none, or few elements.
+TEST(DeviceKernelTable, WhatHasNoKernelIsListed) {
+  const test::EmulatedBackend backend;
+  const KernelTable kernels = device_kernels(backend);
+  std::set<std::string> rows;
+  for (const KernelRow& row : kernels.rows()) rows.insert(std::string(row.op));
+  std::string missing;
+  for (const std::string& op : test::operators_with_cases()) {
+    const std::string name = op.substr(op.rfind(':') + 1);
+    if (!rows.contains(name)) missing += name + " ";
+  }
+  std::cout << "on the host: " << missing << "\n";
+  for (const char* op : {"MatMul", "Gemm", "Attention", "AttentionGrad", "Softmax", "LogSoftmax",
+                         "LayerNormalization", "ReduceSum", "Gather", "ScatterND",
+                         "ScatterElements", "Where", "Transpose"}) {
+    EXPECT_TRUE(rows.contains(op)) << op;
+  }
+}
+
+}  // namespace
+}  // namespace autosp::executor

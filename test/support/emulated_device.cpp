@@ -1,0 +1,288 @@
+#include "support/emulated_device.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <map>
+#include <mutex>
+
+#include "base/error.h"
+#include "cuda/kernels/boxes.h"
+#include "cuda/kernels/launch.h"
+#include "cuda/kernels/rows.h"
+
+namespace autosp::test {
+
+namespace {
+
+using executor::Device;
+using executor::DeviceEvent;
+using executor::StreamId;
+
+// All memory of all emulated devices of this process. One thread at a time runs queued work.
+class World {
+ public:
+  std::recursive_mutex mutex;
+
+  std::byte* map(int64_t bytes) {
+    const std::lock_guard lock(mutex);
+    void* memory = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    AUTOSP_CHECK(memory != MAP_FAILED, "no {} bytes", bytes);
+    std::memset(memory, 0xCD, static_cast<size_t>(bytes));
+    regions_[memory] = bytes;
+    if (depth_ == 0) mprotect(memory, static_cast<size_t>(bytes), PROT_NONE);
+    return static_cast<std::byte*>(memory);
+  }
+  void unmap(std::byte* memory) {
+    const std::lock_guard lock(mutex);
+    munmap(memory, static_cast<size_t>(regions_.at(memory)));
+    regions_.erase(memory);
+  }
+
+  // With the mutex held: device memory can be touched while one of these lives.
+  class Open {
+   public:
+    explicit Open(World& world) : world_(world) {
+      if (world_.depth_++ == 0) world_.protect(PROT_READ | PROT_WRITE);
+    }
+    ~Open() {
+      if (--world_.depth_ == 0) world_.protect(PROT_NONE);
+    }
+    Open(const Open&) = delete;
+    Open& operator=(const Open&) = delete;
+
+   private:
+    World& world_;
+  };
+
+ private:
+  void protect(int access) {
+    for (const auto& [memory, bytes] : regions_) {
+      mprotect(memory, static_cast<size_t>(bytes), access);
+    }
+  }
+
+  std::map<void*, int64_t> regions_;
+  int depth_ = 0;
+};
+
+World& world() {
+  static World the_world;
+  return the_world;
+}
+
+// Work in order, from `begin` on not yet done.
+struct Stream {
+  std::vector<std::function<void()>> work;
+  size_t begin = 0;
+
+  void run_until(size_t end) {
+    while (begin < end) {
+      const std::function<void()> next = std::move(work[begin]);
+      ++begin;
+      next();
+    }
+  }
+};
+
+struct EmulatedEvent final : DeviceEvent {
+  std::shared_ptr<Stream> stream;  // null: not recorded yet
+  size_t position = 0;
+  std::shared_ptr<double> seconds = std::make_shared<double>(0);
+};
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+class EmulatedDevice final : public Device {
+ public:
+  EmulatedDevice(const EmulatedOptions& options, EmulatedCounts& counts, int rank, bool fails)
+      : options_(options),
+        counts_(counts),
+        rank_(rank),
+        fails_(fails),
+        faults_(world().map(kPage)) {
+    const std::lock_guard lock(world().mutex);
+    const World::Open open(world());
+    std::memset(faults_, 0, kPage);
+  }
+  ~EmulatedDevice() override {
+    discard();
+    world().unmap(faults_);
+    for (const auto& [memory, bytes] : allocated_) world().unmap(memory);
+  }
+
+  std::byte* allocate(int64_t bytes) override {
+    const int64_t live = counts_.live_bytes;
+    if (live + bytes > options_.memory) {
+      throw Error("the device has no room for {} bytes", bytes)
+          .note(fmt::format("{} of {} are in use", live, options_.memory))
+          .help("shard over more ranks");
+    }
+    std::byte* memory = world().map(bytes);
+    allocated_[memory] = bytes;
+    counts_.live_bytes += bytes;
+    ++counts_.allocations;
+    return memory;
+  }
+  void release(std::byte* memory) override {
+    discard();
+    counts_.live_bytes -= allocated_.at(memory);
+    allocated_.erase(memory);
+    world().unmap(memory);
+  }
+  Memory memory() const override { return {options_.memory - counts_.live_bytes, options_.memory}; }
+
+  void upload(StreamId stream, std::byte* to, const void* from, int64_t bytes) override {
+    ++counts_.uploads;
+    const auto* begin = static_cast<const std::byte*>(from);
+    push(stream, [to, copy = std::vector<std::byte>(begin, begin + bytes)] {
+      std::memcpy(to, copy.data(), copy.size());
+    });
+  }
+  void download(StreamId stream, void* to, const std::byte* from, int64_t bytes) override {
+    AUTOSP_CHECK(!capturing_, "a download is captured");
+    ++counts_.downloads;
+    run_all(stream);
+    const std::lock_guard lock(world().mutex);
+    const World::Open open(world());
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+  }
+
+  std::unique_ptr<DeviceEvent> make_event() override { return std::make_unique<EmulatedEvent>(); }
+  void record(StreamId stream, DeviceEvent& event) override {
+    if (capturing_) {
+      captured_.emplace_back([this, stream, &event] { record(stream, event); });
+      return;
+    }
+    const std::lock_guard lock(world().mutex);
+    auto& own = static_cast<EmulatedEvent&>(event);
+    push(stream, [seconds = own.seconds] { *seconds = now(); });
+    own.stream = stream_at(stream);
+    own.position = own.stream->work.size();
+  }
+  void wait(StreamId stream, DeviceEvent& event) override {
+    if (capturing_) {
+      captured_.emplace_back([this, stream, &event] { wait(stream, event); });
+      return;
+    }
+    const std::lock_guard lock(world().mutex);
+    const auto& other = static_cast<EmulatedEvent&>(event);
+    AUTOSP_CHECK(other.stream != nullptr, "an event is waited for that was never recorded");
+    push(stream, [from = other.stream, position = other.position] { from->run_until(position); });
+  }
+  double seconds_between(DeviceEvent& from, DeviceEvent& to) override {
+    return *static_cast<EmulatedEvent&>(to).seconds - *static_cast<EmulatedEvent&>(from).seconds;
+  }
+  void synchronize() override {
+    AUTOSP_CHECK(!capturing_, "the host waits while work is captured");
+    run_all(StreamId::kCompute);
+    run_all(StreamId::kExchange);
+  }
+
+  void copy_box(StreamId stream, size_t element_size, const executor::ConstBuffer& x,
+                const executor::Box& from, const executor::Buffer& y,
+                const executor::Box& to) override {
+    if (fails_) throw Error("the boxes of rank {} are lost", rank_);
+    kernels::copy_box({*this, stream}, element_size, x, from, y, to);
+  }
+  void sum_boxes(StreamId stream, ir::DataType dtype, std::span<const std::byte* const> terms,
+                 const ir::Shape& shape, const executor::Box& box, std::byte* out) override {
+    if (fails_) throw Error("the boxes of rank {} are lost", rank_);
+    kernels::sum_boxes({*this, stream}, dtype, terms, shape, box, out);
+  }
+
+  int32_t* faults() override { return reinterpret_cast<int32_t*>(faults_); }
+
+  bool capture(const std::function<void()>& queue) override {
+    if (!options_.captures) return false;
+    captured_.clear();
+    capturing_ = true;
+    try {
+      queue();
+    } catch (...) {
+      capturing_ = false;
+      throw;
+    }
+    capturing_ = false;
+    return true;
+  }
+  void replay() override {
+    ++counts_.replays;
+    for (const auto& call : captured_) call();
+  }
+
+  void push(StreamId stream, std::function<void()> work) {
+    if (capturing_) {
+      captured_.emplace_back([this, stream, work] { push(stream, work); });
+      return;
+    }
+    const std::lock_guard lock(world().mutex);
+    stream_at(stream)->work.push_back(std::move(work));
+    if (stream == StreamId::kExchange && options_.early_exchange) run_all(stream);
+  }
+  void count_launch() { ++counts_.launches; }
+
+ private:
+  static constexpr int64_t kPage = 4096;
+
+  std::shared_ptr<Stream>& stream_at(StreamId stream) {
+    return streams_[static_cast<size_t>(stream)];
+  }
+  // What a run that failed has left; the others have waited for theirs.
+  void discard() {
+    const std::lock_guard lock(world().mutex);
+    for (const auto& stream : streams_) stream->begin = stream->work.size();
+  }
+  void run_all(StreamId stream) {
+    const std::lock_guard lock(world().mutex);
+    const World::Open open(world());
+    Stream& own = *stream_at(stream);
+    own.run_until(own.work.size());
+  }
+
+  const EmulatedOptions& options_;
+  EmulatedCounts& counts_;
+  const int rank_;
+  const bool fails_;  // in collectives
+  std::byte* faults_;
+  std::map<std::byte*, int64_t> allocated_;
+  std::shared_ptr<Stream> streams_[2] = {std::make_shared<Stream>(), std::make_shared<Stream>()};
+  bool capturing_ = false;
+  std::vector<std::function<void()>> captured_;
+};
+
+}  // namespace
+
+EmulatedBackend::EmulatedBackend(EmulatedOptions options) : options_(std::move(options)) {
+  for (const executor::KernelRow& row : kernels::own_rows()) {
+    if (!options_.missing.contains(std::string(row.op))) rows_.push_back(row);
+  }
+}
+
+std::unique_ptr<Device> EmulatedBackend::open(int rank) {
+  return std::make_unique<EmulatedDevice>(options_, counts_, rank, rank == failing_rank_);
+}
+
+std::unique_ptr<executor::Communicator> EmulatedBackend::connect(Device& /*device*/,
+                                                                 executor::Communicator& /*host*/,
+                                                                 std::string& notice) {
+  notice = "emulated devices do not reach other processes";
+  return nullptr;
+}
+
+}  // namespace autosp::test
+
+namespace autosp::kernels {
+
+void enqueue(const Queue& queue, std::function<void()> work) {
+  auto& device = static_cast<test::EmulatedDevice&>(*queue.device);
+  device.count_launch();
+  device.push(queue.stream, std::move(work));
+}
+
+}  // namespace autosp::kernels
