@@ -40,5 +40,6 @@ void add_report(CLI::App& app, Action& action);
 void add_replay(CLI::App& app, Action& action);
 void add_feed(CLI::App& app, Action& action);
 void add_train(CLI::App& app, Action& action);
+void add_devices(CLI::App& app, Action& action);
 
 }  // namespace autosp::cli

@@ -113,6 +113,7 @@ int main(int argc, char** argv) {
   cli::add_completion(app, action);
   cli::add_report(app, action);
   cli::add_replay(app, action);
+  cli::add_devices(app, action);
   try {
     const int code = parse(app, argc, argv, action);
     check_printed();

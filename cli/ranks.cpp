@@ -1,6 +1,7 @@
 #include "ranks.h"
 
 #include <cstdio>
+#include <set>
 
 #include "base/context.h"
 #include "base/error.h"
@@ -95,7 +96,10 @@ std::string count_of_ranks(size_t ranks) {
   return fmt::format("{} rank{}", ranks, ranks == 1 ? "" : "s");
 }
 
-void print_notices() {
+void print_notices(const std::vector<executor::RankResult>& ranks) {
+  std::set<std::string> notices;
+  for (const auto& rank : ranks) notices.insert(rank.notices.begin(), rank.notices.end());
+  for (const std::string& notice : notices) fmt::print(stderr, "note: {}\n", notice);
   if (const auto notice = executor::openblas_notice()) fmt::print(stderr, "note: {}\n", *notice);
 }
 

@@ -28,7 +28,8 @@ executor::RunResult run_ranks(const std::filesystem::path& folder,
 // "1 rank", "4 ranks".
 std::string count_of_ranks(size_t ranks);
 
-// Prints to stderr what of the environment makes runs slow.
-void print_notices();
+// Prints to stderr what of the environment makes runs slow, and what there is to know of how the
+// ranks ran, once each.
+void print_notices(const std::vector<executor::RankResult>& ranks = {});
 
 }  // namespace autosp::cli

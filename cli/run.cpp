@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "command.h"
+#include "device_argument.h"
 #include "executor/openblas.h"
 #include "executor/run.h"
 #include "executor/trace.h"
@@ -47,6 +48,7 @@ struct Arguments {
   std::filesystem::path output;
   std::filesystem::path trace;
   FeedFiles feed;
+  DeviceArguments device;
   double timeout = 60;
   int threads_per_rank = 0;
   int repeat = 1;
@@ -95,6 +97,7 @@ void write_events(const Arguments& arguments, const std::vector<executor::TraceE
 
 executor::RunOptions run_options(const Arguments& arguments) {
   executor::RunOptions options;
+  options.backend = open_device(arguments.device);
   options.data_folder = arguments.folder;
   options.timeout = arguments.timeout;
   options.threads_per_rank = arguments.threads_per_rank;
@@ -166,6 +169,7 @@ void print_report(const Json& ranks, const Arguments& arguments, const std::stri
 }
 
 int run_threads(const Arguments& arguments) {
+  const executor::RunOptions options = run_options(arguments);
   const onnx_io::Manifest manifest = read_manifest(arguments, arguments.np);
   FeedSource source(manifest, feed_files(arguments));
   check_outputs(arguments, manifest);
@@ -176,15 +180,14 @@ int run_threads(const Arguments& arguments) {
     digests.push_back(source.digest());
   }
   if (source.by_rank()) check_one_batch(manifest, digests);
-  const executor::RunResult result =
-      run_ranks(arguments.folder, manifest, feeds, run_options(arguments));
+  const executor::RunResult result = run_ranks(arguments.folder, manifest, feeds, options);
   write_results(arguments, result.ranks.front().outputs);
   write_events(arguments, result.events);
   Json ranks = Json::array();
   for (const executor::RankResult& rank : result.ranks) {
     ranks.push_back(rank_report(rank, result.resident_peak, manifest));
   }
-  print_notices();
+  print_notices(result.ranks);
   print_report(ranks, arguments, "threads");
   return 0;
 }
@@ -220,10 +223,12 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   onnx_io::Manifest manifest;
   executor::Arrays feeds;
   FeedDigest digest;
+  executor::RunOptions options;
   std::shared_ptr<const ir::Graph> graph;
   std::optional<Failure> problem;
   try {
     refuse_threads_under_mpirun(arguments.transport, session);
+    options = run_options(arguments);
     manifest = read_manifest(arguments, session.size(), session.rank());
     FeedSource source(manifest, feed_files(arguments));
     feeds = source.of_rank(session.rank());
@@ -235,8 +240,7 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   }
   agree_to_start(session, problem);
   if (!arguments.feed.by_rank.empty()) agree_on_batch(session, manifest, digest);
-  executor::RunResult result =
-      executor::run_mpi_rank(session, graph, feeds, run_options(arguments));
+  executor::RunResult result = executor::run_mpi_rank(session, graph, feeds, options);
   executor::RankResult& own = result.ranks.front();
   name_gradients(manifest, own.outputs, session.communicator(arguments.timeout));
   if (session.rank() == 0) write_results(arguments, own.outputs);
@@ -254,15 +258,16 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
     for (const Json& event : parsed["events"]) events.push_back(to_event(event));
   }
   write_events(arguments, events);
-  print_notices();
+  print_notices(result.ranks);
   print_report(ranks, arguments, "mpi");
   return 0;
 }
 
 // Starts this program again under mpirun, once per rank.
 [[noreturn]] void start_processes(const Arguments& arguments) {
+  open_device(arguments.device);  // one message here is clearer than mpirun's
   const onnx_io::Manifest manifest = read_manifest(arguments, arguments.np);
-  FeedSource(manifest, feed_files(arguments));  // one message here is clearer than mpirun's
+  FeedSource(manifest, feed_files(arguments));  // likewise
   std::vector<std::string> words = {"run",
                                     arguments.folder.string(),
                                     "--transport",
@@ -284,6 +289,7 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   if (arguments.feed.step) {
     words.insert(words.end(), {"--step", std::to_string(*arguments.feed.step)});
   }
+  std::ranges::copy(words_of(arguments.device), std::back_inserter(words));
   if (arguments.json) words.emplace_back("--json");
   if (arguments.fuse) words.emplace_back("--fuse");
   if (arguments.overlap) words.emplace_back("--overlap");
@@ -313,6 +319,7 @@ void add_run(CLI::App& app, Action& action) {
       ->required()
       ->type_name("OUT");
   add_launch_options(*command, arguments->np, arguments->transport);
+  add_device_options(*command, arguments->device);
   command
       ->add_option("--feed", arguments->feed.whole,
                    "The graph inputs, whole; with --feed-rank, those that its files lack")

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "command.h"
+#include "device_argument.h"
 #include "executor/openblas.h"
 #include "executor/world.h"
 #include "json_text.h"
@@ -45,6 +46,7 @@ struct Arguments {
   int64_t np = 0;
   std::string transport;
   std::filesystem::path output;
+  DeviceArguments device;
   double timeout = 60;
   int threads_per_rank = 0;
   bool json = false;
@@ -134,12 +136,12 @@ class Report {
 };
 
 // The loop of one rank; rank 0 reports, and writes what is to be written.
-void train_rank(const TrainingJob& job, const Arguments& arguments, Report& report,
-                executor::Communicator& communicator, int workers) {
+void train_rank(const TrainingJob& job, const TrainingRun& run, const Arguments& arguments,
+                Report& report, executor::Communicator& communicator, int workers) {
   const bool first = communicator.rank() == 0;
   if (first) report.begin(job);
-  const LoopResult result = run_loop(job, arguments.run, communicator, workers,
-                                     !arguments.output.empty(), [&](const LoopStep& step) {
+  const LoopResult result = run_loop(job, run, communicator, workers, !arguments.output.empty(),
+                                     [&](const LoopStep& step) {
                                        if (first) report.step(step);
                                      });
   if (!first) return;
@@ -159,7 +161,9 @@ void prepare_outputs(const Arguments& arguments, const TrainingJob& job) {
 }
 
 int train_in_threads(const Arguments& arguments) {
-  const TrainingJob job = prepare(arguments.run, arguments.np);
+  TrainingRun run = arguments.run;
+  run.backend = open_device(arguments.device);
+  const TrainingJob job = prepare(run, arguments.np);
   prepare_outputs(arguments, job);
   const int ranks = static_cast<int>(job.manifest.ranks.size());
   const int workers = arguments.threads_per_rank > 0 ? arguments.threads_per_rank
@@ -167,17 +171,19 @@ int train_in_threads(const Arguments& arguments) {
   executor::set_blas_threads(workers);
   Report report(arguments);
   executor::run_world(ranks, arguments.timeout, [&](int, executor::Communicator& communicator) {
-    train_rank(job, arguments, report, communicator, workers);
+    train_rank(job, run, arguments, report, communicator, workers);
   });
   print_notices();
   return 0;
 }
 
 int train_as_process(executor::MpiSession& session, const Arguments& arguments) {
+  TrainingRun run = arguments.run;
   std::optional<TrainingJob> job;
   std::optional<Failure> problem;
   try {
     refuse_threads_under_mpirun(arguments.transport, session);
+    run.backend = open_device(arguments.device);
     job = prepare(arguments.run, session.size());
     if (session.rank() == 0) prepare_outputs(arguments, *job);
   } catch (...) {
@@ -189,13 +195,14 @@ int train_as_process(executor::MpiSession& session, const Arguments& arguments) 
   executor::Communicator& communicator = session.communicator(arguments.timeout);
   check_same_job(*job, arguments.run, communicator);
   Report report(arguments);
-  train_rank(*job, arguments, report, communicator, workers);
+  train_rank(*job, run, arguments, report, communicator, workers);
   if (session.rank() == 0) print_notices();
   return 0;
 }
 
 [[noreturn]] void start_processes(const Arguments& arguments) {
-  const TrainingJob job = prepare(arguments.run, arguments.np);  // its errors once, and clearer
+  open_device(arguments.device);                                 // its errors once, and clearer
+  const TrainingJob job = prepare(arguments.run, arguments.np);  // likewise
   const TrainingRun& run = arguments.run;
   std::vector<std::string> words = {"train",
                                     run.folder.string(),
@@ -217,6 +224,7 @@ int train_as_process(executor::MpiSession& session, const Arguments& arguments) 
   pass_on("--checkpoint", run.checkpoint.string());
   if (run.every > 0) pass_on("--every", std::to_string(run.every));
   pass_on("--output", arguments.output.string());
+  std::ranges::copy(words_of(arguments.device), std::back_inserter(words));
   if (run.resume) words.emplace_back("--resume");
   if (arguments.json) words.emplace_back("--json");
   start_mpirun(static_cast<int64_t>(job.manifest.ranks.size()), words);
@@ -264,6 +272,7 @@ void add_train(CLI::App& app, Action& action) {
   command->add_option("--output", arguments->output, "Where to write the trained parameters")
       ->type_name("NPZ");
   add_launch_options(*command, arguments->np, arguments->transport);
+  add_device_options(*command, arguments->device);
   add_timeout_option(*command, arguments->timeout);
   command
       ->add_option("--threads-per-rank", arguments->threads_per_rank,

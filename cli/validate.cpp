@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "command.h"
 #include "compare.h"
+#include "device_argument.h"
 #include "diagnose.h"
 #include "executor/openblas.h"
 #include "executor/run.h"
@@ -29,7 +30,7 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kFooter = R"(
 Runs the whole model and the ranks on the same inputs and compares the loss and every gradient on
-every rank. Errors are relative to the largest entry of each tensor. A gradient that differs is run in
+every rank. With --device the ranks run there, the whole model on the CPU. Errors are relative to the largest entry of each tensor. A gradient that differs is run in
 float64 too: where it is zero there, both sides hold rounding, and count as equal. A loss or gradient that is NaN
 or infinite in the whole model is reported as such and never counts as equal. Where results differ, known
 faults of sequence parallelism are tried on the whole model, and the one that gives the ranks' numbers is named.
@@ -44,6 +45,7 @@ struct Arguments {
   std::filesystem::path model;
   std::filesystem::path folder;
   FeedArguments inputs;
+  DeviceArguments device;
   std::optional<int64_t> step;
   std::optional<double> tolerance;
   double timeout = 60;
@@ -146,7 +148,8 @@ void print_curves(const Curves& curves, const Arguments& arguments) {
 }
 
 int validate_curves(const Arguments& arguments, const onnx_io::Manifest& manifest,
-                    const std::shared_ptr<const ir::Graph>& whole) {
+                    const std::shared_ptr<const ir::Graph>& whole,
+                    const std::shared_ptr<executor::Backend>& backend) {
   training_plan(manifest, arguments.folder.string());
   const Curves curves = compare_curves(whole, manifest,
                                        {.folder = arguments.folder,
@@ -156,7 +159,8 @@ int validate_curves(const Arguments& arguments, const onnx_io::Manifest& manifes
                                         .steps = arguments.steps,
                                         .rate = arguments.rate,
                                         .tolerance = arguments.tolerance,
-                                        .timeout = arguments.timeout});
+                                        .timeout = arguments.timeout,
+                                        .backend = backend});
   print_notices();
   if (arguments.json) {
     Json report{{"equal", curves.equal()},
@@ -192,22 +196,25 @@ executor::Arrays make_feeds(const Arguments& arguments, const onnx_io::Manifest&
 
 int run(const Arguments& arguments) {
   executor::restart_with_fast_openblas();
+  const std::shared_ptr<executor::Backend> backend = open_device(arguments.device);
   std::optional<executor::Arrays> given;
   if (!arguments.inputs.feed.empty()) given = executor::read_npz(arguments.inputs.feed);
   const onnx_io::Manifest manifest = at_given_length(
       onnx_io::read_manifest(arguments.folder), arguments.inputs.dims, given ? &*given : nullptr);
   const auto whole_graph =
       std::make_shared<const ir::Graph>(load_whole(arguments.model, arguments.folder, manifest));
-  if (arguments.steps > 0) return validate_curves(arguments, manifest, whole_graph);
+  if (arguments.steps > 0) return validate_curves(arguments, manifest, whole_graph, backend);
   executor::Arrays feeds = make_feeds(arguments, manifest, given, *whole_graph);
   if (arguments.step) set_step(manifest, *arguments.step, feeds);
   executor::RunOptions options;
   options.timeout = arguments.timeout;
   options.data_folder = arguments.folder;
+  options.backend = backend;
   executor::RunResult sharded = run_ranks(arguments.folder, manifest, feeds, options);
   std::vector<executor::Arrays> ranks;
   for (executor::RankResult& rank : sharded.ranks) ranks.push_back(std::move(rank.outputs));
   options.data_folder = arguments.model.parent_path();
+  options.backend = nullptr;  // the whole model runs on the CPU
   const auto [whole, tensors] =
       compare_with_whole(whole_graph, feeds, options, manifest, ranks, arguments.tolerance);
   if (tensors.empty()) {
@@ -220,7 +227,7 @@ int run(const Arguments& arguments) {
   if (std::ranges::any_of(tensors, [](const auto& tensor) { return !tensor.agrees(); })) {
     causes = likely_causes({manifest, whole_graph, options, feeds, whole, ranks, tensors});
   }
-  print_notices();
+  print_notices(sharded.ranks);
   if (arguments.json) {
     Json report{{"equal", equal},
                 {"finite", std::ranges::none_of(tensors, &TensorComparison::proves_nothing)},
@@ -265,6 +272,7 @@ void add_validate(CLI::App& app, Action& action) {
           "output is computed with")
       ->check(tolerance())
       ->type_name("ERROR");
+  add_device_options(*command, arguments->device);
   add_timeout_option(*command, arguments->timeout);
   command
       ->add_option(

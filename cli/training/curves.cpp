@@ -216,7 +216,7 @@ Curves compare_curves(const std::shared_ptr<const ir::Graph>& whole, const Manif
   executor::run_world(ranks, options.timeout, [&](int rank, executor::Communicator& communicator) {
     const int workers = executor::default_blas_threads(ranks);
     RankTrainer trainer(load_training_graphs(options.folder, manifest, job.plan, rank), job.plan,
-                        manifest, options.folder, communicator, workers);
+                        manifest, options.folder, communicator, workers, options.backend.get());
     trainer.load(job.state);
     for (int64_t step = 1; step <= options.steps; ++step) {
       std::vector<Arrays> micro_batches;

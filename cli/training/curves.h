@@ -10,6 +10,10 @@
 #include "ir/graph.h"
 #include "onnx/manifest.h"
 
+namespace autosp::executor {
+class Backend;
+}
+
 namespace autosp::cli {
 
 struct CurveOptions {
@@ -21,6 +25,7 @@ struct CurveOptions {
   double rate = 1e-3;
   std::optional<double> tolerance;
   double timeout = 60;
+  std::shared_ptr<executor::Backend> backend;  // of the ranks; the whole model runs on the CPU
 };
 
 struct LossPoint {

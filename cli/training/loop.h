@@ -13,6 +13,10 @@
 #include "training/learning_rate.h"
 #include "transforms/training/training_plan.h"
 
+namespace autosp::executor {
+class Backend;
+}
+
 namespace autosp::cli {
 
 // What the user asks for.
@@ -25,6 +29,7 @@ struct TrainingRun {
   int64_t every = 0;  // 0: a checkpoint after the last step only
   LearningRate rate;
   bool resume = false;
+  std::shared_ptr<executor::Backend> backend;  // of the devices that ranks run on; null: the CPU
 };
 
 // All that is read before the first step; the same on every rank.

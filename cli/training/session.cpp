@@ -56,6 +56,13 @@ Tensor widened(const Tensor& tensor) {
   return result;
 }
 
+executor::Program compiled(const std::shared_ptr<const ir::Graph>& graph,
+                           const executor::Backend* backend, int workers) {
+  if (backend == nullptr) return executor::compile(graph, {.workers = workers});
+  const executor::KernelTable kernels = executor::device_kernels(*backend);
+  return executor::compile(graph, {.kernels = &kernels, .workers = workers});
+}
+
 // The graph's inputs among these arrays.
 Arrays feeds_of(const ir::Graph& graph, std::initializer_list<const Arrays*> sources) {
   Arrays feeds;
@@ -92,14 +99,17 @@ TrainingGraphs load_training_graphs(const std::filesystem::path& folder,
 RankTrainer::RankTrainer(const TrainingGraphs& graphs, const transforms::TrainingPlan& plan,
                          const onnx_io::Manifest& manifest,
                          const std::filesystem::path& data_folder,
-                         executor::Communicator& communicator, int workers)
+                         executor::Communicator& communicator, int workers,
+                         executor::Backend* backend)
     : plan_(plan),
       data_folder_(data_folder),
       communicator_(communicator),
-      step_(executor::compile(graphs.step, {.workers = workers})),
-      update_(executor::compile(graphs.update, {.workers = workers})),
+      device_(backend == nullptr ? nullptr
+                                 : std::make_unique<executor::RankDevice>(*backend, communicator)),
+      step_(compiled(graphs.step, backend, workers)),
+      update_(compiled(graphs.update, backend, workers)),
       units_(transforms::update_units(plan, communicator.rank())) {
-  if (graphs.accumulate) accumulate_ = executor::compile(graphs.accumulate, {.workers = workers});
+  if (graphs.accumulate) accumulate_ = compiled(graphs.accumulate, backend, workers);
   for (const onnx_io::ManifestOutput& output : manifest.outputs) {
     if (output.role == onnx_io::OutputRole::kLoss) loss_ = output.name;
   }
@@ -170,7 +180,9 @@ Arrays RankTrainer::whole_state() {
 }
 
 Arrays RankTrainer::run(const executor::Program& program, const Arrays& feeds) {
-  return executor::execute(program, feeds, communicator_, {.data_folder = data_folder_}).outputs;
+  return executor::execute(program, feeds, communicator_,
+                           {.data_folder = data_folder_, .device = device_.get()})
+      .outputs;
 }
 
 double RankTrainer::number(const Arrays& outputs, const std::string& name) const {

@@ -10,6 +10,7 @@
 #include "executor/communicator.h"
 #include "executor/npz.h"
 #include "executor/program.h"
+#include "executor/rank_device.h"
 #include "onnx/manifest.h"
 #include "transforms/training/training_plan.h"
 
@@ -37,10 +38,12 @@ struct StepReport {
 
 class RankTrainer {
  public:
-  // `communicator` and `plan` must outlive it. `data_folder`: what external data is relative to.
+  // `communicator`, `plan` and `backend` (null: the CPU) must outlive it. `data_folder`: what
+  // external data is relative to.
   RankTrainer(const TrainingGraphs& graphs, const transforms::TrainingPlan& plan,
               const onnx_io::Manifest& manifest, const std::filesystem::path& data_folder,
-              executor::Communicator& communicator, int workers);
+              executor::Communicator& communicator, int workers,
+              executor::Backend* backend = nullptr);
 
   // Parameters and optimizer state by whole arrays: parameters by their names, state as
   // whole_state() names it, and zeros where it has none.
@@ -73,6 +76,7 @@ class RankTrainer {
   std::string loss_weight_;
   std::filesystem::path data_folder_;
   executor::Communicator& communicator_;
+  std::unique_ptr<executor::RankDevice> device_;  // null: the CPU
   executor::Program step_;
   std::optional<executor::Program> accumulate_;
   executor::Program update_;

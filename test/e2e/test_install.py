@@ -15,6 +15,7 @@ COMMANDS = [
     "batch",
     "check",
     "completion",
+    "devices",
     "explain",
     "feed",
     "inspect",

@@ -1,0 +1,137 @@
+"""--device and `devices`: what is said where there is no GPU, and that the CPU pays nothing for them."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+
+import pytest
+from training_graph import GRAPHS
+
+
+@pytest.fixture(scope="module")
+def binary(request):
+    return pathlib.Path(request.config.getoption("--autosp-onnx")).resolve()
+
+
+@pytest.fixture(scope="module")
+def module(binary):
+    """The library for CUDA devices, or None where it was not built."""
+    path = binary.parents[1] / "lib" / "libautosp_cuda.so"
+    return path if path.exists() else None
+
+
+@pytest.fixture(scope="module")
+def report(autosp_onnx):
+    result = autosp_onnx("devices", "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def sharded(autosp_onnx, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("devices") / "out"
+    result = autosp_onnx(
+        "shard", GRAPHS / "nano.onnx", "--dim", "seq=40", "--sp", 2, "--optimizer", "sgd", "-o", folder
+    )
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_devices_lists_the_cpu_and_says_why_there_is_no_gpu(autosp_onnx, report, module):
+    assert report["cpu"]["cores"] >= 1
+    cuda = report["cuda"]
+    assert cuda["built"] == (module is not None)
+    assert bool(cuda["devices"]) == (cuda["reason"] is None)
+    text = autosp_onnx("devices").stdout
+    assert re.search(rf"^cpu +{report['cpu']['cores']} core", text, re.MULTILINE)
+    assert (cuda["reason"] or cuda["devices"][0]["name"]) in text
+    if module is not None:
+        assert cuda["toolkit"] in text
+        assert all(name in text for name in cuda["libraries"])
+
+
+def commands(sharded, tmp_path):
+    data = GRAPHS / "nano.npz"
+    return [
+        ("run", sharded, "--feed", data),
+        ("run", sharded, "--feed", data, "--transport", "mpi"),
+        ("validate", GRAPHS / "nano.onnx", sharded, "--feed", data),
+        ("train", sharded, "--data", data, "--steps", 1, "--output", tmp_path / "trained.npz"),
+    ]
+
+
+def test_without_a_gpu_every_command_says_so_and_writes_nothing(autosp_onnx, report, sharded, tmp_path):
+    if report["cuda"]["devices"]:
+        pytest.skip(f"there is a GPU: {report['cuda']['devices'][0]['name']}")
+    for words in commands(sharded, tmp_path):
+        result = autosp_onnx(*words, "--device", "cuda")
+        assert result.returncode == 2, (words, result.stderr)
+        lines = result.stderr.splitlines()
+        assert [line.split(":")[0] for line in lines] == ["error", "note", "help"], result.stderr
+        assert report["cuda"]["reason"] in lines[0]
+        assert result.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_that_there_are_not_are_refused(autosp_onnx, sharded):
+    result = autosp_onnx("run", sharded, "--feed", GRAPHS / "nano.npz", "--device", "tpu")
+    assert result.returncode == 2
+    assert "cuda" in result.stderr
+
+
+def test_tf32_is_refused_on_the_cpu(autosp_onnx, sharded):
+    result = autosp_onnx("run", sharded, "--feed", GRAPHS / "nano.npz", "--tf32")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: --tf32 needs --device cuda\nnote:")
+
+
+def needed(path):
+    """What the dynamic linker loads for a file."""
+    text = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True).stdout
+    return re.findall(r"NEEDED.*\[(.*)\]", text)
+
+
+def test_the_program_needs_no_library_of_cuda(binary, module):
+    of_cuda = re.compile("cuda|cublas|cudnn|nccl|nvrtc")
+    assert not [name for name in needed(binary) if of_cuda.search(name)]
+    if module is not None:
+        # It is opened where a device is asked for, and looks for these itself.
+        assert not [name for name in needed(module) if of_cuda.search(name)]
+
+
+def test_a_run_on_the_cpu_opens_nothing_for_devices(binary, sharded, module):
+    if module is None:
+        pytest.skip("the library for CUDA devices was not built")
+    environment = {**os.environ, "LD_DEBUG": "files"}
+    for words, opened in ((["run", sharded, "--feed", GRAPHS / "nano.npz"], False), (["devices"], True)):
+        result = subprocess.run(
+            [binary, *words], env=environment, capture_output=True, text=True, timeout=120, check=True
+        )
+        assert ("libautosp_cuda" in result.stderr) == opened
+
+
+def test_a_library_of_another_build_is_refused(binary, tmp_path):
+    for content, complaint in ((b"not a library", "cannot be used"), (None, "cannot be used")):
+        library = tmp_path / "libautosp_cuda.so"
+        if content is not None:
+            library.write_bytes(content)
+        else:
+            source = tmp_path / "other.c"
+            source.write_text(
+                "struct { unsigned version; const char* build; void* f[2]; } autosp_device_module = "
+                '{99, "0.0.1", {0, 0}};\n'
+            )
+            subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+        result = subprocess.run(
+            [binary, "devices"],
+            env={**os.environ, "AUTOSP_CUDA_MODULE": str(library)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert result.returncode == 0
+        assert complaint in result.stdout
+        if content is None:
+            assert "0.0.1, interface 99" in result.stdout
