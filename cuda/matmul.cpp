@@ -93,6 +93,7 @@ struct Matmul::Plan {
   cublasLtMatrixLayout_t second = nullptr;  // a
   cublasLtMatrixLayout_t result = nullptr;
   cublasLtMatmulAlgo_t algorithm{};
+  bool exists = false;
 
   Plan() = default;
   Plan(const Plan&) = delete;
@@ -122,8 +123,8 @@ struct Matmul::Plan {
     const cublasStatus_t status = lt().MatmulAlgoGetHeuristic(
         handle, product, first, second, result, result, preference, 1, &found, &count);
     lt().MatmulPreferenceDestroy(preference);
-    check_lt(status, "choosing an algorithm");
-    check_lt(count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : found.state, "choosing an algorithm");
+    if (status != CUBLAS_STATUS_NOT_SUPPORTED) check_lt(status, "choosing an algorithm");
+    exists = status == CUBLAS_STATUS_SUCCESS && count > 0 && found.state == CUBLAS_STATUS_SUCCESS;
     algorithm = found.algo;
   }
 };
@@ -154,9 +155,10 @@ const Matmul::Plan& Matmul::plan(const LtProblem& p) {
   return *found;
 }
 
-void Matmul::run(const LtProblem& problem, const void* a, const void* b, void* c, double alpha,
+bool Matmul::run(const LtProblem& problem, const void* a, const void* b, void* c, double alpha,
                  double beta, cudaStream_t stream) {
   const Plan& p = plan(problem);
+  if (!p.exists) return false;
   const auto alpha_32 = static_cast<float>(alpha);
   const auto beta_32 = static_cast<float>(beta);
   const bool wide = problem.type == CUDA_R_64F;
@@ -164,6 +166,7 @@ void Matmul::run(const LtProblem& problem, const void* a, const void* b, void* c
                        p.first, a, p.second, wide ? static_cast<const void*>(&beta) : &beta_32, c,
                        p.result, c, p.result, &p.algorithm, workspace_, kWorkspace, stream),
            "multiplying matrices");
+  return true;
 }
 
 namespace {
@@ -218,7 +221,9 @@ void matmul(const executor::KernelCall& call) {
         {reinterpret_cast<uint64_t>(a), reinterpret_cast<uint64_t>(b),
          reinterpret_cast<uint64_t>(c), static_cast<uint64_t>(lt.a_stride * size),
          static_cast<uint64_t>(lt.b_stride * size), static_cast<uint64_t>(lt.c_stride * size)});
-    device.matmul().run(lt, a, b, c, p.alpha, p.beta, device.stream(call.stream));
+    if (!device.matmul().run(lt, a, b, c, p.alpha, p.beta, device.stream(call.stream))) {
+      return kernels::multiply_by_threads(call);  // from the beginning
+    }
   }
 }
 

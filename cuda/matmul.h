@@ -30,8 +30,9 @@ class Matmul {
   Matmul(const Matmul&) = delete;
   Matmul& operator=(const Matmul&) = delete;
 
-  // c = alpha * op(a) * op(b) + beta * c. Throws Error.
-  void run(const LtProblem& problem, const void* a, const void* b, void* c, double alpha,
+  // c = alpha * op(a) * op(b) + beta * c. False: cuBLASLt has no algorithm for it, and nothing was
+  // done. Throws Error.
+  bool run(const LtProblem& problem, const void* a, const void* b, void* c, double alpha,
            double beta, cudaStream_t stream);
 
  private:

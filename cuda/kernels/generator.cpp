@@ -1,8 +1,10 @@
 // Operators whose values come from attributes or a counter.
 #include <cstring>
 
+#include "base/philox.h"
 #include "cuda/kernels/map.h"
 #include "cuda/kernels/rows.h"
+#include "reference/draws.h"
 
 namespace autosp::kernels {
 
@@ -44,7 +46,48 @@ void range(const executor::KernelCall& call) {
   });
 }
 
+// Element i of a box: number `first + grid.offsets(i)` of a stream (reference/draws.h).
+template <typename T>
+struct RandomUniform {
+  T* y;
+  philox::Key key;
+  uint32_t stream;
+  const int64_t* step;  // or null
+  int64_t first;
+  Grid<1> grid;
+  AUTOSP_DEVICE void operator()(int64_t i) const {
+    constexpr uint64_t kPerBlock = 4;
+    const auto index = static_cast<uint64_t>(first + grid.offsets(i).at[0]);
+    const uint64_t block = index / kPerBlock;
+    const auto now = static_cast<uint32_t>(step == nullptr ? 0 : static_cast<uint64_t>(*step));
+    const philox::Counter words = philox::words(
+        {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32U), stream, now}, key);
+    y[i] = T(static_cast<float>(words[index % kPerBlock] >> 8U) * 0x1p-24F);
+  }
+};
+
+void random_uniform(const executor::KernelCall& call) {
+  const ir::Attributes& attributes = call.call.node.attributes;
+  const auto seed = static_cast<uint64_t>(attributes.get_int("seed", 0));
+  const reference::DrawnBox box = reference::drawn_box(attributes);
+  const Strides whole = row_major(box.whole);
+  int64_t first = 0;
+  for (size_t k = 0; k < whole.size(); ++k) first += box.begin[k] * whole[k];
+  const auto& y = call.call.results[0];
+  visit(TypeList<float, double>{}, y.dtype, [&]<typename T>(std::type_identity<T>) {
+    const Grid<1> grid(box.extent, {whole});
+    launch(Queue(call), grid.count,
+           RandomUniform<T>{data<T>(y),
+                            {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32U)},
+                            static_cast<uint32_t>(attributes.get_int("stream", 0)),
+                            data<int64_t>(operand(call, 0)),
+                            first,
+                            grid});
+  });
+}
+
 constexpr KernelRow kRows[] = {
+    {ir::kAutospDomain, "RandomUniform", gives<TypeList<float, double>>, random_uniform},
     {"", "ConstantOfShape", nullptr, constant_of_shape},
     {"", "Range", gives<NumberTypes>, range},
 };

@@ -1,0 +1,121 @@
+// What attention's kernels share: which nodes they take, and one call's operands on the device.
+#pragma once
+
+#include <cmath>
+
+#include "cuda/kernels/map.h"
+#include "cuda/kernels/tree.h"
+#include "reference/attention_problem.h"
+
+namespace autosp::kernels {
+
+using reference::AttentionProblem;
+using reference::DeadRows;
+
+inline constexpr int kWidest = 256;  // of queries, keys and values
+inline constexpr float kLowest = -3.402823466e+38F;
+
+// What a kernel needs of the problem. Pointers are the device's.
+template <typename T>
+struct Inputs {
+  int64_t query_heads, kv_heads, group, queries, keys, width, value_width;
+  float scale, softcap;
+  DeadRows dead_rows;
+  bool dead_row_gradient;
+  const int64_t* begin;
+  const int64_t* end;
+  const bool* key_mask;
+  const int64_t* query_segment;
+  const int64_t* key_segment;
+  int64_t begin_stride, end_stride, key_stride, query_segment_stride, key_segment_stride;
+  const T* bias;
+  int64_t bias_strides[4];
+  const T* sink;
+  const T* query;
+  const T* key;
+  const T* value;
+
+  Inputs(const executor::KernelCall& call, const AttentionProblem& p, size_t first)
+      : query_heads(p.query_heads),
+        kv_heads(p.kv_heads),
+        group(p.group),
+        queries(p.queries),
+        keys(p.keys),
+        width(p.width),
+        value_width(p.value_width),
+        scale(p.scale),
+        softcap(p.softcap),
+        dead_rows(p.dead_rows),
+        dead_row_gradient(p.dead_row_gradient),
+        begin(p.mask.begin),
+        end(p.mask.end),
+        key_mask(p.mask.key),
+        query_segment(p.mask.query_segment),
+        key_segment(p.mask.key_segment),
+        begin_stride(p.mask.begin_stride),
+        end_stride(p.mask.end_stride),
+        key_stride(p.mask.key_stride),
+        query_segment_stride(p.mask.query_segment_stride),
+        key_segment_stride(p.mask.key_segment_stride),
+        bias(static_cast<const T*>(p.bias.data)),
+        bias_strides{p.bias.strides[0], p.bias.strides[1], p.bias.strides[2], p.bias.strides[3]},
+        sink(static_cast<const T*>(p.sink)),
+        query(data<T>(call.call.operands[first])),
+        key(data<T>(call.call.operands[first + 1])),
+        value(data<T>(call.call.operands[first + 2])) {}
+
+  struct Place {
+    int64_t batch, head, query;
+  };
+  // Of row `row` of [batch, query heads, queries].
+  AUTOSP_DEVICE Place place(int64_t row) const {
+    return {row / (query_heads * queries), row / queries % query_heads, row % queries};
+  }
+  AUTOSP_DEVICE int64_t key_row(const Place& at, int64_t j) const {
+    return (at.batch * kv_heads + at.head / group) * keys + j;
+  }
+  AUTOSP_DEVICE bool sees(const Place& at, int64_t j) const {
+    if (begin != nullptr && j < begin[at.batch * begin_stride + at.query]) return false;
+    if (end != nullptr && j >= end[at.batch * end_stride + at.query]) return false;
+    if (key_mask != nullptr && !key_mask[at.batch * key_stride + j]) return false;
+    return query_segment == nullptr || query_segment[at.batch * query_segment_stride + at.query] ==
+                                           key_segment[at.batch * key_segment_stride + j];
+  }
+  // After the softcap, before the bias.
+  AUTOSP_DEVICE float capped(int64_t query_row, int64_t key_row) const {
+    float product = 0;
+    for (int64_t k = 0; k < width; ++k) {
+      product += static_cast<float>(query[query_row * width + k]) *
+                 static_cast<float>(key[key_row * width + k]);
+    }
+    const float score = scale * product;
+    return softcap == 0 ? score : softcap * tanh(score / softcap);
+  }
+  AUTOSP_DEVICE int64_t bias_at(const Place& at, int64_t j) const {
+    return at.batch * bias_strides[0] + at.head * bias_strides[1] + at.query * bias_strides[2] +
+           j * bias_strides[3];
+  }
+  AUTOSP_DEVICE float biased(const Place& at, int64_t j, float score) const {
+    return bias == nullptr ? score : score + static_cast<float>(bias[bias_at(at, j)]);
+  }
+};
+
+// The weight of a key in a row that sees none.
+AUTOSP_DEVICE inline float dead_weight(DeadRows kind, int64_t keys) {
+  if (kind == DeadRows::kUniform) return 1.0F / static_cast<float>(keys);
+  return kind == DeadRows::kNan ? NAN : 0.0F;
+}
+
+using AttentionTypes = TypeList<float, Float16, BFloat16>;
+
+inline bool fits(const ir::Graph& graph, const ir::Node& node, size_t query) {
+  const ir::Type& q = graph.type(node.inputs[query]);
+  const ir::Type& v = graph.type(node.inputs[query + 2]);
+  if (!contains(AttentionTypes{}, q.dtype)) return false;
+  if (q.shape[3] > kWidest || v.shape[3] > kWidest || q.shape[2] == 0 || v.shape[2] == 0) {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace autosp::kernels
