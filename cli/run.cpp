@@ -6,7 +6,6 @@
 
 #include "base/error.h"
 #include "command.h"
-#include "device_argument.h"
 #include "executor/openblas.h"
 #include "executor/run.h"
 #include "executor/trace.h"
@@ -17,6 +16,7 @@
 #include "mpi_launch.h"
 #include "output_file.h"
 #include "ranks.h"
+#include "run_device.h"
 #include "training/shards.h"
 
 namespace autosp::cli {
@@ -48,7 +48,7 @@ struct Arguments {
   std::filesystem::path output;
   std::filesystem::path trace;
   FeedFiles feed;
-  DeviceArguments device;
+  RunDevice device;
   double timeout = 60;
   int threads_per_rank = 0;
   int repeat = 1;
@@ -319,7 +319,7 @@ void add_run(CLI::App& app, Action& action) {
       ->required()
       ->type_name("OUT");
   add_launch_options(*command, arguments->np, arguments->transport);
-  add_device_options(*command, arguments->device);
+  add_run_device_options(*command, arguments->device);
   command
       ->add_option("--feed", arguments->feed.whole,
                    "The graph inputs, whole; with --feed-rank, those that its files lack")

@@ -7,7 +7,6 @@
 
 #include "base/error.h"
 #include "command.h"
-#include "device_argument.h"
 #include "executor/openblas.h"
 #include "executor/world.h"
 #include "json_text.h"
@@ -15,6 +14,7 @@
 #include "mpi_launch.h"
 #include "output_file.h"
 #include "ranks.h"
+#include "run_device.h"
 #include "training/arguments.h"
 #include "training/checkpoint.h"
 #include "training/loop.h"
@@ -46,7 +46,7 @@ struct Arguments {
   int64_t np = 0;
   std::string transport;
   std::filesystem::path output;
-  DeviceArguments device;
+  RunDevice device;
   double timeout = 60;
   int threads_per_rank = 0;
   bool json = false;
@@ -272,7 +272,7 @@ void add_train(CLI::App& app, Action& action) {
   command->add_option("--output", arguments->output, "Where to write the trained parameters")
       ->type_name("NPZ");
   add_launch_options(*command, arguments->np, arguments->transport);
-  add_device_options(*command, arguments->device);
+  add_run_device_options(*command, arguments->device);
   add_timeout_option(*command, arguments->timeout);
   command
       ->add_option("--threads-per-rank", arguments->threads_per_rank,

@@ -8,7 +8,6 @@
 #include "base/error.h"
 #include "command.h"
 #include "compare.h"
-#include "device_argument.h"
 #include "diagnose.h"
 #include "executor/openblas.h"
 #include "executor/run.h"
@@ -17,6 +16,7 @@
 #include "model_arguments.h"
 #include "onnx/manifest.h"
 #include "ranks.h"
+#include "run_device.h"
 #include "training/arguments.h"
 #include "training/curves.h"
 #include "training/shards.h"
@@ -45,7 +45,7 @@ struct Arguments {
   std::filesystem::path model;
   std::filesystem::path folder;
   FeedArguments inputs;
-  DeviceArguments device;
+  RunDevice device;
   std::optional<int64_t> step;
   std::optional<double> tolerance;
   double timeout = 60;
@@ -272,7 +272,7 @@ void add_validate(CLI::App& app, Action& action) {
           "output is computed with")
       ->check(tolerance())
       ->type_name("ERROR");
-  add_device_options(*command, arguments->device);
+  add_run_device_options(*command, arguments->device);
   add_timeout_option(*command, arguments->timeout);
   command
       ->add_option(

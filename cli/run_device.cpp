@@ -1,10 +1,10 @@
-#include "device_argument.h"
+#include "run_device.h"
 
 #include "base/error.h"
 
 namespace autosp::cli {
 
-void add_device_options(CLI::App& command, DeviceArguments& arguments) {
+void add_run_device_options(CLI::App& command, RunDevice& arguments) {
   command
       .add_option("--device", arguments.name,
                   "What ranks run on; 'autosp-onnx devices' lists what is there")
@@ -14,7 +14,7 @@ void add_device_options(CLI::App& command, DeviceArguments& arguments) {
                    "With --device cuda: products of float32 round their operands to 10 bits");
 }
 
-std::shared_ptr<executor::Backend> open_device(const DeviceArguments& arguments) {
+std::shared_ptr<executor::Backend> open_device(const RunDevice& arguments) {
   if (arguments.options.tf32 && arguments.name == "cpu") {
     throw Error("--tf32 needs --device cuda")
         .note("it says how tensor cores multiply float32; the CPU multiplies it as it is")
@@ -23,7 +23,7 @@ std::shared_ptr<executor::Backend> open_device(const DeviceArguments& arguments)
   return executor::open_backend(arguments.name, arguments.options);
 }
 
-std::vector<std::string> words_of(const DeviceArguments& arguments) {
+std::vector<std::string> words_of(const RunDevice& arguments) {
   std::vector<std::string> words = {"--device", arguments.name};
   if (arguments.options.tf32) words.emplace_back("--tf32");
   return words;

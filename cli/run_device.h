@@ -10,18 +10,18 @@
 
 namespace autosp::cli {
 
-struct DeviceArguments {
+struct RunDevice {
   std::string name = "cpu";  // or "cuda"
   executor::BackendOptions options;
 };
 
 // --device and --tf32.
-void add_device_options(CLI::App& command, DeviceArguments& arguments);
+void add_run_device_options(CLI::App& command, RunDevice& arguments);
 
 // Null for the CPU. Throws Error where the device is not there.
-std::shared_ptr<executor::Backend> open_device(const DeviceArguments& arguments);
+std::shared_ptr<executor::Backend> open_device(const RunDevice& arguments);
 
 // The same options, for another process.
-std::vector<std::string> words_of(const DeviceArguments& arguments);
+std::vector<std::string> words_of(const RunDevice& arguments);
 
 }  // namespace autosp::cli
