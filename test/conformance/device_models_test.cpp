@@ -43,6 +43,12 @@ void expect_same(const RunResult& got, const RunResult& want) {
   }
 }
 
+// Convolutions and running sums have no kernel; no graph of a transformer's layers has them.
+bool is_expected(const CommittedModel& model, const std::string& notice) {
+  return model.file.starts_with("adversarial") &&
+         (notice.ends_with("host: Conv, ConvTranspose") || notice.ends_with("host: CumSum"));
+}
+
 class DeviceModels : public testing::TestWithParam<CommittedModel> {};
 
 TEST_P(DeviceModels, RanksGiveWhatTheyGiveOnTheCpu) {
@@ -59,7 +65,9 @@ TEST_P(DeviceModels, RanksGiveWhatTheyGiveOnTheCpu) {
                                    test::EmulatedOptions{.early_exchange = early})};
       const RunResult got = run_in_threads(ranks.graphs, ranks.feeds, options);
       expect_same(got, want);
-      for (const std::string& notice : got.ranks[0].notices) ADD_FAILURE() << notice;
+      for (const std::string& notice : got.ranks[0].notices) {
+        EXPECT_TRUE(is_expected(GetParam(), notice)) << notice;
+      }
     }
   }
 }
