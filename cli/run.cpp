@@ -58,6 +58,21 @@ struct Arguments {
   bool json = false;
 };
 
+bool is_cpu(const Arguments& arguments) { return arguments.device.name == "cpu"; }
+
+// What only the CPU's executor does.
+void check_device(const Arguments& arguments) {
+  const char* given = arguments.fuse               ? "--fuse"
+                      : arguments.overlap          ? "--overlap"
+                      : arguments.link.latency > 0 ? "--link-latency"
+                      : arguments.link.rate > 0    ? "--link-rate"
+                                                   : nullptr;
+  if (is_cpu(arguments) || given == nullptr) return;
+  throw Error("{} is given, which is of --device cpu", given)
+      .note("on a device, collectives always run beside computations, and nothing is pretended")
+      .help("leave it out");
+}
+
 // At the length of what `rank` is fed.
 onnx_io::Manifest read_manifest(const Arguments& arguments, int64_t started, int64_t rank = 0) {
   const onnx_io::Manifest manifest = onnx_io::read_manifest(arguments.folder);
@@ -97,6 +112,7 @@ void write_events(const Arguments& arguments, const std::vector<executor::TraceE
 
 executor::RunOptions run_options(const Arguments& arguments) {
   executor::RunOptions options;
+  check_device(arguments);
   options.backend = open_device(arguments.device);
   options.data_folder = arguments.folder;
   options.timeout = arguments.timeout;
@@ -110,8 +126,8 @@ executor::RunOptions run_options(const Arguments& arguments) {
 }
 
 // `resident_peak` is of the rank's process, which threads share.
-Json rank_report(const executor::RankResult& rank, int64_t resident_peak,
-                 const onnx_io::Manifest& manifest) {
+Json rank_report(const Arguments& arguments, const executor::RankResult& rank,
+                 int64_t resident_peak, const onnx_io::Manifest& manifest) {
   int64_t bytes = 0;
   double waiting = 0;
   for (const executor::CollectiveRecord& record : rank.collectives) {
@@ -121,12 +137,14 @@ Json rank_report(const executor::RankResult& rank, int64_t resident_peak,
   Json report{{"rank", rank.rank},
               {"seconds", rank.seconds},
               {"collectives", rank.collectives.size()},
-              {"collective_seconds", waiting},
-              {"exposed_seconds", rank.exposed_seconds},
               {"bytes_sent", bytes},
               {"planned_peak_bytes", rank.planned.arena},
               {"measured_peak_bytes", rank.measured_peak},
               {"resident_peak_bytes", resident_peak}};
+  if (is_cpu(arguments)) {  // devices do not measure it
+    report["collective_seconds"] = waiting;
+    report["exposed_seconds"] = rank.exposed_seconds;
+  }
   for (const onnx_io::ManifestOutput& output : manifest.outputs) {
     const auto found = rank.outputs.find(output.name);
     if (output.role == onnx_io::OutputRole::kLoss && found != rank.outputs.end() &&
@@ -144,6 +162,12 @@ std::string loss_text(const Json& rank) {
                                   : "not finite";
 }
 
+std::string exposed_text(const Json& rank) {
+  return rank.contains("exposed_seconds")
+             ? fmt::format("{:.3f}", rank["exposed_seconds"].get<double>())
+             : "";
+}
+
 void print_report(const Json& ranks, const Arguments& arguments, const std::string& transport) {
   if (arguments.json) {
     Json report{{"folder", arguments.folder.string()}, {"transport", transport}, {"ranks", ranks}};
@@ -155,9 +179,9 @@ void print_report(const Json& ranks, const Arguments& arguments, const std::stri
   fmt::print("{:>4} {:>14} {:>9} {:>9} {:>12} {:>12} {:>12} {:>12} {:>12}\n", "rank", "loss",
              "seconds", "exposed", "collectives", "sent", "planned", "measured", "resident");
   for (const Json& rank : ranks) {
-    fmt::print("{:>4} {:>14} {:>9.3f} {:>9.3f} {:>12} {:>12} {:>12} {:>12} {:>12}\n",
+    fmt::print("{:>4} {:>14} {:>9.3f} {:>9} {:>12} {:>12} {:>12} {:>12} {:>12}\n",
                rank["rank"].get<int>(), loss_text(rank), rank["seconds"].get<double>(),
-               rank["exposed_seconds"].get<double>(), rank["collectives"].get<int64_t>(),
+               exposed_text(rank), rank["collectives"].get<int64_t>(),
                format_bytes(rank["bytes_sent"].get<double>()),
                format_bytes(rank["planned_peak_bytes"].get<double>()),
                format_bytes(rank["measured_peak_bytes"].get<double>()),
@@ -185,7 +209,7 @@ int run_threads(const Arguments& arguments) {
   write_events(arguments, result.events);
   Json ranks = Json::array();
   for (const executor::RankResult& rank : result.ranks) {
-    ranks.push_back(rank_report(rank, result.resident_peak, manifest));
+    ranks.push_back(rank_report(arguments, rank, result.resident_peak, manifest));
   }
   print_notices(result.ranks);
   print_report(ranks, arguments, "threads");
@@ -244,7 +268,7 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   executor::RankResult& own = result.ranks.front();
   name_gradients(manifest, own.outputs, session.communicator(arguments.timeout));
   if (session.rank() == 0) write_results(arguments, own.outputs);
-  Json message{{"report", rank_report(own, result.resident_peak, manifest)},
+  Json message{{"report", rank_report(arguments, own, result.resident_peak, manifest)},
                {"events", Json::array()}};
   for (const executor::TraceEvent& event : result.events)
     message["events"].push_back(to_json(event));
@@ -265,6 +289,7 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
 
 // Starts this program again under mpirun, once per rank.
 [[noreturn]] void start_processes(const Arguments& arguments) {
+  check_device(arguments);
   open_device(arguments.device);  // one message here is clearer than mpirun's
   const onnx_io::Manifest manifest = read_manifest(arguments, arguments.np);
   FeedSource(manifest, feed_files(arguments));  // likewise

@@ -18,7 +18,7 @@ struct ExecuteOptions {
   Clock::time_point epoch = Clock::now();     // time zero of the trace
   int repeat = 1;                             // steps to run
   SlowLink link;
-  RankDevice* device = nullptr;               // what the program was compiled for; null: the CPU
+  RankDevice* device = nullptr;  // what the program was compiled for; null: the CPU
 };
 
 // Throws Error when a feed is missing or of another type than its graph input, and what kernels

@@ -67,6 +67,12 @@ Tensor find_parameter(const onnx_io::ManifestInput& input,
 void load_state(const TrainingRun& run, TrainingJob& job) {
   std::optional<Checkpoint> checkpoint;
   if (run.resume) checkpoint = latest_checkpoint(run.checkpoint);
+  if (checkpoint && checkpoint->step > run.steps) {
+    throw Error("'{}' is of step {}, but only {} are asked for", checkpoint->file.string(),
+                checkpoint->step, run.steps)
+        .note("--steps counts those before --resume too")
+        .help("ask for more steps, or give another folder with --checkpoint");
+  }
   const Arrays saved = checkpoint ? checkpoint->arrays : Arrays();
   const Arrays given = run.initial.empty() ? Arrays() : executor::read_npz(run.initial);
   const Arrays initial = with_initial_parameters(run.folder, {});

@@ -23,7 +23,8 @@ MatmulProblem of_matmul(ir::Shape a, ir::Shape b, ir::Shape c, bool transpose_a,
                   .n = transpose_b ? b[b.size() - 2] : b.back(),
                   .k = transpose_a ? a[a.size() - 2] : a.back(),
                   .transpose_a = transpose_a,
-                  .transpose_b = transpose_b};
+                  .transpose_b = transpose_b,
+                  .batch = {}};
   c.resize(c.size() - (vector_a ? 0 : 1) - (vector_b ? 0 : 1));
   a.resize(a.size() - 2);
   b.resize(b.size() - 2);

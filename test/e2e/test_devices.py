@@ -52,6 +52,13 @@ def test_devices_lists_the_cpu_and_says_why_there_is_no_gpu(autosp_onnx, report,
         assert all(name in text for name in cuda["libraries"])
 
 
+@pytest.mark.parametrize("option", [["--fuse"], ["--overlap"], ["--link-latency", 1], ["--link-rate", 1]])
+def test_options_of_the_cpu_are_refused_on_devices(autosp_onnx, sharded, option):
+    result = autosp_onnx("run", sharded, "--feed", GRAPHS / "nano.npz", "--device", "cuda", *option)
+    assert result.returncode == 2
+    assert f"{option[0]} is given, which is of --device cpu" in result.stderr
+
+
 def commands(sharded, tmp_path):
     data = GRAPHS / "nano.npz"
     return [

@@ -83,7 +83,7 @@ def test_every_command_has_a_manual_page(autosp_onnx, prefix):
     [
         (["autosp-onnx", "ba"], {"batch"}),
         (["autosp-onnx", "shard", "--rec"], {"--recompute"}),
-        (["autosp-onnx", "validate", "--t"], {"--tolerance", "--timeout"}),
+        (["autosp-onnx", "validate", "--t"], {"--tolerance", "--timeout", "--tf32"}),
     ],
 )
 def test_bash_completes_commands_and_options(prefix, words, expected):
@@ -101,8 +101,10 @@ def test_zsh_is_told_every_command_and_option(prefix, autosp_onnx):
     assert text.startswith("#compdef autosp-onnx\n")
     for command in ("shard", "run", "validate"):
         arguments = text.split(f"\n    {command})\n")[1].split(";;")[0]
-        told = set(re.findall(r"'(--[a-z-]+)=?\[", arguments))
-        assert told == set(re.findall(r"^  (?:-\w,)?(--[a-z-]+)", autosp_onnx(command, "--help").stdout, re.MULTILINE))
+        told = set(re.findall(r"'(--[a-z0-9-]+)=?\[", arguments))
+        assert told == set(
+            re.findall(r"^  (?:-\w,)?(--[a-z0-9-]+)", autosp_onnx(command, "--help").stdout, re.MULTILINE)
+        )
     if zsh := shutil.which("zsh"):
         run(zsh, "-n", script)
 

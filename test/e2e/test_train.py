@@ -434,6 +434,19 @@ def test_checkpoints_that_lack_something_are_refused(autosp_onnx, llama, tmp_pat
         assert result.returncode == 2 and message in result.stderr, result.stderr
 
 
+def test_fewer_steps_than_a_checkpoint_has_are_refused(autosp_onnx, llama, tmp_path):
+    graph, _, _, folder = llama
+    shard(autosp_onnx, graph, tmp_path / "out", "--optimizer", "sgd")
+    words = ["train", tmp_path / "out", "--data", folder / "data.npz", "--init", folder / "parameters.npz"]
+    words += ["--checkpoint", tmp_path / "saved"]
+    assert autosp_onnx(*words, "--steps", 3).returncode == 0
+    assert autosp_onnx(*words, "--steps", 3, "--resume").returncode == 0  # nothing is left to do
+    result = autosp_onnx(*words, "--steps", 2, "--resume", "--output", tmp_path / "trained.npz")
+    assert result.returncode == 2
+    assert "is of step 3" in result.stderr
+    assert not (tmp_path / "trained.npz").exists()
+
+
 def test_frozen_parameters_stay(autosp_onnx, llama, tmp_path):
     """Without a gradient a parameter is whole on every rank, at every stage, and not updated."""
     graph, data, parameters, folder = llama
