@@ -20,7 +20,7 @@ from long_context import Tool, call
 
 WAYS = {
     "sp": (),
-    "sp, gradients in buckets": ("--optimizer", "sgd"),
+    "sp, buckets of 4 MiB": ("--optimizer", "sgd", "--bucket", "4MiB"),
     "sp, zero 3": ("--optimizer", "sgd", "--zero", "3"),
 }
 """What is measured, by the options of `shard`."""
