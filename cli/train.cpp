@@ -1,4 +1,5 @@
 // autosp-onnx train OUT --data batches.npz: steps and updates of a sharded model.
+#include <cmath>
 #include <cstdio>
 #include <functional>
 #include <memory>
@@ -97,6 +98,10 @@ class Report {
   }
 
   void step(const LoopStep& step) {
+    if (!not_finite_since_ && !std::isfinite(step.rank_losses.front())) {
+      not_finite_since_ = step.step;
+      fmt::print(stderr, "note: the loss is not finite from step {} on\n", step.step);
+    }
     if (arguments_.json) {
       steps_.push_back(to_json(step));
     } else {
@@ -133,6 +138,7 @@ class Report {
 
   const Arguments& arguments_;
   Json steps_ = Json::array();
+  std::optional<int64_t> not_finite_since_;
 };
 
 // The loop of one rank; rank 0 reports, and writes what is to be written.

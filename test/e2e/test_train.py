@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import time
 
@@ -432,6 +433,16 @@ def test_checkpoints_that_lack_something_are_refused(autosp_onnx, llama, tmp_pat
         np.savez(file, **arrays)
         result = autosp_onnx(*words, "--steps", 3, "--resume")
         assert result.returncode == 2 and message in result.stderr, result.stderr
+
+
+def test_a_loss_that_is_not_finite_is_noted_once(autosp_onnx, llama, tmp_path):
+    graph, _, _, folder = llama
+    shard(autosp_onnx, graph, tmp_path / "out", "--optimizer", "sgd", "--sp", 2)
+    words = ["train", tmp_path / "out", "--data", folder / "data.npz", "--init", folder / "parameters.npz"]
+    result = autosp_onnx(*words, "--steps", 4, "--lr", 1e30)
+    assert result.returncode == 0
+    assert re.findall(r"not finite from step (\d)", result.stderr) == ["2"]
+    assert "finite" not in autosp_onnx(*words, "--steps", 2, "--lr", 0.1).stderr
 
 
 def test_fewer_steps_than_a_checkpoint_has_are_refused(autosp_onnx, llama, tmp_path):
