@@ -30,7 +30,7 @@ enum Uid : int64_t {
   kValueGradient,
 };
 
-std::vector<int64_t> row_major(const std::vector<int64_t>& shape) {
+std::vector<int64_t> row_major_strides(const std::vector<int64_t>& shape) {
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t k = shape.size(); k-- > 1;) strides[k - 1] = strides[k] * shape[k];
   return strides;
@@ -65,7 +65,7 @@ class AttentionGraph {
                              .set_name(std::to_string(uid))
                              .set_uid(uid)
                              .set_dim(shape)
-                             .set_stride(row_major(shape)));
+                             .set_stride(row_major_strides(shape)));
   }
   Tensor statistics() {
     const std::vector<int64_t> shape = of_queries(1);
@@ -73,11 +73,11 @@ class AttentionGraph {
                              .set_name("statistics")
                              .set_uid(kStatistics)
                              .set_dim(shape)
-                             .set_stride(row_major(shape))
+                             .set_stride(row_major_strides(shape))
                              .set_data_type(fe::DataType_t::FLOAT));
   }
   static void output(const Tensor& tensor, Uid uid, const std::vector<int64_t>& shape) {
-    tensor->set_output(true).set_uid(uid).set_dim(shape).set_stride(row_major(shape));
+    tensor->set_output(true).set_uid(uid).set_dim(shape).set_stride(row_major_strides(shape));
   }
 
   void add_forward() {

@@ -162,7 +162,8 @@ void power(const executor::KernelCall& call) {
   const auto& x = call.call.operands[0];
   const auto& e = call.call.operands[1];
   const auto& y = call.call.results[0];
-  const Grid<2> grid(*y.shape, {broadcast(*x.shape, *y.shape), broadcast(*e.shape, *y.shape)});
+  const Grid<2> grid(
+      *y.shape, {broadcast_strides(*x.shape, *y.shape), broadcast_strides(*e.shape, *y.shape)});
   visit(FloatTypes{}, x.dtype, [&]<typename T>(std::type_identity<T>) {
     visit(NumberTypes{}, e.dtype, [&]<typename E>(std::type_identity<E>) {
       launch(Queue(call), grid.count, Power<T, E>{data<T>(y), data<T>(x), data<E>(e), grid});
@@ -202,7 +203,7 @@ void fold(const executor::KernelCall& call) {
   const Op op = name == "Mean" ? Op::kAdd : arithmetic().at(name);
   std::array<Strides, kMostOperands> strides;
   for (size_t k = 0; k < kMostOperands; ++k) {
-    strides[k] = broadcast(*operands[k < operands.size() ? k : 0].shape, *y.shape);
+    strides[k] = broadcast_strides(*operands[k < operands.size() ? k : 0].shape, *y.shape);
   }
   const Grid<kMostOperands> grid(*y.shape, strides);
   visit(NumberTypes{}, y.dtype, [&]<typename T>(std::type_identity<T>) {

@@ -49,8 +49,8 @@ struct SumTerms {
 void copy_box(const Queue& queue, size_t element_size, const executor::ConstBuffer& x,
               const executor::Box& from, const executor::Buffer& y, const executor::Box& to) {
   if (to.num_elements() == 0) return;
-  const Strides x_strides = row_major(x.shape);
-  const Strides y_strides = row_major(y.shape);
+  const Strides x_strides = row_major_strides(x.shape);
+  const Strides y_strides = row_major_strides(y.shape);
   const int64_t x_begin = offset_of(from, x_strides);
   const int64_t y_begin = offset_of(to, y_strides);
   if (from.extent == to.extent) {
@@ -75,7 +75,7 @@ void copy_box(const Queue& queue, size_t element_size, const executor::ConstBuff
 void sum_boxes(const Queue& queue, ir::DataType dtype, std::span<const std::byte* const> terms,
                const ir::Shape& shape, const executor::Box& box, std::byte* out) {
   AUTOSP_CHECK(terms.size() <= kMostTerms, "{} ranks on devices of one process", terms.size());
-  const Strides strides = row_major(shape);
+  const Strides strides = row_major_strides(shape);
   const int64_t begin = offset_of(box, strides);
   const Grid<1> grid(box.extent, {strides});
   visit(NumberTypes{}, dtype, [&]<typename T>(std::type_identity<T>) {

@@ -70,7 +70,7 @@ void random_uniform(const executor::KernelCall& call) {
   const ir::Attributes& attributes = call.call.node.attributes;
   const auto seed = static_cast<uint64_t>(attributes.get_int("seed", 0));
   const reference::DrawnBox box = reference::drawn_box(attributes);
-  const Strides whole = row_major(box.whole);
+  const Strides whole = row_major_strides(box.whole);
   int64_t first = 0;
   for (size_t k = 0; k < whole.size(); ++k) first += box.begin[k] * whole[k];
   const auto& y = call.call.results[0];

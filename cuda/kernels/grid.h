@@ -5,25 +5,13 @@
 
 #include "cuda/kernels/elements.h"
 #include "ir/type.h"
+#include "reference/strided_loop.h"
 
 namespace autosp::kernels {
 
-using Strides = std::vector<int64_t>;  // in elements, one per axis
-
-inline Strides row_major(const ir::Shape& shape) {
-  Strides strides(shape.size(), 1);
-  for (size_t k = shape.size(); k-- > 1;) strides[k - 1] = strides[k] * shape[k];
-  return strides;
-}
-
-// That read an array of shape `from` as if it were broadcast to `to`.
-inline Strides broadcast(const ir::Shape& from, const ir::Shape& to) {
-  const Strides own = row_major(from);
-  Strides strides(to.size(), 0);
-  const size_t lead = to.size() - from.size();
-  for (size_t k = 0; k < from.size(); ++k) strides[lead + k] = from[k] == 1 ? 0 : own[k];
-  return strides;
-}
+using reference::broadcast_strides;
+using reference::row_major_strides;
+using reference::Strides;
 
 // Axes that all N arrays walk as one are merged; those of one entry are left out.
 template <int N>

@@ -112,7 +112,7 @@ struct Indexed {
   int64_t extent;
 
   Indexed(const ir::Shape& indices, const ir::Shape& data, size_t axis) : extent(data[axis]) {
-    Strides strides = row_major(data);
+    Strides strides = row_major_strides(data);
     axis_stride = strides[axis];
     strides[axis] = 0;
     grid = Grid<1>(indices, {strides});
@@ -146,7 +146,7 @@ struct Tuples {
 
   Tuples(const ir::Shape& indices, const ir::Shape& data, size_t batch_dims)
       : length(static_cast<int>(indices.back())) {
-    const Strides strides = row_major(data);
+    const Strides strides = row_major_strides(data);
     int64_t batches = 1;
     batch_size = 1;
     for (size_t k = 0; k < batch_dims; ++k) batches *= data[k];

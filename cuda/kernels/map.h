@@ -115,8 +115,9 @@ void zip(const Queue& queue, const ir::Shape& shape, Y* y, const ir::Shape& a_sh
            ZipPacked<F, Y, X>{f, y, a, b, count, a_count != count, b_count != count});
   } else {
     launch(queue, count,
-           ZipBroadcast<F, Y, X>{
-               f, y, a, b, Grid<2>(shape, {broadcast(a_shape, shape), broadcast(b_shape, shape)})});
+           ZipBroadcast<F, Y, X>{f, y, a, b,
+                                 Grid<2>(shape, {broadcast_strides(a_shape, shape),
+                                                 broadcast_strides(b_shape, shape)})});
   }
 }
 

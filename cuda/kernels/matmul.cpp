@@ -33,8 +33,9 @@ MatmulProblem of_matmul(ir::Shape a, ir::Shape b, ir::Shape c, bool transpose_a,
     p.m *= ir::num_elements(a);
     return p;
   }
-  p.batch = Grid<3>(c, {scaled(broadcast(a, c), p.m * p.k), scaled(broadcast(b, c), p.k * p.n),
-                        scaled(row_major(c), p.m * p.n)});
+  p.batch = Grid<3>(
+      c, {scaled(broadcast_strides(a, c), p.m * p.k), scaled(broadcast_strides(b, c), p.k * p.n),
+          scaled(row_major_strides(c), p.m * p.n)});
   return p;
 }
 
@@ -105,9 +106,9 @@ void spread_bias(const executor::KernelCall& call) {
   copy(Queue(call), {.shape = *y.shape,
                      .element_size = ir::element_size(y.dtype),
                      .to = y.data,
-                     .to_strides = row_major(*y.shape),
+                     .to_strides = row_major_strides(*y.shape),
                      .from = bias.data,
-                     .from_strides = broadcast(*bias.shape, *y.shape)});
+                     .from_strides = broadcast_strides(*bias.shape, *y.shape)});
 }
 
 std::span<const KernelRow> matmul_rows() { return kRows; }

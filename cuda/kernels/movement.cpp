@@ -22,7 +22,7 @@ void gather_strided(const executor::KernelCall& call, const Strides& from, int64
   copy(Queue(call), {.shape = *y.shape,
                      .element_size = ir::element_size(y.dtype),
                      .to = y.data,
-                     .to_strides = row_major(*y.shape),
+                     .to_strides = row_major_strides(*y.shape),
                      .from = call.call.operands[0].data,
                      .from_strides = from,
                      .from_offset = offset});
@@ -35,14 +35,15 @@ void transpose(const executor::KernelCall& call) {
     permutation.resize(x.size());
     std::iota(permutation.rbegin(), permutation.rend(), 0);
   }
-  const Strides own = row_major(x);
+  const Strides own = row_major_strides(x);
   Strides from;
   for (const int64_t axis : permutation) from.push_back(own[static_cast<size_t>(axis)]);
   gather_strided(call, from);
 }
 
 void expand(const executor::KernelCall& call) {
-  gather_strided(call, broadcast(*call.call.operands[0].shape, *call.call.results[0].shape));
+  gather_strided(call,
+                 broadcast_strides(*call.call.operands[0].shape, *call.call.results[0].shape));
 }
 
 size_t axis_of(const executor::KernelCall& call, size_t rank) {
@@ -52,7 +53,7 @@ size_t axis_of(const executor::KernelCall& call, size_t rank) {
 void concat(const executor::KernelCall& call) {
   const auto& y = call.call.results[0];
   const size_t axis = axis_of(call, y.shape->size());
-  const Strides to = row_major(*y.shape);
+  const Strides to = row_major_strides(*y.shape);
   int64_t begin = 0;
   for (const auto& part : call.call.operands) {
     copy(Queue(call), {.shape = *part.shape,
@@ -61,7 +62,7 @@ void concat(const executor::KernelCall& call) {
                        .to_strides = to,
                        .to_offset = begin * to[axis],
                        .from = part.data,
-                       .from_strides = row_major(*part.shape)});
+                       .from_strides = row_major_strides(*part.shape)});
     begin += (*part.shape)[axis];
   }
 }
@@ -69,13 +70,13 @@ void concat(const executor::KernelCall& call) {
 void split(const executor::KernelCall& call) {
   const auto& x = call.call.operands[0];
   const size_t axis = axis_of(call, x.shape->size());
-  const Strides from = row_major(*x.shape);
+  const Strides from = row_major_strides(*x.shape);
   int64_t begin = 0;
   for (const auto& part : call.call.results) {
     copy(Queue(call), {.shape = *part.shape,
                        .element_size = ir::element_size(x.dtype),
                        .to = part.data,
-                       .to_strides = row_major(*part.shape),
+                       .to_strides = row_major_strides(*part.shape),
                        .from = x.data,
                        .from_strides = from,
                        .from_offset = begin * from[axis]});
@@ -104,7 +105,7 @@ void slice(const executor::KernelCall& call) {
   const std::vector<int64_t> axes = axes_or_all(call, 3, starts.size());
   const std::vector<int64_t> steps =
       call.call.node.input(4) ? known(call, 4) : std::vector<int64_t>(starts.size(), 1);
-  Strides from = row_major(shape);
+  Strides from = row_major_strides(shape);
   int64_t offset = 0;
   for (size_t k = 0; k < starts.size(); ++k) {
     const size_t axis = ir::normalize_axis(axes[k], shape.size());
@@ -148,9 +149,9 @@ void pad(const executor::KernelCall& call) {
   StridedCopy kept{.shape = *x.shape,
                    .element_size = ir::element_size(y.dtype),
                    .to = y.data,
-                   .to_strides = row_major(*y.shape),
+                   .to_strides = row_major_strides(*y.shape),
                    .from = x.data,
-                   .from_strides = row_major(*x.shape)};
+                   .from_strides = row_major_strides(*x.shape)};
   for (size_t k = 0; k < axes.size(); ++k) {
     const size_t axis = ir::normalize_axis(axes[k], rank);
     const int64_t before = pads[k];
@@ -169,7 +170,7 @@ void tile(const executor::KernelCall& call) {
   const auto& x = call.call.operands[0];
   const auto& y = call.call.results[0];
   const std::vector<int64_t> repeats = known(call, 1);
-  const Strides own = row_major(*x.shape);
+  const Strides own = row_major_strides(*x.shape);
   ir::Shape shape;
   Strides from;
   for (size_t k = 0; k < repeats.size(); ++k) {
@@ -179,7 +180,7 @@ void tile(const executor::KernelCall& call) {
   copy(Queue(call), {.shape = shape,
                      .element_size = ir::element_size(y.dtype),
                      .to = y.data,
-                     .to_strides = row_major(shape),
+                     .to_strides = row_major_strides(shape),
                      .from = x.data,
                      .from_strides = from});
 }

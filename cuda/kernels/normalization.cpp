@@ -135,9 +135,9 @@ void normalize_as(const executor::KernelCall& call) {
   const int64_t extent = ir::num_elements(normalized);
   if (extent == 0) return;
   const reference::Operand bias = kRms ? reference::Operand{} : operand(call, 2);
-  const Strides scale_strides = broadcast(*call.call.operands[1].shape, normalized);
+  const Strides scale_strides = broadcast_strides(*call.call.operands[1].shape, normalized);
   const Strides bias_strides =
-      bias ? broadcast(*bias.shape, normalized) : Strides(normalized.size(), 0);
+      bias ? broadcast_strides(*bias.shape, normalized) : Strides(normalized.size(), 0);
   launch_rows(Queue(call), ir::num_elements(shape) / extent,
               Normalize<T, S, kRms>{data<T>(call.call.results[0]), data<S>(result(call, 1)),
                                     data<S>(result(call, 2)), data<T>(x),

@@ -65,7 +65,7 @@ struct Reduction {
   Grid<1> reduced;
 
   Reduction(const ir::Shape& shape, const std::vector<bool>& goes) {
-    const Strides own = row_major(shape);
+    const Strides own = row_major_strides(shape);
     ir::Shape shapes[2];
     Strides strides[2];
     for (size_t k = 0; k < shape.size(); ++k) {

@@ -24,9 +24,9 @@ struct Where {
 void where(const executor::KernelCall& call) {
   const auto& operands = call.call.operands;
   const auto& z = call.call.results[0];
-  const Grid<3> grid(
-      *z.shape, {broadcast(*operands[0].shape, *z.shape), broadcast(*operands[1].shape, *z.shape),
-                 broadcast(*operands[2].shape, *z.shape)});
+  const Grid<3> grid(*z.shape, {broadcast_strides(*operands[0].shape, *z.shape),
+                                broadcast_strides(*operands[1].shape, *z.shape),
+                                broadcast_strides(*operands[2].shape, *z.shape)});
   visit_bits(z.dtype, [&]<typename T>(std::type_identity<T>) {
     launch(Queue(call), grid.count,
            Where<T>{data<T>(z), data<bool>(operands[0]), data<T>(operands[1]), data<T>(operands[2]),
