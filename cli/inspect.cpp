@@ -105,6 +105,7 @@ Json attention_json(const LoadedModel& model) {
       entry["scale"] = region.scale;
       entry["softcap"] = region.softcap;
       entry["mask"] = region.mask;
+      entry["dropout"] = region.dropout;
       entry["dead_rows"] = region.dead_rows;
     } else {
       entry["reason"] = region.reason;

@@ -140,7 +140,10 @@ void add_collectives(const SpmdProgram& program, Manifest& manifest) {
 
 // Absent where the model draws nothing at random.
 std::optional<onnx_io::ManifestRandom> draws_of(const LoadedModel& model) {
-  if (std::ranges::none_of(model.graph.nodes(), ir::is_draw)) return std::nullopt;
+  const auto draws = [](const ir::Node& node) {
+    return ir::is_draw(node) || ir::drops_weights(node);
+  };
+  if (std::ranges::none_of(model.graph.nodes(), draws)) return std::nullopt;
   const auto step = transforms::find_step_input(model.graph);
   return onnx_io::ManifestRandom{.seed = model.seed,
                                  .step_input = step ? model.graph.name_of(*step) : ""};

@@ -9,6 +9,7 @@
 #include "cuda/kernels/map.h"
 #include "cuda/kernels/rows.h"
 #include "cuda/status.h"
+#include "ir/operator_traits.h"
 #include "reference/attention_problem.h"
 
 namespace autosp::cuda {
@@ -67,6 +68,7 @@ bool cudnn_may_take(const ir::Graph& graph, const ir::Node& node,
   const bool half = query.dtype == ir::DataType::kFloat16 || query.dtype == ir::DataType::kBFloat16;
   const bool wide = query.shape[3] % 8 == 0 && value.shape[3] % 8 == 0 && query.shape[3] <= 128 &&
                     value.shape[3] <= 128;
+  if (ir::drops_weights(node)) return false;
   if (!half || !wide || node.attributes.get_float("softcap", 0) != 0) return false;
   for (size_t k = 0; k < kOptionals; ++k) {
     const ValueId operand = node.input(operands.optional + k);

@@ -8,6 +8,8 @@
 #include <numeric>
 
 #include "ir/rewriter.h"
+#include "reference/attention_problem.h"
+#include "transforms/decompose_draws.h"
 #include "transforms/sixteen_bit.h"
 
 namespace autosp::transforms {
@@ -44,6 +46,7 @@ class Decomposition {
     dead_rows_ = node.attributes.get_string("dead_rows", "none");
     find_scores();
     find_visible();
+    find_kept(build.shape(query_)[0], build.shape(key_)[1]);
   }
 
   // Output, row maximum and row sum.
@@ -57,7 +60,7 @@ class Decomposition {
     if (sink()) {
       sum = build_.binary("Add", sum, build_.unary("Exp", build_.binary("Sub", sink(), max)));
     }
-    const ValueId output = rows(build_.matmul(grouped(weights(e, sum)), value_));
+    const ValueId output = rows(build_.matmul(grouped(dropped(weights(e, sum))), value_));
     return {narrowed(output), statistic(max), statistic(sum)};
   }
 
@@ -69,8 +72,8 @@ class Decomposition {
     const ValueId p = weights(exponentials(max), sum);
     const ValueId delta =
         build_.reduce_sum(build_.binary("Mul", output_gradient, widened(operands_[4])), {3}, true);
-    const ValueId dp =
-        rows(build_.matmul(grouped(output_gradient), build_.transpose(value_, {0, 1, 3, 2})));
+    const ValueId dp = dropped(
+        rows(build_.matmul(grouped(output_gradient), build_.transpose(value_, {0, 1, 3, 2}))));
     ValueId ds = build_.binary("Mul", p, build_.binary("Sub", dp, delta));
     if (dead_ && node_.attributes.get_int("dead_row_gradient", 0) == 0) {
       ds = build_.where(dead_, build_.scalar(wide_, 0), ds);
@@ -84,13 +87,22 @@ class Decomposition {
     ds = grouped(through_softcap(ds));
     results[0] = narrowed(rows(build_.matmul(ds, key_)));
     results[1] = narrowed(build_.matmul(build_.transpose(ds, {0, 1, 3, 2}), grouped(query_)));
-    results[2] = narrowed(
-        build_.matmul(build_.transpose(grouped(p), {0, 1, 3, 2}), grouped(output_gradient)));
+    results[2] = narrowed(build_.matmul(build_.transpose(grouped(dropped(p)), {0, 1, 3, 2}),
+                                        grouped(output_gradient)));
     return results;
   }
 
  private:
-  enum Optional : size_t { kBias, kBegin, kEnd, kKeyMask, kQuerySegment, kKeySegment, kSink };
+  enum Optional : size_t {
+    kBias,
+    kBegin,
+    kEnd,
+    kKeyMask,
+    kQuerySegment,
+    kKeySegment,
+    kSink,
+    kStep
+  };
 
   ValueId optional(Optional k) const {
     return optional_ + k < operands_.size() ? operands_[optional_ + k] : ValueId();
@@ -165,6 +177,40 @@ class Decomposition {
     if (dead_rows_ == "unmasked") visible_ = build_.binary("Or", visible_, dead_);
   }
 
+  // Where dropout keeps a weight.
+  void find_kept(int64_t batch, int64_t kv_heads) {
+    dropout_ = reference::attention_dropout(node_.attributes);
+    if (!dropout_) return;
+    const Shape places = {batch, kv_heads, heads_ / kv_heads, queries_, keys_};
+    ValueId number =
+        build_.constant(ir::Tensor::from_values<int64_t>({}, std::vector{dropout_->offset}));
+    for (size_t d = 0; d < places.size(); ++d) {
+      std::vector<int64_t> along(static_cast<size_t>(places[d]));
+      for (size_t i = 0; i < along.size(); ++i) {
+        along[i] = static_cast<int64_t>(i) * dropout_->strides[d];
+      }
+      Shape shape(places.size(), 1);
+      shape[d] = places[d];
+      number =
+          build_.binary("Add", number, build_.constant(ir::Tensor::int64s(along).reshaped(shape)));
+    }
+    const ValueId draw =
+        draw_numbers(build_, build_.reshape(number, {batch, heads_, queries_, keys_}),
+                     dropout_->key, optional(kStep));
+    const auto bound = [&](const char* op, float edge) {
+      return build_.binary(op, draw, build_.scalar(DataType::kFloat32, edge));
+    };
+    kept_ = build_.binary("And", bound("GreaterOrEqual", dropout_->from),
+                          bound("Less", dropout_->below));
+  }
+
+  // Weights, or their gradients, after dropout.
+  ValueId dropped(ValueId x) {
+    if (!kept_) return x;
+    const ValueId scaled = build_.binary("Mul", x, build_.scalar(wide_, dropout_->scale));
+    return build_.where(kept_, scaled, build_.scalar(wide_, 0));
+  }
+
   // exp(score - max), 0 where masked.
   ValueId exponentials(ValueId max) {
     const ValueId e = build_.unary("Exp", build_.binary("Sub", scores_, max));
@@ -224,6 +270,8 @@ class Decomposition {
   ValueId tanh_;     // of score / softcap; invalid without one
   ValueId visible_;  // invalid: everything is
   ValueId dead_;     // [batch, 1, queries, 1]; invalid: no row can be
+  std::optional<reference::AttentionDropout> dropout_;
+  ValueId kept_;  // like the scores; invalid: nothing is dropped
 };
 
 // One value per result of the node; those that are not present may be left out.

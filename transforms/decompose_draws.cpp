@@ -103,6 +103,10 @@ ValueId decompose(Builder& build, const ir::Type& type, const Node& node, ValueI
 
 }  // namespace
 
+ValueId draw_numbers(Builder& build, ValueId index, reference::DrawKey key, ValueId step) {
+  return PhiloxBuilder(build).uniform(index, key, step);
+}
+
 Graph decompose_draws(const Graph& graph) {
   if (std::ranges::none_of(graph.nodes(), ir::is_draw)) return graph;
   return rewrite_nodes(graph, [](ir::Rewriter& rewriter, const Node& node) {

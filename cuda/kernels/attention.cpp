@@ -90,6 +90,8 @@ struct Forward {
       }
     } else if (phase < kOutput) {
       sum_weights(lane, phase - kSumTree - 1, s);
+      // In the second of these phases nobody else reads weights any more.
+      if (phase == kSumTree + 2 && j < in.keys) s.weight[lane] *= in.kept(at, j);
     } else {
       add_values(at, j - lane, lane, s);
     }
@@ -128,7 +130,8 @@ struct Forward {
     for (int64_t e = lane; e < in.value_width; e += kLanes) {
       float value = fixed ? 0 : s.output[e] / s.sum;
       for (int64_t j = 0; fixed && weight != 0 && j < in.keys; ++j) {
-        value += weight * static_cast<float>(in.value[in.key_row(at, j) * in.value_width + e]);
+        value += weight * in.kept(at, j) *
+                 static_cast<float>(in.value[in.key_row(at, j) * in.value_width + e]);
       }
       output[row * in.value_width + e] = T(value);
     }

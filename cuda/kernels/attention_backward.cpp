@@ -40,7 +40,7 @@ struct Prepare {
 // What a query and a key have to do with each other.
 template <typename T>
 struct Pair {
-  float weight = 0;
+  float weight = 0;            // after dropout
   float product_gradient = 0;  // of query . key
   float bias_gradient = 0;
 
@@ -59,6 +59,9 @@ struct Pair {
     if (weight == -1) {
       weight = exp(in.biased(at, j, capped) - saved.maxima[row]) / saved.sums[row];
     }
+    const float undropped = weight;
+    const float kept = in.kept(at, j);
+    weight *= kept;
     if (is_dead && !in.dead_row_gradient) return;
     float dot = 0;
     const T* value = in.value + in.key_row(at, j) * in.value_width;
@@ -66,7 +69,7 @@ struct Pair {
       dot += static_cast<float>(saved.output_gradient[row * in.value_width + e]) *
              static_cast<float>(value[e]);
     }
-    bias_gradient = weight * (dot - delta[row]);
+    bias_gradient = undropped * (kept * dot - delta[row]);
     const float tanh_of = in.softcap == 0 ? 0.0F : capped / in.softcap;
     product_gradient = bias_gradient * in.scale * (1 - tanh_of * tanh_of);
   }
@@ -175,7 +178,7 @@ struct KeyGradients : Gradients<T> {
   AUTOSP_DEVICE void add(int64_t key_row, int64_t first, int lane, Shared& s) const {
     const auto& in = this->in;
     for (int64_t k = 0; k < kLanes && first + k < in.group * in.queries; ++k) {
-      if (s.weight[k] == 0) continue;
+      if (s.weight[k] == 0 && s.product_gradient[k] == 0) continue;
       const int64_t row = query_row(place(key_row, first + k));
       for (int64_t d = lane; d < in.width; d += kLanes) {
         s.sum[d] += s.product_gradient[k] * static_cast<float>(in.query[row * in.width + d]);

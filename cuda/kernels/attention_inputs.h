@@ -3,12 +3,14 @@
 
 #include <cmath>
 
+#include "cuda/kernels/draw.h"
 #include "cuda/kernels/map.h"
 #include "cuda/kernels/tree.h"
 #include "reference/attention_problem.h"
 
 namespace autosp::kernels {
 
+using reference::AttentionDropout;
 using reference::AttentionProblem;
 using reference::DeadRows;
 
@@ -31,6 +33,9 @@ struct Inputs {
   const T* bias;
   int64_t bias_strides[4];
   const T* sink;
+  bool drops;
+  AttentionDropout dropout;
+  const int64_t* step;
   const T* query;
   const T* key;
   const T* value;
@@ -60,6 +65,9 @@ struct Inputs {
         bias(static_cast<const T*>(p.bias.data)),
         bias_strides{p.bias.strides[0], p.bias.strides[1], p.bias.strides[2], p.bias.strides[3]},
         sink(static_cast<const T*>(p.sink)),
+        drops(p.dropout.has_value()),
+        dropout(p.dropout.value_or(AttentionDropout())),
+        step(p.step),
         query(data<T>(call.call.operands[first])),
         key(data<T>(call.call.operands[first + 1])),
         value(data<T>(call.call.operands[first + 2])) {}
@@ -97,6 +105,13 @@ struct Inputs {
   }
   AUTOSP_DEVICE float biased(const Place& at, int64_t j, float score) const {
     return bias == nullptr ? score : score + static_cast<float>(bias[bias_at(at, j)]);
+  }
+  // What dropout multiplies a weight by.
+  AUTOSP_DEVICE float kept(const Place& at, int64_t j) const {
+    if (!drops) return 1;
+    const uint64_t number = dropout.at(at.batch, at.head / group, at.head % group, at.query, j);
+    const int64_t now = step == nullptr ? 0 : *step;
+    return dropout.factor(draw(dropout.key.seed, dropout.key.stream, now, number));
   }
 };
 

@@ -1,7 +1,7 @@
 // Operators whose values come from attributes or a counter.
 #include <cstring>
 
-#include "base/philox.h"
+#include "cuda/kernels/draw.h"
 #include "cuda/kernels/map.h"
 #include "cuda/kernels/rows.h"
 #include "reference/draws.h"
@@ -50,19 +50,14 @@ void range(const executor::KernelCall& call) {
 template <typename T>
 struct RandomUniform {
   T* y;
-  philox::Key key;
+  uint64_t seed;
   uint32_t stream;
   const int64_t* step;  // or null
   int64_t first;
   Grid<1> grid;
   AUTOSP_DEVICE void operator()(int64_t i) const {
-    constexpr uint64_t kPerBlock = 4;
     const auto index = static_cast<uint64_t>(first + grid.offsets(i).at[0]);
-    const uint64_t block = index / kPerBlock;
-    const auto now = static_cast<uint32_t>(step == nullptr ? 0 : static_cast<uint64_t>(*step));
-    const philox::Counter words = philox::words(
-        {static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32U), stream, now}, key);
-    y[i] = T(static_cast<float>(words[index % kPerBlock] >> 8U) * 0x1p-24F);
+    y[i] = T(draw(seed, stream, step == nullptr ? 0 : *step, index));
   }
 };
 
@@ -76,13 +71,10 @@ void random_uniform(const executor::KernelCall& call) {
   const auto& y = call.call.results[0];
   visit(TypeList<float, double>{}, y.dtype, [&]<typename T>(std::type_identity<T>) {
     const Grid<1> grid(box.extent, {whole});
-    launch(Queue(call), grid.count,
-           RandomUniform<T>{data<T>(y),
-                            {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32U)},
-                            static_cast<uint32_t>(attributes.get_int("stream", 0)),
-                            data<int64_t>(operand(call, 0)),
-                            first,
-                            grid});
+    launch(
+        Queue(call), grid.count,
+        RandomUniform<T>{data<T>(y), seed, static_cast<uint32_t>(attributes.get_int("stream", 0)),
+                         data<int64_t>(operand(call, 0)), first, grid});
   });
 }
 

@@ -25,4 +25,16 @@ inline bool is_draw(const Node& node) {
   return node.domain == kAutospDomain && node.op == "RandomUniform";
 }
 
+// autosp::Attention or its gradient, with weights that are dropped at random.
+inline bool drops_weights(const Node& node) {
+  return node.domain == kAutospDomain && node.attributes.has("dropout_strides");
+}
+
+// The number of the step that an operator's random numbers depend on; invalid where it has none.
+inline ValueId step_operand(const Node& node) {
+  if (is_draw(node)) return node.input(0);
+  if (!drops_weights(node)) return {};
+  return node.input(node.op == "Attention" ? 10 : 14);
+}
+
 }  // namespace autosp::ir

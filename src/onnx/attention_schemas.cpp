@@ -83,6 +83,7 @@ class Sizes {
       fail_shape_inference("query_segment and key_segment come together");
     }
     read(k + 6, "sink", {&query_heads});
+    read(k + 7, "step", {});
   }
 
   Dim batch, query_heads, kv_heads, queries, keys, width, value_width;
@@ -109,6 +110,10 @@ void set_statistics(InferenceContext& context, size_t k, const std::vector<Dim>&
 }
 
 void check_attributes(const InferenceContext& context) {
+  const auto* strides = context.getAttribute("dropout_strides");
+  if (strides != nullptr && strides->ints_size() != 5) {
+    fail_shape_inference("dropout_strides has ", strides->ints_size(), " numbers, not 5");
+  }
   const std::string dead_rows = onnx::getAttribute(context, "dead_rows", std::string("none"));
   for (const char* name : {"none", "uniform", "zero", "unmasked", "nan"}) {
     if (dead_rows == name) return;
@@ -170,7 +175,8 @@ void add_optional_operands(OpSchema& schema, int k) {
       .Input(k + 3, "key_mask", "true where a key may be seen", "M", OpSchema::Optional)
       .Input(k + 4, "query_segment", "a query sees keys of its segment", "I", OpSchema::Optional)
       .Input(k + 5, "key_segment", "likewise", "I", OpSchema::Optional)
-      .Input(k + 6, "sink", "a logit that carries no value", "T", OpSchema::Optional);
+      .Input(k + 6, "sink", "a logit that carries no value", "T", OpSchema::Optional)
+      .Input(k + 7, "step", "of the numbers that drop weights", "I", OpSchema::Optional);
 }
 
 OpSchema attention_schema(const char* name, const char* doc) {
@@ -184,6 +190,15 @@ OpSchema attention_schema(const char* name, const char* doc) {
             std::string("none"))
       .Attr("dead_row_gradient", "whether its scores receive a gradient", onnx::AttributeProto::INT,
             int64_t{0})
+      .Attr("dropout_seed", "of the numbers that drop weights", onnx::AttributeProto::INT,
+            int64_t{0})
+      .Attr("dropout_stream", "of those numbers", onnx::AttributeProto::INT, int64_t{0})
+      .Attr("dropout_offset", "the first weight's number", onnx::AttributeProto::INT, int64_t{0})
+      .Attr("dropout_strides", "by batch, KV head, its query heads, queries and keys",
+            onnx::AttributeProto::INTS, false)
+      .Attr("dropout_from", "least number that keeps a weight", onnx::AttributeProto::FLOAT, 0.0F)
+      .Attr("dropout_below", "what such numbers are below", onnx::AttributeProto::FLOAT, 1.0F)
+      .Attr("dropout_scale", "of weights that are kept", onnx::AttributeProto::FLOAT, 1.0F)
       .TypeConstraint("T", OpSchema::all_float_types_ir4(), "floats")
       .TypeConstraint("S", {"tensor(float)", "tensor(double)"}, "of statistics")
       .TypeConstraint("I", {"tensor(int64)"}, "positions")

@@ -30,6 +30,7 @@ constexpr double kLowest = -std::numeric_limits<float>::max();
 struct Row {
   std::vector<double> capped;  // scaled scores after the softcap, before the bias
   std::vector<double> weight;
+  std::vector<double> kept;  // what dropout multiplies each weight by
   double max = 0;
   double sum = 0;
   bool dead = false;
@@ -134,6 +135,17 @@ void weigh(const AttentionProblem& p, const Position& at, Row& row) {
   for (double& weight : row.weight) weight /= row.sum;
 }
 
+// What dropout makes of the row's weights.
+void draw_kept(const AttentionProblem& p, const Position& at, Row& row) {
+  row.kept.assign(static_cast<size_t>(p.keys), 1.0);
+  if (!p.dropout) return;
+  const UniformDraws draws(p.dropout->key, p.step == nullptr ? 0 : *p.step);
+  for (int64_t j = 0; j < p.keys; ++j) {
+    const uint64_t number = p.dropout->at(at.b, at.h / p.group, at.h % p.group, at.i, j);
+    row.kept[static_cast<size_t>(j)] = p.dropout->factor(draws.at(number));
+  }
+}
+
 template <typename F>
 void for_each_row(const AttentionProblem& p, F&& f) {
   for (int64_t b = 0; b < p.batch; ++b) {
@@ -164,9 +176,10 @@ void attention(const Call& call) {
     for_each_row(p, [&](const Position& at) {
       find_scores(p, x, at, row);
       weigh<T>(p, at, row);
+      draw_kept(p, at, row);
       std::ranges::fill(output, 0.0);
       for (int64_t j = 0; j < p.keys; ++j) {
-        const double weight = row.weight[static_cast<size_t>(j)];
+        const double weight = row.weight[static_cast<size_t>(j)] * row.kept[static_cast<size_t>(j)];
         if (weight == 0) continue;  // what is masked may hold anything
         const T* value = x.value + at.key_row(p, j) * p.value_width;
         for (size_t e = 0; e < output.size(); ++e) output[e] += weight * wide(value[e]);
@@ -201,15 +214,16 @@ void add_row(const AttentionProblem& p, const Operands<T>& x, const T* output_gr
   const auto query = static_cast<size_t>(at.query_row(p) * p.width);
   for (int64_t j = 0; j < p.keys; ++j) {
     const double weight = row.weight[static_cast<size_t>(j)];
+    const double kept = row.kept[static_cast<size_t>(j)];
     if (weight == 0) continue;
     const int64_t key_row = at.key_row(p, j);
     const T* value = x.value + key_row * p.value_width;
     for (int64_t e = 0; e < p.value_width; ++e) {
       sums.value[static_cast<size_t>(key_row * p.value_width + e)] +=
-          weight * wide(output_gradient[e]);
+          weight * kept * wide(output_gradient[e]);
     }
     if (row.dead && !p.dead_row_gradient) continue;
-    const double ds = weight * (dot(output_gradient, value, p.value_width) - delta);
+    const double ds = weight * (kept * dot(output_gradient, value, p.value_width) - delta);
     if (!sums.bias.empty()) sums.bias[static_cast<size_t>(p.bias.at(at.b, at.h, at.i, j))] += ds;
     double product_gradient = ds * p.scale;
     if (p.softcap != 0) {
@@ -252,6 +266,7 @@ void attention_grad(const Call& call) {
       find_scores(p, x, at, row);
       weigh_again<T>(p, at, load(call.operands[5], at.query_row(p)),
                      load(call.operands[6], at.query_row(p)), row);
+      draw_kept(p, at, row);
       add_row(p, x, output_gradient, delta, at, row, sums);
       if (!sums.sink.empty()) {
         const double sink = wide(static_cast<const T*>(p.sink)[at.h]);
@@ -269,6 +284,33 @@ void attention_grad(const Call& call) {
 constexpr KernelRow kRows[] = {{"Attention", attention}, {"AttentionGrad", attention_grad}};
 
 }  // namespace
+
+std::optional<AttentionDropout> attention_dropout(const ir::Attributes& attributes) {
+  if (!attributes.has("dropout_strides")) return std::nullopt;
+  AttentionDropout dropout;
+  dropout.key = {static_cast<uint64_t>(attributes.get_int("dropout_seed", 0)),
+                 static_cast<uint32_t>(attributes.get_int("dropout_stream", 0))};
+  dropout.offset = attributes.get_int("dropout_offset", 0);
+  const std::vector<int64_t> strides = attributes.get_ints("dropout_strides");
+  AUTOSP_CHECK(strides.size() == dropout.strides.size(), "dropout_strides has {} numbers",
+               strides.size());
+  std::ranges::copy(strides, dropout.strides.begin());
+  dropout.from = attributes.get_float("dropout_from", 0);
+  dropout.below = attributes.get_float("dropout_below", 1);
+  dropout.scale = attributes.get_float("dropout_scale", 1);
+  return dropout;
+}
+
+void set_attention_dropout(ir::Attributes& attributes, const AttentionDropout& dropout) {
+  attributes.set("dropout_seed", static_cast<int64_t>(dropout.key.seed));
+  attributes.set("dropout_stream", int64_t{dropout.key.stream});
+  attributes.set("dropout_offset", dropout.offset);
+  attributes.set("dropout_strides",
+                 std::vector<int64_t>(dropout.strides.begin(), dropout.strides.end()));
+  attributes.set("dropout_from", dropout.from);
+  attributes.set("dropout_below", dropout.below);
+  attributes.set("dropout_scale", dropout.scale);
+}
 
 AttentionProblem attention_problem(const Call& call, const AttentionOperands& operands) {
   const Operand& query = call.operands[operands.query];
@@ -307,6 +349,8 @@ AttentionProblem attention_problem(const Call& call, const AttentionOperands& op
             .key_segment_stride = batch_stride(optional(5)),
             .num_keys = p.keys};
   p.sink = optional(6).data;
+  p.dropout = attention_dropout(call.node.attributes);
+  p.step = data<int64_t>(optional(7));
   return p;
 }
 

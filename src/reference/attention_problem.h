@@ -3,8 +3,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <optional>
 
+#include "reference/draws.h"
 #include "reference/kernels.h"
 
 namespace autosp::reference {
@@ -66,6 +69,28 @@ struct AttentionBias {
   }
 };
 
+// Weights dropped at random, by their place (docs/random.md). The weight of key j for query i,
+// which the g-th query head of KV head k of batch b asks for, has number `at(b, k, g, i, j)` of a
+// stream of draws. It is kept, and multiplied by `scale`, where from <= draw < below; else it is 0.
+struct AttentionDropout {
+  DrawKey key;
+  int64_t offset = 0;
+  std::array<int64_t, 5> strides{};
+  float from = 0;
+  float below = 1;
+  float scale = 1;
+
+  constexpr uint64_t at(int64_t b, int64_t k, int64_t g, int64_t i, int64_t j) const {
+    return static_cast<uint64_t>(offset + b * strides[0] + k * strides[1] + g * strides[2] +
+                                 i * strides[3] + j * strides[4]);
+  }
+  // What the weight is multiplied by.
+  constexpr float factor(float draw) const { return from <= draw && draw < below ? scale : 0; }
+};
+// As the attributes dropout_* of a node have it; nullopt where nothing is dropped.
+std::optional<AttentionDropout> attention_dropout(const ir::Attributes& attributes);
+void set_attention_dropout(ir::Attributes& attributes, const AttentionDropout& dropout);
+
 struct AttentionProblem {
   int64_t batch = 0;
   int64_t query_heads = 0;
@@ -82,6 +107,8 @@ struct AttentionProblem {
   AttentionMask mask;
   AttentionBias bias;
   const void* sink = nullptr;  // [query_heads]
+  std::optional<AttentionDropout> dropout;
+  const int64_t* step = nullptr;  // of its draws; null: 0
 
   // Whether a row without a visible key needs care: a sink is always visible.
   bool is_dead(int64_t b, int64_t query) const { return sink == nullptr && mask.is_dead(b, query); }
@@ -90,7 +117,7 @@ struct AttentionProblem {
 // Positions of the operands.
 struct AttentionOperands {
   size_t query = 0;
-  size_t optional = 3;  // bias; the masks and the sink follow
+  size_t optional = 3;  // bias; the masks, the sink and the step follow
 };
 inline constexpr AttentionOperands kAttention{0, 3};
 inline constexpr AttentionOperands kAttentionGrad{1, 7};

@@ -55,12 +55,12 @@ class AttentionRule {
     return factors;
   }
 
-  // Of the bias, begin, end, key mask, query segment, key segment or sink.
+  // Of the bias, begin, end, key mask, query segment, key segment, sink or step.
   ValueFactors of_optional(size_t k) const {
     const ValueFactors rows = {{"b"}, {"i"}};
     const ValueFactors columns = {{"b"}, {"j"}};
     const ValueFactors all[] = {
-        {{"b"}, heads_, {"i"}, {"j"}}, rows, rows, columns, rows, columns, {heads_}};
+        {{"b"}, heads_, {"i"}, {"j"}}, rows, rows, columns, rows, columns, {heads_}, {}};
     return drop_ones(all[k], graph_.shape(node_.inputs[optional_ + k]));
   }
 

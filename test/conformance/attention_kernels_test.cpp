@@ -38,9 +38,10 @@ const KernelTable& table() {
   return kTable;
 }
 
-std::vector<const KernelTable*> available_tables(DataType type) {
+// AMX's leave weights with dropout to others (attention::functions_for).
+std::vector<const KernelTable*> available_tables(DataType type, bool drops = false) {
   std::vector<const KernelTable*> tables = {&table<attention::portable_functions>()};
-  if (type == DataType::kBFloat16 && attention::amx_functions() != nullptr) {
+  if (type == DataType::kBFloat16 && attention::amx_functions() != nullptr && !drops) {
     tables.push_back(&table<attention::amx_functions>());
   }
   if (attention::avx2_functions() != nullptr) {
@@ -116,6 +117,20 @@ void add_segments(AttentionCase& c) {
 void add_bias(AttentionCase& c, const Shape& shape, double scale = 1) {
   c.optional["bias"] =
       numbers(shape, [&](int64_t k) { return scale * std::sin(static_cast<double>(k) * 0.37); });
+}
+
+// Drops three weights in ten. `strides`: between the numbers of queries, and of keys.
+void add_dropout(AttentionCase& c, int64_t offset, std::pair<int64_t, int64_t> strides) {
+  const Sizes& s = c.sizes;
+  const int64_t head = (s.queries + 1) * (s.keys + 12);
+  reference::set_attention_dropout(
+      c.attributes, {.key = {(uint64_t{1} << 40U) + 7, 12},
+                     .offset = offset,
+                     .strides = {s.kv_heads * s.group * head, s.group * head, head, strides.first,
+                                 strides.second},
+                     .from = 0.3F,
+                     .scale = 1 / 0.7F});
+  c.optional["step"] = Tensor::scalar(DataType::kInt64, 41);
 }
 
 std::vector<AttentionCase> all_cases() {
@@ -205,6 +220,32 @@ std::vector<AttentionCase> all_cases() {
         {1, 300}, [](int64_t k) { return k >= 210 ? 1 : 0; }, DataType::kBool);
     blocks.attributes.set("dead_rows", std::string(dead_rows));
   }
+  // Numbers of four keys in one counter, from any of the four on; in several; of keys far apart.
+  const Sizes odd{2, 2, 2, 150, 171, 24, 20};
+  for (const int64_t by_query : {172, 171}) {
+    for (const int64_t offset : {0, 3}) {
+      const auto name = [&](const char* what) {
+        return fmt::format("dropout{}{}by{}", what, offset, by_query);
+      };
+      add_dropout(add(name(""), odd), offset, {by_query, 1});
+      AttentionCase& causal = add(name("Causal"), odd);
+      add_window(causal, 171);
+      add_dropout(causal, offset, {by_query, 1});
+    }
+  }
+  add_dropout(add("dropoutTransposed", odd), 5, {1, 150});
+  AttentionCase& capped = add("dropoutCapped", odd);
+  capped.attributes.set("softcap", 2.0F);
+  add_bias(capped, {1, 4, 150, 171});
+  add_dropout(capped, 1, {180, 1});
+  for (const char* dead_rows : {"uniform", "zero", "unmasked", "nan"}) {
+    AttentionCase& dead = add(fmt::format("dropoutDead{}", dead_rows), odd);
+    add_left_padding(dead);
+    add_window(dead, 150);
+    add_dropout(dead, 1, {172, 1});
+    dead.attributes.set("dead_rows", std::string(dead_rows));
+    dead.attributes.set("dead_row_gradient", int64_t{1});
+  }
   AttentionCase& large = add("largeScores", {1, 2, 1, 200, 200, 64, 64});
   large.attributes.set("scale", 4.0F);
   // Of one key the weight is 1: what comes out as gradient of query and key is rounding.
@@ -251,7 +292,7 @@ std::shared_ptr<const ir::Graph> graph_of(const AttentionCase& c) {
                                     input("v", {s.batch, s.kv_heads, s.keys, s.value_width})};
   std::vector<ValueId> optional;
   for (const char* name :
-       {"bias", "begin", "end", "key_mask", "query_segment", "key_segment", "sink"}) {
+       {"bias", "begin", "end", "key_mask", "query_segment", "key_segment", "sink", "step"}) {
     const auto found = c.optional.find(name);
     optional.push_back(found == c.optional.end() ? ValueId() : build.constant(found->second, name));
   }
@@ -287,7 +328,8 @@ TEST_P(AttentionKernels, AgreeWithTheReference) {
   const test::Tensors want = test::run_graph(*graph, feeds);
   const bool gives_nan = GetParam().attributes.get_string("dead_rows", "none") == "nan";
   const auto expect = gives_nan ? test::expect_close_or_nan : test::expect_close;
-  for (const KernelTable* kernels : available_tables(GetParam().type)) {
+  const bool drops = GetParam().attributes.has("dropout_strides");
+  for (const KernelTable* kernels : available_tables(GetParam().type, drops)) {
     for (const ir::Node& node : graph->nodes()) {  // else the reference is compared with itself
       ASSERT_NE(kernels->find(*graph, node).function, nullptr) << graph->describe(node);
     }

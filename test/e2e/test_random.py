@@ -85,6 +85,24 @@ def test_loss_and_gradients_are_those_of_the_whole_graph(autosp_onnx, tmp_path, 
     assert all(output["equal"] and not output["rounding"] for output in report["outputs"] if output["role"] == "loss")
 
 
+@pytest.mark.parametrize("model", [GPT2, TRAINING], ids=["torch", "ort_training"])
+def test_fused_attention_drops_the_weights_that_the_graph_drops(autosp_onnx, tmp_path, model):
+    """Each rank draws for its own weights inside the operator; unfused, the graph's own draws are run."""
+    results = []
+    for attention in ("fused", "unfused"):
+        out = shard(autosp_onnx, model, tmp_path / attention, "--sp", 3, "--attention", attention)
+        drops = [node for node in onnx.load(out / "rank_1.onnx").graph.node if "dropout_strides" in attributes(node)]
+        assert len(drops) == (4 if attention == "fused" else 0), [node.op_type for node in drops]
+        result = autosp_onnx("run", out, "--feed", INPUTS, "--step", 3, "--output", tmp_path / f"{attention}.npz")
+        assert result.returncode == 0, result.stderr
+        results.append(np.load(tmp_path / f"{attention}.npz"))
+    fused, unfused = results
+    assert set(fused.files) == set(unfused.files)
+    largest = max(np.abs(unfused[name]).max() for name in unfused.files)
+    for name in fused.files:
+        np.testing.assert_allclose(fused[name], unfused[name], rtol=2e-5, atol=2e-6 * largest, err_msg=name)
+
+
 def loss_of(autosp_onnx, out, *options):
     result = autosp_onnx("run", out, "--feed", INPUTS, "--json", *options)
     assert result.returncode == 0, result.stderr

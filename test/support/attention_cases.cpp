@@ -1,4 +1,5 @@
 // Attention and its gradient under every mask, bias and kind of dead row.
+#include "reference/attention_problem.h"
 #include "support/operator_cases.h"
 
 namespace autosp::test {
@@ -16,11 +17,27 @@ struct Sizes {
 
 struct Drawn {
   std::vector<ValueId> main;      // query, key, value
-  std::vector<ValueId> optional;  // bias, masks, sink
+  std::vector<ValueId> optional;  // bias, masks, sink, step
   ir::Attributes attributes;
 };
 
 ValueId maybe(Make c, ValueId value) { return c.coin() ? value : ValueId(); }
+
+// Numbers of the weights in some part of a larger whole, rarely a multiple of four apart.
+void add_dropout(Make c, const Sizes& s, Drawn& drawn) {
+  const int64_t by_query = s.keys + c.integer(0, 5);
+  const int64_t by_member = by_query * (s.queries + c.integer(0, 2));
+  const int64_t by_head = by_member * s.group;
+  reference::set_attention_dropout(
+      drawn.attributes,
+      {.key = {static_cast<uint64_t>(c.integer(0, 1000)), static_cast<uint32_t>(c.integer(0, 9))},
+       .offset = c.integer(0, 100),
+       .strides = {by_head * s.kv_heads, by_head, by_member, by_query, 1},
+       .from = 0.25F,
+       .below = c.one_of<float>({1.0F, 0.75F}),
+       .scale = 1.5F});
+  drawn.optional[7] = maybe(c, c.integers({}, 0, 9));
+}
 
 // Of gradients in double: those that are zero come out as rounding errors.
 Drawn draw(Make c, DataType type) {
@@ -33,7 +50,7 @@ Drawn draw(Make c, DataType type) {
   drawn.main = {c.floats({s.batch, heads, s.queries, s.width}, type),
                 c.floats({s.batch, s.kv_heads, s.keys, s.width}, type),
                 c.floats({s.batch, s.kv_heads, s.keys, s.value_width}, type)};
-  drawn.optional.resize(7);
+  drawn.optional.resize(8);
   drawn.optional[0] =
       maybe(c, c.floats({either(s.batch), either(heads), either(s.queries), either(s.keys)}, type));
   drawn.optional[1] = maybe(c, c.integers({batch(), s.queries}, 0, (s.keys + 1) / 2));
@@ -49,6 +66,7 @@ Drawn draw(Make c, DataType type) {
       {"softcap", c.one_of<float>({0.0F, 2.0F})},
       {"dead_rows", c.one_of<std::string>({"none", "uniform", "zero", "unmasked", "nan"})},
       {"dead_row_gradient", c.integer(0, 1)}};
+  if (c.coin()) add_dropout(c, s, drawn);
   return drawn;
 }
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <limits>
+#include <map>
 #include <optional>
 #include <vector>
 
@@ -54,7 +55,7 @@ class Layer {
     ValueId p = options_.sigmoid ? build_.unary("Sigmoid", s) : weights_of(s);
     if (options_.mask == LayerMask::kZeroDeadRows) p = without_dead_rows(p, s);
     if (guard_) p = without_dead_rows(p, guard_);
-    const ValueId o = build_.matmul(p, v);
+    const ValueId o = build_.matmul(dropped(p, 1), v);
     const ValueId weights =
         build_.cast(build_.constant(pattern(graph_.shape(o)), "target"), options_.dtype);
     const ValueId target = options_.squared_loss ? build_.binary("Add", o, o) : weights;
@@ -307,6 +308,43 @@ class Layer {
     return build_.unsqueeze(graph_.add_input("attention_mask", {DataType::kBool, shape}), {1});
   }
 
+  // Of a stream of its own, in [0, 1), in the shape of the weights or broadcast to it.
+  ValueId draw(uint32_t stream) {
+    const int64_t n = options_.sequence;
+    Shape shape = {options_.batch, heads_, n, n};
+    if (options_.dropout == LayerDropout::kShared) shape[1] = 1;
+    if (options_.dropout == LayerDropout::kTransposed) std::swap(shape[1], shape[2]);
+    const ValueId numbers = build_.node("RandomUniform", {}, {DataType::kFloat32, shape},
+                                        {{"seed", int64_t{7}},
+                                         {"stream", int64_t{stream}},
+                                         {"shape", std::vector<int64_t>(shape)},
+                                         {"dtype", static_cast<int64_t>(DataType::kFloat32)}},
+                                        std::string(ir::kAutospDomain));
+    return options_.dropout == LayerDropout::kTransposed ? build_.transpose(numbers, {0, 2, 1, 3})
+                                                         : numbers;
+  }
+
+  // Weights, or their gradients, after dropout.
+  ValueId dropped(ValueId x, uint32_t stream) {
+    constexpr double kRatio = 1.0 / 3;
+    if (options_.dropout == LayerDropout::kNone) return x;
+    if (!draws_.contains(stream)) draws_[stream] = draw(stream);
+    const ValueId numbers = draws_.at(stream);
+    if (options_.dropout == LayerDropout::kMultiplied) {
+      const ValueId kept =
+          build_.binary("Less", numbers, build_.scalar(DataType::kFloat32, 1 - kRatio));
+      return build_.binary("Mul", build_.binary("Mul", x, build_.cast(kept, options_.dtype)),
+                           number(1 / (1 - kRatio)));
+    }
+    const ValueId kept =
+        build_.binary("GreaterOrEqual", numbers, build_.scalar(DataType::kFloat32, kRatio));
+    const ValueId scaled = build_.binary("Div", x, number(1 - kRatio));
+    const ValueId other = options_.dropout == LayerDropout::kHalved
+                              ? build_.binary("Mul", x, number(0.5))
+                              : number(0);
+    return build_.where(kept, scaled, other);
+  }
+
   // `s`: scores, or what was added to them.
   ValueId without_dead_rows(ValueId p, ValueId s) {
     const ValueId dead = build_.binary("Equal", build_.reduce("ReduceMax", s, {3}, true),
@@ -316,8 +354,9 @@ class Layer {
 
   void backward(ValueId q, ValueId k, ValueId v, ValueId s, ValueId p, ValueId bend,
                 ValueId target) {
-    dv_ = summed(build_.matmul(transposed(p), target));
-    ValueId dp = build_.matmul(target, transposed(v));
+    dv_ = summed(build_.matmul(transposed(dropped(p, 1)), target));
+    const uint32_t stream = options_.dropout == LayerDropout::kDrawnAgain ? 2 : 1;
+    ValueId dp = dropped(build_.matmul(target, transposed(v)), stream);
     if (options_.weights_in_loss) {
       dp = build_.binary("Add", dp, build_.binary("Mul", p, number(2)));
     }
@@ -360,8 +399,9 @@ class Layer {
   ir::Builder build_;
   int64_t heads_ = 0;
   ValueId x_, wq_, wk_, wv_, positions_;
-  ValueId guard_;  // rows where this is minus infinity throughout give zeros
-  ValueId seen_;   // where scores were replaced, so that their gradient is too
+  std::map<uint32_t, ValueId> draws_;  // by stream
+  ValueId guard_;                      // rows where this is minus infinity throughout give zeros
+  ValueId seen_;                       // where scores were replaced, so that their gradient is too
   ValueId dq_, dk_, dv_;
 };
 

@@ -32,6 +32,17 @@ enum class LayerMask {
   kTruncated,  // keys from half the query's position on, made an integer after it is repeated
 };
 
+// How weights are dropped at random, a third of them.
+enum class LayerDropout {
+  kNone,
+  kChosen,      // Where over draw >= ratio, of weights divided by 1 - ratio
+  kMultiplied,  // by draw < 1 - ratio as a number, and by 1 / (1 - ratio)
+  kTransposed,  // as kChosen, drawn as [batch, sequence, heads, sequence]
+  kShared,      // as kChosen, by one draw for all heads
+  kDrawnAgain,  // as kChosen, and the backward pass has draws of its own
+  kHalved,      // weights that are not kept are halved
+};
+
 struct LayerOptions {
   int64_t batch = 2;
   int64_t sequence = 12;
@@ -43,7 +54,8 @@ struct LayerOptions {
   ir::DataType dtype = ir::DataType::kFloat32;
   ir::DataType id_dtype = ir::DataType::kInt64;  // of segment and token type ids
   std::optional<double> masking_number;          // added by kLeftPadding; else the lowest of dtype
-  bool sink = false;                             // a run-time logit per head
+  LayerDropout dropout = LayerDropout::kNone;
+  bool sink = false;  // a run-time logit per head
   bool key_is_value = false;
   bool query_is_key = false;  // with groups 1
   bool scaled_last = false;   // what is added to the scores is scaled with them

@@ -127,6 +127,43 @@ TEST(FuseAttention, FindsTheSoftcap) {
   EXPECT_NEAR(region.scale, 1 / std::sqrt(3.0), 1e-7);
 }
 
+// Weights are dropped by place, as the graph's own draws drop them.
+TEST(FuseAttention, DropsTheSameWeights) {
+  using test::LayerDropout;
+  for (const LayerDropout dropout :
+       {LayerDropout::kChosen, LayerDropout::kMultiplied, LayerDropout::kTransposed}) {
+    for (const LayerMask mask : {LayerMask::kCausal, LayerMask::kNone, LayerMask::kLeftPadding}) {
+      SCOPED_TRACE(
+          fmt::format("dropout {}, mask {}", static_cast<int>(dropout), static_cast<int>(mask)));
+      const LayerOptions options{.mask = mask, .dropout = dropout};
+      const Fusion fusion = fuse(attention_layer(options));
+      ASSERT_EQ(fusion.regions.size(), 1U);
+      EXPECT_TRUE(fusion.regions[0].fused) << fusion.regions[0].reason;
+      EXPECT_NEAR(fusion.regions[0].dropout, 1.0 / 3, 1e-6);
+      EXPECT_EQ(test::count_nodes(fusion.after, "RandomUniform", "autosp"), 0U);
+      expect_equal(fusion, test::random_feeds(fusion.before));
+    }
+  }
+  expect_fused({.groups = 1, .dropout = LayerDropout::kChosen}, "causal");
+  expect_fused({.batch = 1, .kv_heads = 1, .groups = 3, .dropout = LayerDropout::kChosen},
+               "causal");
+  expect_fused({.softcap = 0.75F, .dropout = LayerDropout::kChosen}, "causal");
+  expect_fused({.mask = LayerMask::kZeroDeadRows, .dropout = LayerDropout::kChosen}, "key mask");
+  for (const ir::DataType dtype : {ir::DataType::kBFloat16, ir::DataType::kFloat16}) {
+    // A sum of squares: others cancel in 16 bits.
+    expect_fused({.dtype = dtype, .dropout = LayerDropout::kChosen, .squared_loss = true},
+                 "causal");
+  }
+}
+
+TEST(FuseAttention, RefusesDropoutThatItCannotSay) {
+  using test::LayerDropout;
+  expect_refused({.dropout = LayerDropout::kShared}, "drops several weights by one number");
+  expect_refused({.dropout = LayerDropout::kDrawnAgain}, "drop weights each on its own");
+  expect_refused({.dropout = LayerDropout::kHalved}, "differs from attention's");
+  expect_refused({.dropout = LayerDropout::kChosen, .sink = true}, "differs from row to row");
+}
+
 TEST(FuseAttention, NamesMasks) {
   expect_fused({.mask = LayerMask::kNone}, "none");
   expect_fused({.mask = LayerMask::kWindow}, "causal, window 3");

@@ -171,7 +171,7 @@ Graph decompose_random(const Graph& graph) { return decompose_random(graph, {});
 
 std::optional<ValueId> find_step_input(const Graph& graph) {
   for (const Node& node : graph.nodes()) {
-    if (ir::is_draw(node) && node.input(0)) return node.input(0);
+    if (const ValueId step = ir::step_operand(node)) return step;
   }
   return std::nullopt;
 }

@@ -79,15 +79,6 @@ Block arranged(const Block& block, const AtomList& order, const Sizes& sizes) {
 
 namespace {
 
-bool draws(const GraphFacts& facts, ValueId value, int depth) {
-  const Node* node = facts.graph().producer(value);
-  if (node == nullptr || depth == 0) return false;
-  if (is_random(*node)) return true;
-  return facts.home_positions(value) >= 2 && std::ranges::any_of(node->inputs, [&](ValueId input) {
-           return input && draws(facts, input, depth - 1);
-         });
-}
-
 // The term whose constant has the same elements under another shape; the number of terms if none
 // has. Forward and backward carry copies of one mask as [S, S] and [S, S, 1].
 size_t equal_constant(const GraphFacts& facts, const LocalFactors& factors,
@@ -179,10 +170,9 @@ std::vector<Term> find_terms(const GraphFacts& facts, const Cutout& cutout,
       entry->second = equal_constant(facts, factors, canonical, terms, use, order);
     }
     if (entry->second == terms.size()) {
-      terms.push_back({.root = use.root,
-                       .order = order,
-                       .dtype = facts.graph().type(use.root).dtype,
-                       .random = draws(facts, use.root, 40)});
+      terms.push_back(
+          {.root = use.root, .order = order, .dtype = facts.graph().type(use.root).dtype});
+      if (is_drawn(facts, use.root)) terms.back().drop = read_drop_term(facts, cutout, use.inside);
     }
     terms[entry->second].uses.push_back(use.inside);
   }

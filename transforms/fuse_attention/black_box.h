@@ -8,7 +8,7 @@
 
 #include <map>
 
-#include "transforms/fuse_attention/local_factors.h"
+#include "transforms/fuse_attention/dropped_weights.h"
 
 namespace autosp::transforms::fusion {
 
@@ -24,7 +24,7 @@ struct Term {
   ValueId root;               // in the whole graph
   AtomList order;             // as in CanonicalFactors::full()
   ir::DataType dtype = ir::DataType::kUndefined;
-  bool random = false;  // drawn anew in every run
+  std::optional<DropTerm> drop;  // of a term that is drawn at random
 
   bool is_bool() const { return dtype == ir::DataType::kBool; }
 };

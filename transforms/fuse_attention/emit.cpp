@@ -169,6 +169,7 @@ class Replacer {
     emitted.operands.push_back(key_mask(plan));
     append_segments(plan, emitted.operands);
     emitted.operands.push_back(sink(plan));
+    emitted.operands.push_back(step(plan));
     while (!emitted.operands.empty() && !emitted.operands.back()) emitted.operands.pop_back();
   }
 
@@ -341,6 +342,14 @@ class Replacer {
     return build_.cast(x, dtype_of(plan));
   }
 
+  // That the draws of dropout depend on.
+  ValueId step(const RegionPlan& plan) {
+    if (!plan.dropout) return {};
+    const ValueId numbers = plan.terms[*plan.drop_term()].drop->numbers;
+    const ValueId step = facts_.graph().producer(numbers)->input(0);
+    return step ? make(step) : ValueId();
+  }
+
   // One id for all segments: each takes the bits below those before it.
   void append_segments(const RegionPlan& plan, std::vector<ValueId>& operands) {
     ValueId query;
@@ -374,6 +383,7 @@ class Replacer {
       attributes.set("dead_rows", std::string(name_of(plan.verified.dead_rows)));
       attributes.set("dead_row_gradient", int64_t{plan.verified.dead_row_gradient});
     }
+    if (plan.dropout) reference::set_attention_dropout(attributes, *plan.dropout);
     return attributes;
   }
 
@@ -432,7 +442,8 @@ class Replacer {
       add_result(bias_gradient, emitted.operands[0], ResultRole::kBiasGradient);
     }
     if (sink_gradient) {
-      add_result(true, emitted.operands.back(), ResultRole::kSinkGradient);
+      constexpr size_t kSink = 6;
+      add_result(true, emitted.operands[kSink], ResultRole::kSinkGradient);
     }
     auto results = build_.node("AttentionGrad", operands, types, attributes_of(plan),
                                std::string(ir::kAutospDomain), names);

@@ -49,6 +49,7 @@ class Flash {
     const size_t count = size(concat({rows_, canonical.queries, canonical.keys}));
     bias_.assign(count, 0);
     factor_.assign(count, 1);
+    kept_.assign(count, 1);
     sink_.assign(size(rows_), -INFINITY);
     masked_.assign(count, false);
     for (size_t t = 0; t < from.terms.size(); ++t) {
@@ -59,6 +60,10 @@ class Flash {
           if (kind == TermKind::kAdd) bias_[k] += values[k];
           if (kind == TermKind::kScale) factor_[k] *= values[k];
         }
+      }
+      if (kind == TermKind::kDrop) {
+        const Vector values = spread(from.terms[t]);
+        for (size_t k = 0; k < count; ++k) kept_[k] = values[k] == 0 ? 0 : meaning.kept_scale;
       }
       if (kind == TermKind::kSink) sink_ = arranged(from.terms[t], rows_, sizes_).values;
       if (from.masked[t].values.empty()) continue;
@@ -187,7 +192,7 @@ class Flash {
     double* output = &output_[row * value_width_];
     for (size_t j = 0; j < keys_; ++j) {
       for (size_t e = 0; e < value_width_; ++e) {
-        output[e] += p[j] * value_[(group * keys_ + j) * value_width_ + e];
+        output[e] += p[j] * kept_[row * keys_ + j] * value_[(group * keys_ + j) * value_width_ + e];
       }
     }
     if (output_gradient_.empty()) return;
@@ -199,10 +204,12 @@ class Flash {
     sink_gradient_[group] -= sink * delta;
     for (size_t j = 0; j < keys_; ++j) {
       double dp = 0;
+      const double kept = kept_[row * keys_ + j];
       for (size_t e = 0; e < value_width_; ++e) {
         dp += gradient[e] * value_[(group * keys_ + j) * value_width_ + e];
-        value_gradient_[(group * keys_ + j) * value_width_ + e] += p[j] * gradient[e];
+        value_gradient_[(group * keys_ + j) * value_width_ + e] += p[j] * kept * gradient[e];
       }
+      dp *= kept;
       double ds = p[j] * (dp - delta) * bend[j] * meaning_.scale * factor_[row * keys_ + j];
       const bool stopped = masked_[row * keys_ + j] && !(dead && dead_row_gradient_);
       if (stopped) ds = 0;
@@ -225,7 +232,7 @@ class Flash {
   size_t width_ = 0;
   size_t value_width_ = 0;
   Vector query_, key_, value_, output_gradient_;
-  Vector bias_, factor_, sink_, sink_gradient_, bias_gradient_;
+  Vector bias_, factor_, kept_, sink_, sink_gradient_, bias_gradient_;
   std::vector<bool> masked_;
   Vector output_, query_gradient_, key_gradient_, value_gradient_;
 };

@@ -14,6 +14,7 @@ std::string AttentionRegion::to_string() const {
       backward ? "forward and backward" : "forward", heads, kv_heads, queries, keys, scale);
   if (softcap != 0) text += fmt::format(", softcap {:.6g}", softcap);
   text += fmt::format(", mask: {}", mask);
+  if (dropout != 0) text += fmt::format(", dropout {:.6g}", dropout);
   if (dead_rows != "none") text += fmt::format(", rows without a key: {}", dead_rows);
   return text;
 }

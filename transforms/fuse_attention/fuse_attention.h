@@ -29,6 +29,7 @@ struct AttentionRegion {
   int64_t keys = 0;
   double scale = 0;
   double softcap = 0;     // 0: none
+  double dropout = 0;     // the share of weights that is dropped
   std::string mask;       // "causal", "causal, window 24, key mask", "none"
   std::string dead_rows;  // what rows without a key give
   double error = 0;       // against the formulas, float64

@@ -63,6 +63,7 @@ class Prober {
 
   Meaning infer() {
     find_neutral();
+    find_kept_scale();
     find_scale();
     for (size_t t = 0; t < terms_.size(); ++t) classify(t);
     return std::move(meaning_);
@@ -179,11 +180,9 @@ class Prober {
     std::vector<size_t> bools;
     std::vector<size_t> row_floats;
     for (size_t t = 0; t < terms_.size(); ++t) {
-      if (terms_[t].random) {
-        refuse("'{}' is random: weights are dropped at random",
-               facts_.graph().name_of(terms_[t].root));
-      }
-      if (terms_[t].is_bool()) {
+      if (terms_[t].drop) {
+        meaning_.terms[t].kind = TermKind::kDrop;
+      } else if (terms_[t].is_bool()) {
         bools.push_back(t);
       } else if (std::ranges::find(terms_[t].order, canonical_.keys[0]) == terms_[t].order.end()) {
         row_floats.push_back(t);
@@ -194,7 +193,9 @@ class Prober {
     for (int factors_one = 0; factors_one < attempts; ++factors_one) {
       for (size_t bits = 0; bits < size_t{1} << bools.size(); ++bits) {
         std::vector<Block> setting;
-        for (const Term& term : terms_) setting.push_back(filled(term, 0));
+        for (const Term& term : terms_) {
+          setting.push_back(filled(term, term.drop ? term.drop->kept : 0));
+        }
         if (factors_one == 1) {
           for (size_t t : row_floats) setting[t] = filled(terms_[t], 1);
         }
@@ -213,6 +214,23 @@ class Prober {
       }
     }
     refuse("no setting of its masks makes it a softmax over the keys");
+  }
+
+  // With every weight kept, what those of a row add up to.
+  void find_kept_scale() {
+    const bool drops =
+        std::ranges::any_of(terms_, [](const Term& term) { return term.drop.has_value(); });
+    if (!drops) return;
+    const Vector p = weights(0.3, neutral_);
+    const auto n = static_cast<size_t>(keys_);
+    for (size_t row = 0; row < p.size() / n; ++row) {
+      double sum = 0;
+      for (size_t k = 0; k < n; ++k) sum += p[row * n + k];
+      if (row == 0) meaning_.kept_scale = sum;
+      if (!(std::fabs(sum - meaning_.kept_scale) <= 1e-12 * sum)) {
+        refuse("what is left of dropped weights differs from row to row");
+      }
+    }
   }
 
   void find_scale() {
@@ -324,6 +342,7 @@ class Prober {
     const Term& term = terms_[t];
     TermMeaning& meaning = meaning_.terms[t];
     const std::string& name = facts_.graph().name_of(term.root);
+    if (meaning.kind == TermKind::kDrop) return;
     std::vector<Block> setting = neutral_;
     constexpr double kAmplitude = 0.3;
     const Vector plain = weights(kAmplitude, neutral_);

@@ -11,6 +11,7 @@ enum class TermKind : uint8_t {
   kAdd,     // added to the scores
   kScale,   // multiplies the scores, constant along keys
   kSink,    // a logit per head that joins the normalisation
+  kDrop,    // drops weights at random
   kUnused,  // no effect on the output
 };
 
@@ -21,7 +22,8 @@ struct TermMeaning {
 
 struct Meaning {
   double scale = 1;
-  double softcap = 0;  // 0: none
+  double softcap = 0;     // 0: none
+  double kept_scale = 1;  // what dropout multiplies the weights by that it keeps
   std::vector<TermMeaning> terms;
 };
 

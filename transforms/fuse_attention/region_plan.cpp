@@ -24,6 +24,13 @@ std::optional<size_t> RegionPlan::sink_term() const {
   return std::nullopt;
 }
 
+std::optional<size_t> RegionPlan::drop_term() const {
+  for (size_t t = 0; t < terms.size(); ++t) {
+    if (terms[t].drop) return t;
+  }
+  return std::nullopt;
+}
+
 ir::DataType RegionPlan::dtype(const GraphFacts& facts) const {
   return facts.graph().type(facts.graph().node(roles.scores).inputs[0]).dtype;
 }
@@ -325,6 +332,31 @@ void check_bias_gradient(const RegionPlan& plan) {
   if (!has_bias) refuse("'{}' is read outside it, and there is no bias", name);
 }
 
+// Dropout chooses by one number per weight, and by the same one forward and backward.
+void read_dropout(const GraphFacts& facts, RegionPlan& plan) {
+  const auto first = plan.drop_term();
+  if (!first) return;
+  const DropTerm& drop = *plan.terms[*first].drop;
+  for (const Term& term : plan.terms) {
+    if (!term.drop) continue;
+    const bool same = term.drop->numbers == drop.numbers && term.drop->from == drop.from &&
+                      term.drop->below == drop.below;
+    if (!same) {
+      refuse("'{}' and '{}' drop weights each on its own",
+             facts.graph().name_of(plan.terms[*first].root), facts.graph().name_of(term.root));
+    }
+    if (term.order != plan.canonical.full()) {
+      refuse("'{}' drops several weights by one number", facts.graph().name_of(term.root));
+    }
+  }
+  plan.dropout = place_draws(facts, *plan.factors, plan.canonical, drop);
+  plan.dropout->scale = static_cast<float>(plan.meaning.kept_scale);
+  if (plan.dtype(facts) == ir::DataType::kFloat64 &&
+      plan.dropout->scale != plan.meaning.kept_scale) {
+    refuse("the scale {} of weights that are kept is no float32", plan.meaning.kept_scale);
+  }
+}
+
 void fill_report(RegionPlan& plan) {
   const Sizes sizes(*plan.factors, plan.canonical);
   AttentionRegion& report = plan.report;
@@ -338,6 +370,7 @@ void fill_report(RegionPlan& plan) {
   report.scale = plan.meaning.scale;
   report.softcap = plan.meaning.softcap;
   report.mask = plan.visibility.description;
+  if (plan.dropout) report.dropout = 1 - (plan.dropout->below - plan.dropout->from);
   report.dead_rows = name_of(plan.verified.dead_rows);
   report.error = plan.verified.error;
 }
@@ -361,6 +394,7 @@ std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& r
     return meaning.kind == TermKind::kSink;
   });
   check_bias_gradient(plan);
+  read_dropout(facts, plan);
   if (plan.dtype(facts) == ir::DataType::kFloat64 &&
       plan.meaning.softcap != static_cast<float>(plan.meaning.softcap)) {
     refuse("the softcap {} is no float32", plan.meaning.softcap);

@@ -34,9 +34,11 @@ struct RegionPlan {
   std::vector<TermParts> parts;  // by term
   Visibility visibility;
   Verified verified;
+  std::optional<reference::AttentionDropout> dropout;
   AttentionRegion report;
 
   std::optional<size_t> sink_term() const;
+  std::optional<size_t> drop_term() const;  // any; all are of one draw
   bool has_backward() const { return cutout.results.size() > 1; }
   ir::DataType dtype(const GraphFacts& facts) const;  // that the scores are computed from
   ValueId root(OperandRole role) const;               // in the whole graph

@@ -41,6 +41,15 @@ class Verifier {
     return block;
   }
 
+  // Which weights dropout keeps: all its terms choose alike.
+  std::vector<double> random_choice() {
+    const CanonicalFactors& canonical = box_.canonical();
+    std::vector<double> kept(static_cast<size_t>(box_.sizes().product(canonical.full())));
+    std::bernoulli_distribution coin(0.7);
+    for (double& value : kept) value = coin(generator_) ? 1 : 0;
+    return kept;
+  }
+
   // Where a term masks: at random, but key 2 is seen by all; in a dead row, not even that. Dead
   // are the rows of query 1, or, where the term is the same for all queries, of the first batch
   // entry; in a shared dead row each key is hidden by one term at least, and not by all; in an
@@ -98,6 +107,7 @@ class Verifier {
       operands[OperandRole::kOutputGradient] =
           random_block(canonical.of(OperandRole::kOutputGradient));
     }
+    const std::vector<double> kept = random_choice();
     std::vector<Block> fed;
     for (size_t t = 0; t < terms_.size(); ++t) {
       const Term& term = terms_[t];
@@ -109,6 +119,10 @@ class Verifier {
         if (which == Case::kPlain) std::ranges::fill(mask.values, 0);
         value = mask;
         for (double& entry : value.values) entry = (entry != 0) == meaning.masking_value ? 1 : 0;
+      } else if (meaning.kind == TermKind::kDrop) {
+        for (size_t k = 0; k < value.values.size(); ++k) {
+          value.values[k] = kept[k] * term.drop->kept;
+        }
       } else if (meaning.kind == TermKind::kScale) {
         for (double& entry : value.values) entry = 0.5 + std::fabs(entry);
       } else if (term.is_bool()) {

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "ir/operator_traits.h"
+#include "reference/attention_problem.h"
 
 namespace autosp::transforms {
 
@@ -67,11 +68,18 @@ class LocalNode {
   bool result_is_split(size_t d) const { return is_split(program_.at(compute_.results[0]), d); }
 
   const ir::Graph& graph() const { return graph_; }
-  // Local extents of the atoms of result 0's dimension d.
+  // The rank's ranges of the atoms of result 0's dimension d.
   std::vector<Interval> result_atoms(size_t d) const {
     return local_ranges(program_.at(compute_.results[0]), program_.plan->mesh, rank_)[d];
   }
-  // Their extents in the whole.
+  // The rank's ranges of operand k's atoms, and their extents in the whole, by dimension.
+  std::vector<std::vector<Interval>> operand_atoms(size_t k) const {
+    return local_ranges(program_.at(compute_.operands[k]), program_.plan->mesh, rank_);
+  }
+  const std::vector<std::vector<int64_t>>& whole_operand_atoms(size_t k) const {
+    return program_.at(compute_.operands[k]).atoms;
+  }
+  // Extents of the atoms of result 0's dimension d in the whole.
   const std::vector<int64_t>& whole_atoms(size_t d) const {
     return program_.at(compute_.results[0]).atoms[d];
   }
@@ -279,6 +287,48 @@ LocalForm local_draw(LocalNode& local) {
   return {"RandomUniform", local.default_operands(), std::move(attributes)};
 }
 
+// The first of the rank's numbers among those of a dimension whose atoms these are, of which the
+// rank holds `ranges`: they follow each other, as only the major one of more than one is split.
+int64_t first_number(const std::vector<Interval>& ranges, const std::vector<int64_t>& whole) {
+  int64_t first = 0;
+  bool is_major = true;
+  for (size_t a = 0; a < ranges.size(); ++a) {
+    AUTOSP_CHECK(is_major || ranges[a].extent() == whole[a], "a minor atom is split");
+    first = first * whole[a] + ranges[a].begin;
+    is_major = is_major && ranges[a].extent() == 1;
+  }
+  return first;
+}
+
+// Attention that drops weights: the rank's first weight has another number. Other attention is
+// unchanged.
+LocalForm local_attention(LocalNode& local) {
+  const ir::Node& node = local.node();
+  LocalForm form{node.op, local.default_operands(), node.attributes};
+  auto dropout = reference::attention_dropout(node.attributes);
+  if (!dropout) return form;
+  const size_t query =
+      node.op == "Attention" ? reference::kAttention.query : reference::kAttentionGrad.query;
+  const int64_t kv_heads = local.graph().shape(node.inputs[query + 1])[1];
+  const auto ranges = local.operand_atoms(query);
+  const auto& whole = local.whole_operand_atoms(query);
+  // The heads' atoms: those of the KV heads, and after them those of each one's query heads.
+  size_t member = 0;
+  for (int64_t heads = 1; heads < kv_heads; ++member) heads *= whole[1][member];
+  const auto split = [&](const auto& atoms) {
+    return std::pair(std::vector(atoms.begin(), atoms.begin() + static_cast<int64_t>(member)),
+                     std::vector(atoms.begin() + static_cast<int64_t>(member), atoms.end()));
+  };
+  const auto [kv_ranges, member_ranges] = split(ranges[1]);
+  const auto [kv_whole, member_whole] = split(whole[1]);
+  dropout->offset += first_number(ranges[0], whole[0]) * dropout->strides[0] +
+                     first_number(kv_ranges, kv_whole) * dropout->strides[1] +
+                     first_number(member_ranges, member_whole) * dropout->strides[2] +
+                     first_number(ranges[2], whole[2]) * dropout->strides[3];
+  reference::set_attention_dropout(form.attributes, *dropout);
+  return form;
+}
+
 LocalForm unchanged(LocalNode& local) {
   return {local.node().op, local.default_operands(), local.node().attributes};
 }
@@ -292,7 +342,9 @@ const Localizer& localizer_of(const ir::Node& node) {
   };
   static const Localizer kUnchanged = unchanged;
   static const Localizer kDraw = local_draw;
+  static const Localizer kAttention = local_attention;
   if (ir::is_draw(node)) return kDraw;
+  if (ir::drops_weights(node)) return kAttention;
   const auto found = node.domain.empty() ? kTable.find(node.op) : kTable.end();
   return found == kTable.end() ? kUnchanged : found->second;
 }

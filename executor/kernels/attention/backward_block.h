@@ -87,6 +87,10 @@ inline void prepare(const Problem& p, const Head& head, int64_t query_block, flo
   }
 }
 
+AUTOSP_AI void copy(const float* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += kWidth) Simd::store(to + i, Simd::load(from + i));
+}
+
 // Weights of plain scores, while these are in registers. Statistics start at the panel.
 template <int R>
 __attribute__((noinline)) void weight_tile(const float* keys, int64_t key_row,
@@ -111,6 +115,26 @@ __attribute__((noinline)) void gradient_tile(const float* values, int64_t value_
         const V weight = Simd::load(weights + i * kQueryBlock + lane) * Simd::set(scale);
         Simd::store(score_gradient + i * kQueryBlock + lane,
                     weight * (sum - Simd::load(delta + lane)));
+      });
+}
+
+// The same where dropout multiplies weights by `factors`, and `weights` become what is left of
+// them.
+template <int R>
+__attribute__((noinline)) void dropped_gradient_tile(const float* values, int64_t value_row,
+                                                     const float* transposed, int64_t width,
+                                                     const float* delta, float scale,
+                                                     const float* factors, float* weights,
+                                                     float* score_gradient) {
+  tile<R>(
+      values, value_row, transposed,
+      width, [&](int i, int64_t lane, V sum) __attribute__((always_inline)) {
+        float* weight = weights + i * kQueryBlock + lane;
+        const V factor = Simd::load(factors + i * kQueryBlock + lane);
+        Simd::store(
+            score_gradient + i * kQueryBlock + lane,
+            Simd::load(weight) * Simd::set(scale) * (sum * factor - Simd::load(delta + lane)));
+        Simd::store(weight, Simd::load(weight) * factor);
       });
 }
 
@@ -196,8 +220,19 @@ inline void visit_panel(const Problem& p, const Head& head, int64_t query, int64
           adjust(p, patch, panel, slopes);
           weigh_again(patch, head.max + at, head.inverse_sum + at);
         }
-        gradient_tile<rows>(block.values.data + j * block.values.row, block.values.row, gradients,
-                            p.value_width, head.delta + at, p.sizes.scale, weights, gradient);
+        const float* values = block.values.data + j * block.values.row;
+        if (p.sizes.dropout) {
+          alignas(64) float factors[rows * kQueryBlock];
+          Dropper(p, patch).for_each(
+              rows, [&](int64_t i, const float* row) __attribute__((always_inline)) {
+                copy(row, kPanel, factors + i * kQueryBlock);
+              });
+          dropped_gradient_tile<rows>(values, block.values.row, gradients, p.value_width,
+                                      head.delta + at, p.sizes.scale, factors, weights, gradient);
+        } else {
+          gradient_tile<rows>(values, block.values.row, gradients, p.value_width, head.delta + at,
+                              p.sizes.scale, weights, gradient);
+        }
         if (touched) adjust_gradient(p, patch, panel, gradient, slopes);
       });
 }
@@ -253,10 +288,6 @@ inline void add_gradients(const Problem& p, const Head& head, int64_t query, int
                 block.keys.data + seen.begin * block.keys.row, block.keys.row,
                 seen.end - seen.begin, head.query_gradient + (query + i) * p.width, p.width);
   }
-}
-
-AUTOSP_AI void copy(const float* from, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; i += kWidth) Simd::store(to + i, Simd::load(from + i));
 }
 
 inline void backward(const Problem& p, const Head& head, int64_t key_block, float* memory) {

@@ -2,7 +2,7 @@
 // for how this is compiled.
 #pragma once
 
-#include "executor/kernels/attention/scores.h"
+#include "executor/kernels/attention/dropout.h"
 
 namespace autosp::executor::attention {
 namespace {
@@ -84,6 +84,7 @@ inline bool weigh_panel(const Problem& p, const Place& at, int64_t first_query, 
       sum[v] = sum[v] + weight;
     });
   }
+  if (p.sizes.dropout) drop_weights(p, patch);  // the sum is of all weights
   unrolled<kVectors>([&](auto v) __attribute__((always_inline)) {
     const V change = exp_of(old[v] - max[v]);
     Simd::store(s.change + first_query + v * kWidth, change);

@@ -5,6 +5,8 @@
 #include <utility>
 #include <vector>
 
+#include "ir/operator_traits.h"
+
 namespace autosp::executor::attention {
 
 using ir::DataType;
@@ -245,13 +247,22 @@ const float* sinks_of(const Problem& problem, float* memory) {
   return memory;
 }
 
+namespace {
+
+// AMX multiplies weights as they leave the exponential; dropout comes between.
+const Functions& functions_for(const ir::Node& node, DataType type) {
+  return best_functions(ir::drops_weights(node) ? DataType::kFloat32 : type);
+}
+
+}  // namespace
+
 const Functions& functions_for(const ir::Graph& graph, const ir::Node& node) {
   const Positions& positions = node.op == "Attention" ? kForwardPositions : kBackwardPositions;
-  return best_functions(graph.type(node.inputs[positions.query]).dtype);
+  return functions_for(node, graph.type(node.inputs[positions.query]).dtype);
 }
 
 const Functions& functions_for(const KernelCall& call) {
-  return best_functions(call.call.operands[0].dtype);
+  return functions_for(call.call.node, call.call.operands[0].dtype);
 }
 
 }  // namespace autosp::executor::attention

@@ -46,6 +46,17 @@ struct Simd {
   static AUTOSP_AI V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
   static AUTOSP_AI V max(V a, V b) { return _mm512_max_ps(a, b); }
   static AUTOSP_AI float sum(V x) { return _mm512_reduce_add_ps(x); }
+  // Words of 32 bits, and the halves of their products with one.
+  using U = __m512i;
+  static AUTOSP_AI U words(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+  static AUTOSP_AI U load(const uint32_t* p) { return _mm512_loadu_si512(p); }
+  static AUTOSP_AI void store(uint32_t* p, U x) { _mm512_storeu_si512(p, x); }
+  static AUTOSP_AI void multiply(U x, uint32_t factor, U& high, U& low) {
+    const U even = _mm512_mul_epu32(x, words(factor));
+    const U odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), words(factor));
+    high = _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
+    low = _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+  }
   // 2^x for x <= 127 or so: x less its floor by a polynomial, the floor into the exponent.
   static AUTOSP_AI V exp2(V x) {
     const V f = _mm512_reduce_ps(x, 0x09);
@@ -73,6 +84,19 @@ struct Simd {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
+  // As above.
+  using U = __m256i;
+  static AUTOSP_AI U words(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+  static AUTOSP_AI U load(const uint32_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const U*>(p));
+  }
+  static AUTOSP_AI void store(uint32_t* p, U x) { _mm256_storeu_si256(reinterpret_cast<U*>(p), x); }
+  static AUTOSP_AI void multiply(U x, uint32_t factor, U& high, U& low) {
+    const U even = _mm256_mul_epu32(x, words(factor));
+    const U odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), words(factor));
+    high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
   }
   // As above; the exponent is put in by hand, so x is kept above -126 and what was below is 0.
   static AUTOSP_AI V exp2(V x) {
@@ -113,6 +137,21 @@ struct Simd {
   static AUTOSP_AI V fma(V a, V b, V c) { return a * b + c; }
   static AUTOSP_AI V max(V a, V b) { return a > b ? a : b; }
   static AUTOSP_AI float sum(V x) { return x[0] + x[1] + (x[2] + x[3]); }
+  using U = uint32_t __attribute__((vector_size(16)));
+  static AUTOSP_AI U words(uint32_t x) { return U{x, x, x, x}; }
+  static AUTOSP_AI U load(const uint32_t* p) {
+    U x;
+    __builtin_memcpy(&x, p, sizeof(x));
+    return x;
+  }
+  static AUTOSP_AI void store(uint32_t* p, U x) { __builtin_memcpy(p, &x, sizeof(x)); }
+  static AUTOSP_AI void multiply(U x, uint32_t factor, U& high, U& low) {
+    for (int l = 0; l < kWidth; ++l) {
+      const uint64_t product = uint64_t{factor} * x[l];
+      high[l] = static_cast<uint32_t>(product >> 32U);
+      low[l] = static_cast<uint32_t>(product);
+    }
+  }
   static AUTOSP_AI float exp2(float x) {
     if (!(x >= -126.0F)) return x < -126.0F ? 0.0F : x;
     const float n = __builtin_floorf(x);
