@@ -41,6 +41,7 @@ class Layer {
     const ValueId v = options_.key_is_value ? k : repeated(heads_of(wv_, options_.kv_heads));
     ValueId s = build_.matmul(q, transposed(k));
     if (!options_.scaled_last) s = build_.binary("Mul", s, number(scale()));
+    s = heated(s);
     ValueId bend;
     if (options_.softcap != 0) {
       const ValueId cap = number(options_.softcap);
@@ -308,6 +309,34 @@ class Layer {
     return build_.unsqueeze(graph_.add_input("attention_mask", {DataType::kBool, shape}), {1});
   }
 
+  ValueId heated(ValueId s) {
+    if (options_.temperature == LayerTemperature::kNone) return s;
+    const int64_t keys = options_.temperature == LayerTemperature::kOfKeys ? options_.sequence : 1;
+    temperature_ = graph_.add_input("temperature", {options_.dtype, {heads_, 1, keys}});
+    cold_ = s;
+    const bool divides = options_.temperature == LayerTemperature::kDivided;
+    return build_.binary(divides ? "Div" : "Mul", s, temperature_);
+  }
+
+  // The gradient of what was scaled; that of the temperature becomes an output.
+  ValueId heated_gradient(ValueId ds) {
+    if (!temperature_) return ds;
+    const bool divides = options_.temperature == LayerTemperature::kDivided;
+    const bool forgets = options_.temperature == LayerTemperature::kForgotten;
+    ValueId factor = forgets ? build_.binary("Mul", cold_, cold_) : cold_;
+    if (divides) {
+      const ValueId quotient = build_.binary("Div", cold_, temperature_);
+      factor = build_.unary("Neg", build_.binary("Div", quotient, temperature_));
+    }
+    const ValueId product = build_.binary("Mul", ds, factor);
+    std::vector<int64_t> axes = {0, 2, 3};
+    if (options_.temperature == LayerTemperature::kOfKeys) axes = {0, 2};
+    const ValueId sum = build_.reduce_sum(product, axes, true);
+    graph_.add_output("temperature.grad",
+                      build_.reshape(sum, graph_.shape(temperature_), "temperature.grad"));
+    return build_.binary(divides ? "Div" : "Mul", ds, temperature_);
+  }
+
   // Of a stream of its own, in [0, 1), in the shape of the weights or broadcast to it.
   ValueId draw(uint32_t stream) {
     const int64_t n = options_.sequence;
@@ -378,6 +407,7 @@ class Layer {
       const ValueId slope = build_.binary("Sub", number(1), build_.binary("Mul", bend, bend));
       ds = build_.binary("Mul", ds, slope);
     }
+    ds = heated_gradient(ds);
     if (!options_.gradient_forgets_scale) ds = build_.binary("Mul", ds, number(scale()));
     dq_ = build_.matmul(ds, k);
     // Scaled a little differently from dq where the scale is forgotten: no factor makes it right.
@@ -399,6 +429,8 @@ class Layer {
   ir::Builder build_;
   int64_t heads_ = 0;
   ValueId x_, wq_, wk_, wv_, positions_;
+  ValueId temperature_;
+  ValueId cold_;                       // scores before it
   std::map<uint32_t, ValueId> draws_;  // by stream
   ValueId guard_;                      // rows where this is minus infinity throughout give zeros
   ValueId seen_;                       // where scores were replaced, so that their gradient is too

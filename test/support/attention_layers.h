@@ -43,6 +43,15 @@ enum class LayerDropout {
   kHalved,      // weights that are not kept are halved
 };
 
+// A trained number per head that scales the scores.
+enum class LayerTemperature {
+  kNone,
+  kTimes,
+  kDivided,
+  kForgotten,  // as kTimes, and its gradient lacks the scale
+  kOfKeys,     // one per head and key
+};
+
 struct LayerOptions {
   int64_t batch = 2;
   int64_t sequence = 12;
@@ -54,6 +63,7 @@ struct LayerOptions {
   ir::DataType dtype = ir::DataType::kFloat32;
   ir::DataType id_dtype = ir::DataType::kInt64;  // of segment and token type ids
   std::optional<double> masking_number;          // added by kLeftPadding; else the lowest of dtype
+  LayerTemperature temperature = LayerTemperature::kNone;  // an input [heads, 1, 1]
   LayerDropout dropout = LayerDropout::kNone;
   bool sink = false;  // a run-time logit per head
   bool key_is_value = false;

@@ -127,6 +127,28 @@ TEST(FuseAttention, FindsTheSoftcap) {
   EXPECT_NEAR(region.scale, 1 / std::sqrt(3.0), 1e-7);
 }
 
+TEST(FuseAttention, ScalesPerHeadGoToTheQueries) {
+  using test::LayerTemperature;
+  for (const LayerTemperature temperature :
+       {LayerTemperature::kTimes, LayerTemperature::kDivided}) {
+    expect_fused({.temperature = temperature}, "causal");
+    expect_fused({.groups = 1, .mask = LayerMask::kLeftPadding, .temperature = temperature},
+                 "causal, key mask");
+    expect_fused({.batch = 1, .dtype = ir::DataType::kFloat64, .temperature = temperature},
+                 "causal");
+    expect_fused(
+        {.dtype = ir::DataType::kBFloat16, .temperature = temperature, .squared_loss = true},
+        "causal");
+    expect_fused({.temperature = temperature, .dropout = test::LayerDropout::kChosen}, "causal");
+  }
+}
+
+TEST(FuseAttention, RefusesScalesThatItCannotSay) {
+  using test::LayerTemperature;
+  expect_refused({.temperature = LayerTemperature::kForgotten}, "the scale_gradient differs");
+  expect_refused({.temperature = LayerTemperature::kOfKeys}, "");
+}
+
 // Weights are dropped by place, as the graph's own draws drop them.
 TEST(FuseAttention, DropsTheSameWeights) {
   using test::LayerDropout;

@@ -35,6 +35,8 @@ std::string_view name_of(ResultRole role) {
       return "bias_gradient";
     case ResultRole::kSinkGradient:
       return "sink_gradient";
+    case ResultRole::kScaleGradient:
+      return "scale_gradient";
   }
   return "";
 }
@@ -281,7 +283,8 @@ class Cutter {
     const NodeId id = readers[0];
     const Node& node = graph_.node(id);
     if (!may_pass(id)) return std::nullopt;
-    if (node.is("ReduceSum") && role == ResultRole::kSinkGradient) {
+    const bool of_rows = role == ResultRole::kSinkGradient || role == ResultRole::kScaleGradient;
+    if (node.is("ReduceSum") && of_rows) {
       return sums_over_rows(id) ? std::optional<NodeId>(id) : std::nullopt;
     }
     if (node.is("ReduceSum") && role == ResultRole::kBiasGradient) {

@@ -24,7 +24,8 @@ enum class ResultRole : uint8_t {
   kKeyGradient,
   kValueGradient,
   kBiasGradient,
-  kSinkGradient
+  kSinkGradient,
+  kScaleGradient  // of what scales the scores, per head say
 };
 
 std::string_view name_of(OperandRole role);

@@ -5,6 +5,7 @@
 
 #include "ir/rewriter.h"
 #include "transforms/fuse_attention/arrange.h"
+#include "transforms/sixteen_bit.h"
 
 namespace autosp::transforms::fusion {
 
@@ -57,7 +58,10 @@ class Replacer {
     bool has_backward = false;
     std::vector<ValueId> operands;  // of Attention, without the first three
     ValueId query, key, value;
-    ValueId query_factor;  // what the scores are multiplied by, constant along keys
+    ValueId plain_query;   // as the graph has it
+    ValueId query_factor;  // what it is multiplied by: what scales scores, constant along keys
+    ValueId divisor;       // the scale, where it divides
+    double rest = 1;       // what else is in query_factor
     ValueId output, row_max, row_sum;
   };
 
@@ -103,12 +107,12 @@ class Replacer {
   static std::vector<AtomList> output_groups(const CanonicalFactors& c) {
     return {c.batch, c.heads(), c.queries, c.value_width};
   }
-  static std::vector<AtomList> bias_gradient_groups(const CanonicalFactors& c) {
+  // Batch, heads, queries and keys, as far as `kept` has them.
+  static std::vector<AtomList> score_groups(const CanonicalFactors& c, const AtomList& kept) {
     std::vector<AtomList> groups = score_groups(c);
     for (AtomList& group : groups) {
-      std::erase_if(group, [&](AtomId atom) {
-        return std::ranges::find(c.bias_gradient, atom) == c.bias_gradient.end();
-      });
+      std::erase_if(group,
+                    [&](AtomId atom) { return std::ranges::find(kept, atom) == kept.end(); });
     }
     return groups;
   }
@@ -123,9 +127,11 @@ class Replacer {
       case ResultRole::kValueGradient:
         return value_groups(c);
       case ResultRole::kBiasGradient:
-        return bias_gradient_groups(c);
+        return score_groups(c, c.bias_gradient);
       case ResultRole::kSinkGradient:
         return {c.heads()};
+      case ResultRole::kScaleGradient:
+        return score_groups(c, c.scale_gradient);
     }
     return {};
   }
@@ -150,6 +156,10 @@ class Replacer {
       if (plan.meaning.terms[t].kind != TermKind::kScale) continue;
       ValueId factor = operand(plan, plan.terms[t].uses[0], {c.batch, c.heads(), c.queries, {}});
       factor = build_.cast(factor, dtype_of(plan));
+      if (plan.meaning.terms[t].divides) {
+        emitted.divisor = factor;
+        factor = build_.unary("Reciprocal", factor);
+      }
       emitted.query_factor =
           emitted.query_factor ? build_.binary("Mul", emitted.query_factor, factor) : factor;
     }
@@ -157,10 +167,12 @@ class Replacer {
     // queries.
     const double rest = plan.meaning.scale / static_cast<float>(plan.meaning.scale);
     if (dtype_of(plan) == DataType::kFloat64 && rest != 1) {
+      emitted.rest = rest;
       const ValueId factor = build_.scalar(DataType::kFloat64, rest);
       emitted.query_factor =
           emitted.query_factor ? build_.binary("Mul", emitted.query_factor, factor) : factor;
     }
+    emitted.plain_query = emitted.query;
     if (emitted.query_factor) {
       emitted.query = build_.binary("Mul", emitted.query, emitted.query_factor);
     }
@@ -200,7 +212,7 @@ class Replacer {
   // The bias, repeated where its gradient is wanted apart.
   ValueId widened(const RegionPlan& plan, ValueId bias) {
     Shape shape = build_.shape(bias);
-    const auto groups = bias_gradient_groups(plan.canonical);
+    const auto groups = score_groups(plan.canonical, plan.canonical.bias_gradient);
     const Sizes sizes(*plan.factors, plan.canonical);
     for (size_t d = 0; d < shape.size(); ++d) {
       shape[d] = std::max(shape[d], sizes.product(groups[d]));
@@ -447,6 +459,9 @@ class Replacer {
     }
     auto results = build_.node("AttentionGrad", operands, types, attributes_of(plan),
                                std::string(ir::kAutospDomain), names);
+    if (plan.cutout.result_of.contains(ResultRole::kScaleGradient)) {
+      finish_result(emitted, ResultRole::kScaleGradient, scale_gradient(emitted, results[0]));
+    }
     if (emitted.query_factor) {
       results[0] = build_.binary("Mul", results[0], emitted.query_factor);
     }
@@ -459,9 +474,33 @@ class Replacer {
     if (sink_gradient) finish_result(emitted, ResultRole::kSinkGradient, results[4]);
   }
 
+  // Scores are scale * factor * (q . k), so what their gradients make of the factor is
+  // q . (gradient of factor * q). Summed in float32 at least.
+  ValueId scale_gradient(const Emitted& emitted, ValueId query_gradient) {
+    const DataType dtype = build_.dtype(query_gradient);
+    const DataType wide = wide_type(dtype);
+    const auto widened = [&](ValueId x) { return build_.cast(x, wide); };
+    ValueId product = build_.binary("Mul", widened(emitted.plain_query), widened(query_gradient));
+    if (emitted.divisor) {
+      const ValueId divisor = widened(emitted.divisor);
+      product = build_.binary("Div", build_.unary("Neg", product),
+                              build_.binary("Mul", divisor, divisor));
+    }
+    if (emitted.rest != 1) {
+      product = build_.binary("Mul", product, build_.scalar(wide, emitted.rest));
+    }
+    const auto groups =
+        score_groups(emitted.plan->canonical, emitted.plan->canonical.scale_gradient);
+    std::vector<int64_t> axes;
+    for (size_t d = 0; d < groups.size(); ++d) {
+      if (groups[d].empty()) axes.push_back(static_cast<int64_t>(d));
+    }
+    return build_.cast(build_.reduce_sum(product, axes, true), dtype);
+  }
+
   // Where the bias has an index that its wanted gradient lacks.
   ValueId summed_bias_gradient(const RegionPlan& plan, ValueId gradient) {
-    const auto groups = bias_gradient_groups(plan.canonical);
+    const auto groups = score_groups(plan.canonical, plan.canonical.bias_gradient);
     std::vector<int64_t> axes;
     for (size_t d = 0; d < groups.size(); ++d) {
       if (groups[d].empty() && build_.shape(gradient)[d] != 1)

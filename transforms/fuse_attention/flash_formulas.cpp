@@ -50,6 +50,7 @@ class Flash {
     bias_.assign(count, 0);
     factor_.assign(count, 1);
     kept_.assign(count, 1);
+    scale_slope_.assign(count, 0);
     sink_.assign(size(rows_), -INFINITY);
     masked_.assign(count, false);
     for (size_t t = 0; t < from.terms.size(); ++t) {
@@ -58,7 +59,10 @@ class Flash {
         const Vector values = spread(from.terms[t]);
         for (size_t k = 0; k < count; ++k) {
           if (kind == TermKind::kAdd) bias_[k] += values[k];
-          if (kind == TermKind::kScale) factor_[k] *= values[k];
+          if (kind != TermKind::kScale) continue;
+          factor_[k] *= meaning.terms[t].divides ? 1 / values[k] : values[k];
+          // Of 1 / x, -1 / x^2; there is one such term where its gradient is asked for.
+          scale_slope_[k] = meaning.terms[t].divides ? -1 / (values[k] * values[k]) : 1;
         }
       }
       if (kind == TermKind::kDrop) {
@@ -80,6 +84,7 @@ class Flash {
     value_gradient_.assign(groups * keys_ * value_width_, 0);
     sink_gradient_.assign(groups, 0);
     bias_gradient_.assign(bias_.size(), 0);
+    scale_gradient_.assign(bias_.size(), 0);
     for (size_t group = 0; group < groups; ++group) {
       for (size_t i = 0; i < queries_; ++i) run_row(group, i);
     }
@@ -93,7 +98,8 @@ class Flash {
       results[ResultRole::kValueGradient] = {
           canonical_.of(ResultRole::kValueGradient),
           summed_over_groups(value_gradient_, keys_ * value_width_)};
-      results[ResultRole::kBiasGradient] = summed_onto(canonical_.bias_gradient);
+      results[ResultRole::kBiasGradient] = summed_onto(canonical_.bias_gradient, bias_gradient_);
+      results[ResultRole::kScaleGradient] = summed_onto(canonical_.scale_gradient, scale_gradient_);
       results[ResultRole::kSinkGradient] = {canonical_.of(ResultRole::kSinkGradient),
                                             summed_over_batch(sink_gradient_)};
     }
@@ -120,14 +126,14 @@ class Flash {
     return result;
   }
 
-  // The gradient of the scores, summed over what `order` lacks.
-  Block summed_onto(const AtomList& order) const {
+  // A gradient of every score, summed over what `order` lacks.
+  Block summed_onto(const AtomList& order, const Vector& gradient) const {
     Block result{.order = order, .values = Vector(size(order), 0)};
     Block place = result;  // every entry's own number, spread over the scores
     for (size_t k = 0; k < place.values.size(); ++k) place.values[k] = static_cast<double>(k);
     const Vector places = spread(place);
     for (size_t k = 0; k < places.size(); ++k) {
-      result.values[static_cast<size_t>(places[k])] += bias_gradient_[k];
+      result.values[static_cast<size_t>(places[k])] += gradient[k];
     }
     return result;
   }
@@ -214,6 +220,13 @@ class Flash {
       const bool stopped = masked_[row * keys_ + j] && !(dead && dead_row_gradient_);
       if (stopped) ds = 0;
       bias_gradient_[row * keys_ + j] = stopped ? 0 : p[j] * (dp - delta);
+      double product = 0;
+      for (size_t d = 0; d < width_; ++d) {
+        product += query_[row * width_ + d] * key_[(group * keys_ + j) * width_ + d];
+      }
+      scale_gradient_[row * keys_ + j] = stopped ? 0
+                                                 : p[j] * (dp - delta) * bend[j] * meaning_.scale *
+                                                       product * scale_slope_[row * keys_ + j];
       for (size_t d = 0; d < width_; ++d) {
         query_gradient_[row * width_ + d] += ds * key_[(group * keys_ + j) * width_ + d];
         key_gradient_[(group * keys_ + j) * width_ + d] += ds * query_[row * width_ + d];
@@ -232,7 +245,8 @@ class Flash {
   size_t width_ = 0;
   size_t value_width_ = 0;
   Vector query_, key_, value_, output_gradient_;
-  Vector bias_, factor_, kept_, sink_, sink_gradient_, bias_gradient_;
+  Vector bias_, factor_, scale_slope_, kept_, sink_;
+  Vector sink_gradient_, bias_gradient_, scale_gradient_;
   std::vector<bool> masked_;
   Vector output_, query_gradient_, key_gradient_, value_gradient_;
 };

@@ -103,7 +103,7 @@ class RoleFinder {
     for (const NodeId id : region_.nodes) refuse_other_contractions(id);
     assign_born();
     for (const NodeId id : region_.ending) assign_ending(id);
-    assign_sink_gradient();
+    assign_row_gradient();
     assign_bias_gradient();
     return std::move(roles_);
   }
@@ -228,18 +228,20 @@ class RoleFinder {
     roles_.operands[{id, other}] = operand;
   }
 
-  // Where scores have a column for a sink, its gradient is a row that leaves.
-  void assign_sink_gradient() {
+  // What leaves it summed over the keys: where scores have a column for a sink, its gradient, else
+  // that of what scales the scores.
+  void assign_row_gradient() {
     const bool has_sink =
         std::ranges::any_of(region_.nodes, [&](NodeId id) { return node(id).is("Pad"); });
-    if (!has_sink) return;
+    const ResultRole role = has_sink ? ResultRole::kSinkGradient : ResultRole::kScaleGradient;
     for (const NodeId id : region_.nodes) {
       const ValueId output = node(id).outputs[0];
       const bool leaves = !is_contraction(node(id)) && !facts_.is_core(output) &&
                           !read_.contains(cutout_.inside.at(output));
       if (!leaves) continue;
-      if (!roles_.results.emplace(ResultRole::kSinkGradient, id).second) {
-        refuse("'{}' leaves it besides the sink's gradient", result_name(id));
+      if (!roles_.results.emplace(role, id).second) {
+        refuse("'{}' leaves it besides the {} '{}'", result_name(id), name_of(role),
+               result_name(roles_.results[role]));
       }
     }
   }
@@ -325,6 +327,8 @@ AtomList CanonicalFactors::of(ResultRole role) const {
       return bias_gradient;
     case ResultRole::kSinkGradient:
       return heads();
+    case ResultRole::kScaleGradient:
+      return scale_gradient;
   }
   return {};
 }
@@ -412,10 +416,13 @@ CanonicalFactors find_canonical_factors(const GraphFacts& facts, const LocalFact
   found.value_width = select(factors.atoms(cutout.results.at(ResultRole::kOutput)),
                              [&](AtomId a) { return !contains(known, a); });
 
-  if (cutout.results.contains(ResultRole::kBiasGradient)) {
-    const AtomList held = factors.atoms(cutout.results.at(ResultRole::kBiasGradient));
-    found.bias_gradient = select(found.full(), [&](AtomId a) { return contains(held, a); });
-  }
+  const auto kept_by = [&](ResultRole role) {
+    if (!cutout.results.contains(role)) return AtomList();
+    const AtomList held = factors.atoms(cutout.results.at(role));
+    return select(found.full(), [&](AtomId a) { return contains(held, a); });
+  };
+  found.bias_gradient = kept_by(ResultRole::kBiasGradient);
+  found.scale_gradient = kept_by(ResultRole::kScaleGradient);
   for (const auto& [role, value] : cutout.results) {
     if (!same_atoms(factors.atoms(value), found.of(role))) {
       refuse("the {} '{}' has factors {}, not {}", name_of(role), graph.name_of(value),

@@ -51,10 +51,11 @@ struct CanonicalFactors {
   AtomList groups;
   AtomList queries;
   AtomList keys;
-  AtomList width;          // of queries and keys
-  AtomList value_width;    // of values and the output
-  AtomList bias_gradient;  // what the gradient of a trained bias is kept over
-  AtomList keys_and_sink;  // where scores have one column more, the last: a sink
+  AtomList width;           // of queries and keys
+  AtomList value_width;     // of values and the output
+  AtomList scale_gradient;  // what the gradient of a trained scale is kept over
+  AtomList bias_gradient;   // what the gradient of a trained bias is kept over
+  AtomList keys_and_sink;   // where scores have one column more, the last: a sink
 
   AtomList heads() const;  // kv_heads, groups
   AtomList of(OperandRole role) const;

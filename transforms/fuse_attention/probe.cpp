@@ -364,11 +364,16 @@ class Prober {
     if (meaning.kind == TermKind::kScale) {
       std::uniform_real_distribution<double> some(0.5, 1.5);
       for (double& value : setting[t].values) value = some(generator_);
-      Vector expected = times(meaning_.scale * kAmplitude, products_);
       const Vector factor = spread(setting[t]);
-      for (size_t k = 0; k < expected.size(); ++k) expected[k] *= factor[k];
       const Vector got = scores(kAmplitude, setting);
-      if (meaning_.softcap == 0 && largest_difference(along_rows(expected), got) < 1e-8) return;
+      for (const bool divides : {false, true}) {
+        Vector expected = times(meaning_.scale * kAmplitude, products_);
+        for (size_t k = 0; k < expected.size(); ++k) {
+          divides ? expected[k] /= factor[k] : expected[k] *= factor[k];
+        }
+        meaning.divides = divides;
+        if (meaning_.softcap == 0 && largest_difference(along_rows(expected), got) < 1e-8) return;
+      }
       meaning.kind = TermKind::kUnused;
       if (largest_difference(got, scores(kAmplitude, neutral_)) < 1e-9) return;
       refuse("'{}' neither adds to the scores nor scales them", name);

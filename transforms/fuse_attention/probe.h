@@ -9,7 +9,7 @@ namespace autosp::transforms::fusion {
 enum class TermKind : uint8_t {
   kMask,    // bool: weights are 0 where it has the masking value
   kAdd,     // added to the scores
-  kScale,   // multiplies the scores, constant along keys
+  kScale,   // multiplies or divides the scores, constant along keys
   kSink,    // a logit per head that joins the normalisation
   kDrop,    // drops weights at random
   kUnused,  // no effect on the output
@@ -18,6 +18,7 @@ enum class TermKind : uint8_t {
 struct TermMeaning {
   TermKind kind = TermKind::kUnused;
   bool masking_value = true;  // of kMask
+  bool divides = false;       // of kScale
 };
 
 struct Meaning {

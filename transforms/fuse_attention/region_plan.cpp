@@ -114,23 +114,28 @@ void read_terms(const GraphFacts& facts, RegionPlan& plan, MaskMemo& memo) {
   }
 }
 
-// Nothing computed inside may be read outside, but for the four results.
-void refuse_leaks(const GraphFacts& facts, const Cutout& cutout) {
+// Says who reads a value of the inside.
+[[noreturn]] void refuse_leak(const GraphFacts& facts, const Cutout& cutout, ValueId leak) {
   const ir::Graph& graph = facts.graph();
+  for (const NodeId reader : facts.readers(leak)) {
+    if (std::ranges::binary_search(cutout.nodes, reader)) continue;
+    refuse("'{}', inside it, is also read by {}", graph.name_of(leak),
+           graph.describe(graph.node(reader)));
+  }
+  refuse("'{}', inside it, is an output of the graph", graph.name_of(leak));
+}
+
+// Nothing computed inside may be read outside, but for the results.
+void refuse_leaks(const GraphFacts& facts, const Cutout& cutout) {
   for (const NodeId id : cutout.nodes) {
-    for (ValueId output : graph.node(id).outputs) {
+    for (ValueId output : facts.graph().node(id).outputs) {
       if (!output) continue;
-      const bool result = std::ranges::any_of(
+      const bool is_result = std::ranges::any_of(
           cutout.result_of, [&](const auto& entry) { return entry.second == output; });
-      if (result) continue;
-      if (facts.is_output(output)) {
-        refuse("'{}', inside it, is an output of the graph", graph.name_of(output));
-      }
-      for (const NodeId reader : facts.readers(output)) {
-        if (std::ranges::binary_search(cutout.nodes, reader)) continue;
-        refuse("'{}', inside it, is also read by {}", graph.name_of(output),
-               graph.describe(graph.node(reader)));
-      }
+      const bool leaves = std::ranges::any_of(facts.readers(output), [&](NodeId reader) {
+        return !std::ranges::binary_search(cutout.nodes, reader);
+      });
+      if (!is_result && (leaves || facts.is_output(output))) refuse_leak(facts, cutout, output);
     }
   }
 }
@@ -332,6 +337,30 @@ void check_bias_gradient(const RegionPlan& plan) {
   if (!has_bias) refuse("'{}' is read outside it, and there is no bias", name);
 }
 
+// The gradient of a trained scale is the queries' times the queries: of one scale, and summed over
+// whole indices.
+void check_scale_gradient(const GraphFacts& facts, const RegionPlan& plan) {
+  const CanonicalFactors& c = plan.canonical;
+  if (!plan.cutout.results.contains(ResultRole::kScaleGradient)) return;
+  const std::string& name =
+      plan.cutout.graph.name_of(plan.cutout.results.at(ResultRole::kScaleGradient));
+  const auto scales = std::ranges::count_if(plan.meaning.terms, [](const TermMeaning& meaning) {
+    return meaning.kind == TermKind::kScale;
+  });
+  if (scales != 1) {
+    refuse_leak(facts, plan.cutout, plan.cutout.result_of.at(ResultRole::kScaleGradient));
+  }
+  for (const AtomList& group : {c.batch, c.heads(), c.queries, c.keys}) {
+    const auto held = std::ranges::count_if(group, [&](AtomId atom) {
+      return std::ranges::find(c.scale_gradient, atom) != c.scale_gradient.end();
+    });
+    if ((held != 0 && static_cast<size_t>(held) != group.size()) ||
+        (held != 0 && group == c.keys)) {
+      refuse("'{}' is summed over a part of an index", name);
+    }
+  }
+}
+
 // Dropout chooses by one number per weight, and by the same one forward and backward.
 void read_dropout(const GraphFacts& facts, RegionPlan& plan) {
   const auto first = plan.drop_term();
@@ -394,6 +423,7 @@ std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& r
     return meaning.kind == TermKind::kSink;
   });
   check_bias_gradient(plan);
+  check_scale_gradient(facts, plan);
   read_dropout(facts, plan);
   if (plan.dtype(facts) == ir::DataType::kFloat64 &&
       plan.meaning.softcap != static_cast<float>(plan.meaning.softcap)) {
