@@ -7,7 +7,6 @@
 
 #include "base/error.h"
 #include "ir/operator_traits.h"
-#include "reference/attention_problem.h"
 
 namespace autosp::transforms {
 
@@ -67,17 +66,14 @@ class LocalNode {
   bool operand_is_split(size_t d) const { return is_split(program_.at(compute_.operands[0]), d); }
   bool result_is_split(size_t d) const { return is_split(program_.at(compute_.results[0]), d); }
 
+  std::optional<reference::AttentionDropout> dropout() const {
+    return local_dropout(program_, compute_, rank_);
+  }
+
   const ir::Graph& graph() const { return graph_; }
   // The rank's ranges of the atoms of result 0's dimension d.
   std::vector<Interval> result_atoms(size_t d) const {
     return local_ranges(program_.at(compute_.results[0]), program_.plan->mesh, rank_)[d];
-  }
-  // The rank's ranges of operand k's atoms, and their extents in the whole, by dimension.
-  std::vector<std::vector<Interval>> operand_atoms(size_t k) const {
-    return local_ranges(program_.at(compute_.operands[k]), program_.plan->mesh, rank_);
-  }
-  const std::vector<std::vector<int64_t>>& whole_operand_atoms(size_t k) const {
-    return program_.at(compute_.operands[k]).atoms;
   }
   // Extents of the atoms of result 0's dimension d in the whole.
   const std::vector<int64_t>& whole_atoms(size_t d) const {
@@ -287,45 +283,10 @@ LocalForm local_draw(LocalNode& local) {
   return {"RandomUniform", local.default_operands(), std::move(attributes)};
 }
 
-// The first of the rank's numbers among those of a dimension whose atoms these are, of which the
-// rank holds `ranges`: they follow each other, as only the major one of more than one is split.
-int64_t first_number(const std::vector<Interval>& ranges, const std::vector<int64_t>& whole) {
-  int64_t first = 0;
-  bool is_major = true;
-  for (size_t a = 0; a < ranges.size(); ++a) {
-    AUTOSP_CHECK(is_major || ranges[a].extent() == whole[a], "a minor atom is split");
-    first = first * whole[a] + ranges[a].begin;
-    is_major = is_major && ranges[a].extent() == 1;
-  }
-  return first;
-}
-
-// Attention that drops weights: the rank's first weight has another number. Other attention is
-// unchanged.
+// Attention that drops weights: the rank's first weight has another number.
 LocalForm local_attention(LocalNode& local) {
-  const ir::Node& node = local.node();
-  LocalForm form{node.op, local.default_operands(), node.attributes};
-  auto dropout = reference::attention_dropout(node.attributes);
-  if (!dropout) return form;
-  const size_t query =
-      node.op == "Attention" ? reference::kAttention.query : reference::kAttentionGrad.query;
-  const int64_t kv_heads = local.graph().shape(node.inputs[query + 1])[1];
-  const auto ranges = local.operand_atoms(query);
-  const auto& whole = local.whole_operand_atoms(query);
-  // The heads' atoms: those of the KV heads, and after them those of each one's query heads.
-  size_t member = 0;
-  for (int64_t heads = 1; heads < kv_heads; ++member) heads *= whole[1][member];
-  const auto split = [&](const auto& atoms) {
-    return std::pair(std::vector(atoms.begin(), atoms.begin() + static_cast<int64_t>(member)),
-                     std::vector(atoms.begin() + static_cast<int64_t>(member), atoms.end()));
-  };
-  const auto [kv_ranges, member_ranges] = split(ranges[1]);
-  const auto [kv_whole, member_whole] = split(whole[1]);
-  dropout->offset += first_number(ranges[0], whole[0]) * dropout->strides[0] +
-                     first_number(kv_ranges, kv_whole) * dropout->strides[1] +
-                     first_number(member_ranges, member_whole) * dropout->strides[2] +
-                     first_number(ranges[2], whole[2]) * dropout->strides[3];
-  reference::set_attention_dropout(form.attributes, *dropout);
+  LocalForm form{local.node().op, local.default_operands(), local.node().attributes};
+  reference::set_attention_dropout(form.attributes, *local.dropout());
   return form;
 }
 
@@ -366,7 +327,53 @@ std::vector<size_t> partial_axes(const shard::Layout& layout) {
   return axes;
 }
 
+// The first of the rank's numbers among those of a dimension whose atoms these are, of which the
+// rank holds `ranges`: they follow each other, as only the major one of more than one is split.
+int64_t first_number(const std::vector<Interval>& ranges, const std::vector<int64_t>& whole) {
+  int64_t first = 0;
+  bool is_major = true;
+  for (size_t a = 0; a < ranges.size(); ++a) {
+    AUTOSP_CHECK(is_major || ranges[a].extent() == whole[a], "a minor atom is split");
+    first = first * whole[a] + ranges[a].begin;
+    is_major = is_major && ranges[a].extent() == 1;
+  }
+  return first;
+}
+
 }  // namespace
+
+std::optional<reference::AttentionDropout> local_dropout(const SpmdProgram& program,
+                                                         const Compute& compute, int64_t rank) {
+  const ir::Node& node = program.graph().node(compute.node);
+  auto dropout = reference::attention_dropout(node.attributes);
+  if (!dropout) return dropout;
+  const size_t query =
+      (node.op == "Attention" ? reference::kAttention : reference::kAttentionGrad).query;
+  const Placed& queries = program.at(compute.operands[query]);
+  const Placed& keys = program.at(compute.operands[query + 1]);
+  const auto ranges = local_ranges(queries, program.plan->mesh, rank);
+  // The heads' atoms: those of the KV heads, and after them those of each one's query heads.
+  const int64_t kv_heads = program.graph().shape(node.inputs[query + 1])[1];
+  int64_t of_kv = 0;
+  for (int64_t heads = 1; heads < kv_heads; ++of_kv) {
+    heads *= queries.atoms[1][static_cast<size_t>(of_kv)];
+  }
+  const auto first_of = [](const std::vector<Interval>& held, const std::vector<int64_t>& whole,
+                           int64_t begin, int64_t end) {
+    return first_number({held.begin() + begin, held.begin() + end},
+                        {whole.begin() + begin, whole.begin() + end});
+  };
+  const auto all_of = [&](const std::vector<Interval>& held, const std::vector<int64_t>& whole) {
+    return first_of(held, whole, 0, std::ssize(held));
+  };
+  const std::array<int64_t, 5> first = {
+      all_of(ranges[0], queries.atoms[0]), first_of(ranges[1], queries.atoms[1], 0, of_kv),
+      first_of(ranges[1], queries.atoms[1], of_kv, std::ssize(ranges[1])),
+      all_of(ranges[2], queries.atoms[2]),
+      all_of(local_ranges(keys, program.plan->mesh, rank)[2], keys.atoms[2])};
+  for (size_t d = 0; d < first.size(); ++d) dropout->offset += first[d] * dropout->strides[d];
+  return dropout;
+}
 
 bool is_first(const std::vector<size_t>& axes, const shard::Mesh& mesh, int64_t rank) {
   const auto coordinates = mesh.coordinates(rank);

@@ -2,10 +2,12 @@
 // pieces of constants.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "ir/builder.h"
+#include "reference/attention_problem.h"
 #include "transforms/spmd/program.h"
 
 namespace autosp::transforms {
@@ -23,6 +25,11 @@ bool is_first(const std::vector<size_t>& axes, const shard::Mesh& mesh, int64_t 
 std::vector<ValueId> emit_local_node(const SpmdProgram& program, const Compute& compute,
                                      int64_t rank, const std::vector<ValueId>& operands,
                                      const std::string& suffix, ir::Builder& build);
+
+// Of attention that drops weights: where the numbers of the rank's own begin, those of the keys
+// that it holds among them. nullopt for operators that drop none.
+std::optional<reference::AttentionDropout> local_dropout(const SpmdProgram& program,
+                                                         const Compute& compute, int64_t rank);
 
 // The part `wanted` of a value of which the box `held` is at hand, both in global indices.
 ValueId emit_slice(ir::Builder& build, ValueId x, const std::vector<shard::Interval>& held,
