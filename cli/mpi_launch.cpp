@@ -30,10 +30,14 @@ executor::SlowLink slow_link(const SlowLinkArguments& arguments) {
   return {.latency = arguments.latency * 1e-3, .rate = arguments.rate * kGibibyte};
 }
 
-void add_overlap_options(CLI::App& command, bool& overlap, SlowLinkArguments& link) {
+void add_overlap_option(CLI::App& command, bool& overlap) {
   command.add_flag("--overlap", overlap,
                    "Runs collectives beside computations: for a network that is slow beside the "
                    "cores. Takes a thread per rank and more memory");
+}
+
+void add_overlap_options(CLI::App& command, bool& overlap, SlowLinkArguments& link) {
+  add_overlap_option(command, overlap);
   command
       .add_option("--link-latency", link.latency,
                   "Pretends that every collective takes this much longer, milliseconds")

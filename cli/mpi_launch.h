@@ -22,7 +22,8 @@ struct SlowLinkArguments {
   double rate = 0;
 };
 executor::SlowLink slow_link(const SlowLinkArguments& arguments);
-// --overlap, and the options of a slow link.
+void add_overlap_option(CLI::App& command, bool& overlap);
+// The same, and the options of a slow link.
 void add_overlap_options(CLI::App& command, bool& overlap, SlowLinkArguments& link);
 // The words that say the same on a command line.
 void add_words(const SlowLinkArguments& arguments, std::vector<std::string>& words);

@@ -166,6 +166,14 @@ void prepare_outputs(const Arguments& arguments, const TrainingJob& job) {
   if (!arguments.run.checkpoint.empty()) make_checkpoint_folder(arguments.run.checkpoint);
 }
 
+// What only the CPU's executor does.
+void check_device(const Arguments& arguments) {
+  if (!arguments.run.overlap || arguments.device.name == "cpu") return;
+  throw Error("--overlap is given, which is of --device cpu")
+      .note("on a device, collectives always run beside computations")
+      .help("leave it out");
+}
+
 int train_in_threads(const Arguments& arguments) {
   TrainingRun run = arguments.run;
   run.backend = open_device(arguments.device);
@@ -189,6 +197,7 @@ int train_as_process(executor::MpiSession& session, const Arguments& arguments) 
   std::optional<Failure> problem;
   try {
     refuse_threads_under_mpirun(arguments.transport, session);
+    if (run.overlap) executor::check_overlap(session);
     run.backend = open_device(arguments.device);
     job = prepare(arguments.run, session.size());
     if (session.rank() == 0) prepare_outputs(arguments, *job);
@@ -232,11 +241,13 @@ int train_as_process(executor::MpiSession& session, const Arguments& arguments) 
   pass_on("--output", arguments.output.string());
   std::ranges::copy(words_of(arguments.device), std::back_inserter(words));
   if (run.resume) words.emplace_back("--resume");
+  if (run.overlap) words.emplace_back("--overlap");
   if (arguments.json) words.emplace_back("--json");
   start_mpirun(static_cast<int64_t>(job.manifest.ranks.size()), words);
 }
 
 int run(const Arguments& arguments) {
+  check_device(arguments);
   executor::restart_with_fast_openblas();
   const int started = executor::mpi_processes();
   const bool mpi = arguments.transport.empty() ? started > 0 : arguments.transport == "mpi";
@@ -279,6 +290,7 @@ void add_train(CLI::App& app, Action& action) {
       ->type_name("NPZ");
   add_launch_options(*command, arguments->np, arguments->transport);
   add_run_device_options(*command, arguments->device);
+  add_overlap_option(*command, run_options.overlap);
   add_timeout_option(*command, arguments->timeout);
   command
       ->add_option("--threads-per-rank", arguments->threads_per_rank,

@@ -105,6 +105,9 @@ class MpiSession {
 // How many processes mpirun or srun has started as this run; 0 in one that neither has started.
 int mpi_processes();
 
+// Throws Error where collectives cannot run in a thread of their own.
+void check_overlap(const MpiSession& session);
+
 // Runs this process's rank graph. Throws this rank's Error; the caller must then abort the session,
 // as the other ranks may wait for this one.
 RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> graph,

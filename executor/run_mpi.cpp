@@ -107,14 +107,17 @@ Communicator& MpiSession::communicator(double timeout) {
   return *state_->communicator;
 }
 
+void check_overlap(const MpiSession& session) {
+  if (session.lets_threads_call()) return;
+  throw Error("this MPI library lets one thread alone send and receive")
+      .note("collectives beside computation run in a thread of their own")
+      .help("run without --overlap, or with a library that has MPI_THREAD_SERIALIZED");
+}
+
 RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> graph,
                        const Arrays& feeds, const RunOptions& options) {
   CompileOptions compile_options = options.compile;
-  if (compile_options.overlap && !session.lets_threads_call()) {
-    throw Error("this MPI library lets one thread alone send and receive")
-        .note("collectives beside computation run in a thread of their own")
-        .help("run without --overlap, or with a library that has MPI_THREAD_SERIALIZED");
-  }
+  if (compile_options.overlap) check_overlap(session);
   compile_options.workers =
       options.threads_per_rank > 0 ? options.threads_per_rank : session.cores();
   set_blas_threads(compile_options.workers);

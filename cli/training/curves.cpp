@@ -195,7 +195,7 @@ Curves compare_curves(const std::shared_ptr<const ir::Graph>& whole, const Manif
     const int workers = executor::default_blas_threads(1);
     executor::set_blas_threads(workers);
     RankTrainer trainer(whole_graphs, whole_plan, manifest, options.data_folder, communicator,
-                        workers);
+                        {.workers = workers});
     trainer.load(job.state);
     for (int64_t step = 1; step <= options.steps; ++step) {
       std::vector<Arrays> micro_batches;
@@ -216,7 +216,8 @@ Curves compare_curves(const std::shared_ptr<const ir::Graph>& whole, const Manif
   executor::run_world(ranks, options.timeout, [&](int rank, executor::Communicator& communicator) {
     const int workers = executor::default_blas_threads(ranks);
     RankTrainer trainer(load_training_graphs(options.folder, manifest, job.plan, rank), job.plan,
-                        manifest, options.folder, communicator, workers, options.backend.get());
+                        manifest, options.folder, communicator,
+                        {.workers = workers, .backend = options.backend.get()});
     trainer.load(job.state);
     for (int64_t step = 1; step <= options.steps; ++step) {
       std::vector<Arrays> micro_batches;

@@ -238,7 +238,8 @@ LoopResult run_loop(const TrainingJob& job, const TrainingRun& run,
                     const std::function<void(const LoopStep&)>& report) {
   const int rank = communicator.rank();
   RankTrainer trainer(load_training_graphs(run.folder, job.manifest, job.plan, rank), job.plan,
-                      job.manifest, run.folder, communicator, workers, run.backend.get());
+                      job.manifest, run.folder, communicator,
+                      {workers, run.overlap, run.backend.get()});
   trainer.load(job.state);
   for (int64_t step = job.first_step; step <= run.steps; ++step) {
     std::vector<Arrays> micro_batches;

@@ -29,6 +29,7 @@ struct TrainingRun {
   int64_t every = 0;  // 0: a checkpoint after the last step only
   LearningRate rate;
   bool resume = false;
+  bool overlap = false;                        // collectives of a step run beside its computations
   std::shared_ptr<executor::Backend> backend;  // of the devices that ranks run on; null: the CPU
 };
 

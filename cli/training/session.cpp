@@ -57,10 +57,11 @@ Tensor widened(const Tensor& tensor) {
 }
 
 executor::Program compiled(const std::shared_ptr<const ir::Graph>& graph,
-                           const executor::Backend* backend, int workers) {
-  if (backend == nullptr) return executor::compile(graph, {.workers = workers});
-  const executor::KernelTable kernels = executor::device_kernels(*backend);
-  return executor::compile(graph, {.kernels = &kernels, .workers = workers});
+                           const TrainerOptions& options) {
+  const executor::CompileOptions on_cpu{.workers = options.workers, .overlap = options.overlap};
+  if (options.backend == nullptr) return executor::compile(graph, on_cpu);
+  const executor::KernelTable kernels = executor::device_kernels(*options.backend);
+  return executor::compile(graph, {.kernels = &kernels, .workers = options.workers});
 }
 
 // The graph's inputs among these arrays.
@@ -99,17 +100,17 @@ TrainingGraphs load_training_graphs(const std::filesystem::path& folder,
 RankTrainer::RankTrainer(const TrainingGraphs& graphs, const transforms::TrainingPlan& plan,
                          const onnx_io::Manifest& manifest,
                          const std::filesystem::path& data_folder,
-                         executor::Communicator& communicator, int workers,
-                         executor::Backend* backend)
+                         executor::Communicator& communicator, const TrainerOptions& options)
     : plan_(plan),
       data_folder_(data_folder),
       communicator_(communicator),
-      device_(backend == nullptr ? nullptr
-                                 : std::make_unique<executor::RankDevice>(*backend, communicator)),
-      step_(compiled(graphs.step, backend, workers)),
-      update_(compiled(graphs.update, backend, workers)),
+      device_(options.backend == nullptr
+                  ? nullptr
+                  : std::make_unique<executor::RankDevice>(*options.backend, communicator)),
+      step_(compiled(graphs.step, options)),
+      update_(compiled(graphs.update, options)),
       units_(transforms::update_units(plan, communicator.rank())) {
-  if (graphs.accumulate) accumulate_ = compiled(graphs.accumulate, backend, workers);
+  if (graphs.accumulate) accumulate_ = compiled(graphs.accumulate, options);
   for (const onnx_io::ManifestOutput& output : manifest.outputs) {
     if (output.role == onnx_io::OutputRole::kLoss) loss_ = output.name;
   }

@@ -36,14 +36,20 @@ struct StepReport {
   executor::Arrays gradients;  // where asked for: as the rank's graph names them
 };
 
+// How a rank's graphs run.
+struct TrainerOptions {
+  int workers = 1;
+  bool overlap = false;                  // collectives of a step beside its computations
+  executor::Backend* backend = nullptr;  // null: the CPU
+};
+
 class RankTrainer {
  public:
-  // `communicator`, `plan` and `backend` (null: the CPU) must outlive it. `data_folder`: what
+  // `communicator`, `plan` and the backend must outlive it. `data_folder`: what
   // external data is relative to.
   RankTrainer(const TrainingGraphs& graphs, const transforms::TrainingPlan& plan,
               const onnx_io::Manifest& manifest, const std::filesystem::path& data_folder,
-              executor::Communicator& communicator, int workers,
-              executor::Backend* backend = nullptr);
+              executor::Communicator& communicator, const TrainerOptions& options);
 
   // Parameters and optimizer state by whole arrays: parameters by their names, state as
   // whole_state() names it, and zeros where it has none.

@@ -241,6 +241,28 @@ def test_processes_train_as_threads_do(autosp_onnx, llama, tmp_path, zero):
         assert array.tobytes() == processes[name].tobytes(), name
 
 
+@pytest.mark.parametrize("transport", ["threads", "mpi"])
+def test_collectives_beside_computation_change_no_bit(autosp_onnx, llama, tmp_path, transport):
+    graph, data, parameters, folder = llama
+    out = tmp_path / "out"
+    shard(autosp_onnx, graph, out, "--sp", 3, "--optimizer", "adam", "--zero", 3)
+    trained = []
+    for name, overlap in (("after", []), ("beside", ["--overlap"])):
+        options = ["--init", folder / "parameters.npz", "--checkpoint", tmp_path / name, "--transport", transport]
+        trained.append(train(autosp_onnx, out, folder / "data.npz", *options, *overlap, steps=3)[1])
+    for name, array in trained[0].items():
+        assert array.tobytes() == trained[1][name].tobytes(), name
+
+
+def test_overlap_is_of_the_cpu(autosp_onnx, llama, tmp_path):
+    graph, data, parameters, folder = llama
+    shard(autosp_onnx, graph, tmp_path / "out", "--sp", 2, "--optimizer", "sgd")
+    words = ["--data", folder / "data.npz", "--steps", 1, "--lr", 0.1, "--overlap", "--device", "cuda"]
+    result = autosp_onnx("train", tmp_path / "out", *words)
+    assert result.returncode == 2
+    assert "--overlap is given, which is of --device cpu" in result.stderr
+
+
 @pytest.mark.parametrize("name", ["gpt2_onnx_ad", "nano_ort_training", "llama_ort_training_model"])
 def test_graphs_of_every_route_are_trained(autosp_onnx, tmp_path, name):
     graph = TrainingGraph(GRAPHS / f"{name}.onnx")
