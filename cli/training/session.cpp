@@ -98,11 +98,10 @@ TrainingGraphs load_training_graphs(const std::filesystem::path& folder,
 }
 
 RankTrainer::RankTrainer(const TrainingGraphs& graphs, const transforms::TrainingPlan& plan,
-                         const onnx_io::Manifest& manifest,
-                         const std::filesystem::path& data_folder,
+                         const onnx_io::Manifest& manifest, std::filesystem::path data_folder,
                          executor::Communicator& communicator, const TrainerOptions& options)
     : plan_(plan),
-      data_folder_(data_folder),
+      data_folder_(std::move(data_folder)),
       communicator_(communicator),
       device_(options.backend == nullptr
                   ? nullptr

@@ -48,7 +48,7 @@ class RankTrainer {
   // `communicator`, `plan` and the backend must outlive it. `data_folder`: what
   // external data is relative to.
   RankTrainer(const TrainingGraphs& graphs, const transforms::TrainingPlan& plan,
-              const onnx_io::Manifest& manifest, const std::filesystem::path& data_folder,
+              const onnx_io::Manifest& manifest, std::filesystem::path data_folder,
               executor::Communicator& communicator, const TrainerOptions& options);
 
   // Parameters and optimizer state by whole arrays: parameters by their names, state as
