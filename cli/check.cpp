@@ -216,7 +216,8 @@ class Checks {
       add("heads", Verdict::kPass, fmt::format("{}: {} ranks divide them", heads, sp));
     } else {
       add("heads", Verdict::kWarning,
-          fmt::format("{}: {} ranks do not divide them, keys and values are gathered", heads, sp),
+          fmt::format("{}: {} ranks do not divide them, keys and values {}", heads, sp,
+                      plan_->has_ring() ? "travel around a ring" : "are gathered"),
           fmt::format("cheaper, if it is enough: --sp {}", fmt::join(alone, ", ")));
     }
   }

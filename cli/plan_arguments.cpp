@@ -71,6 +71,13 @@ void add_plan_options(CLI::App& command, PlanArguments& arguments) {
       ->allow_extra_args(false)
       ->type_name("AXIS=SIZE");
   command
+      .add_option("--ring", arguments.ring,
+                  "How attention on the axis r sees all keys: off: it gathers keys and values; on: "
+                  "they travel from rank to rank (ring attention), so that no rank ever has more "
+                  "than two blocks of them")
+      ->check(CLI::IsMember({"off", "on"}))
+      ->capture_default_str();
+  command
       .add_option("--deepspeed-config", arguments.deepspeed_config,
                   "A DeepSpeed configuration: sequence_parallel_size is --sp, the batch sizes give "
                   "--dp; optimizer, ZeRO stage, clipping and accumulation are --optimizer and what "
@@ -103,7 +110,8 @@ shard::PlanOptions plan_options(const PlanArguments& arguments) {
   return {.sp = arguments.ranks(),
           .dp = arguments.dp,
           .sp_mesh = parse_counts(arguments.sp_mesh, "--sp-mesh"),
-          .strict = arguments.strict};
+          .strict = arguments.strict,
+          .ring = arguments.ring == "on"};
 }
 
 shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments) {

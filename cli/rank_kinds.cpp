@@ -17,7 +17,9 @@ std::vector<int64_t> kind_of(const SpmdProgram& program, int64_t rank) {
   const std::vector<int64_t> coordinates = mesh.coordinates(rank);
   for (size_t k = 0; k < coordinates.size(); ++k) {
     const bool last = coordinates[k] + 1 == mesh.axes()[k].size;
-    kind.push_back(coordinates[k] == 0 ? 0 : last ? 2 : 1);
+    // On a ring ranks attend to different blocks of keys, each in its own steps.
+    const bool alone = mesh.axes()[k].name == "r" && program.plan->has_ring();
+    kind.push_back(alone ? coordinates[k] : coordinates[k] == 0 ? 0 : last ? 2 : 1);
   }
   for (const transforms::Placed& placed : program.placed) {
     const ir::Shape shape = transforms::local_shape(placed, mesh, rank);

@@ -9,7 +9,7 @@
 namespace autosp::cli {
 
 // One rank of every kind, in ascending order: ranks of a kind have equal shapes and equal places
-// (first, last or between) on every axis of the mesh.
+// (first, last or between) on every axis of the mesh, and the same one on a ring.
 std::vector<int64_t> rank_kinds(const transforms::SpmdProgram& program);
 
 // What the executor would run on a rank.

@@ -178,12 +178,12 @@ void check_open(const Arguments& arguments, const std::set<Dialect>& dialects, c
   if (dialects.contains(Dialect::kTensorRt)) option = "--dialect tensorrt";
   if (arguments.annotate) option = "--annotate";
   if (arguments.training.wanted()) option = "--optimizer";
+  if (arguments.plan.ring != "off") option = "--ring " + arguments.plan.ring;
   if (option.empty()) return;
   throw Error("{} takes no open length, as --dim {}=dynamic asks for", option, dim.name)
       .note(
-          "graphs for every length are written in the dialects autosp and standard, unannotated "
-          "and "
-          "without updates")
+          "graphs for every length are written in the dialects autosp and standard, unannotated, "
+          "without updates and without rings")
       .help(fmt::format("give the length (--dim {}=N), or leave {} out", dim.name, option));
 }
 

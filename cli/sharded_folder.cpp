@@ -467,6 +467,14 @@ Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
         "node '{}' is gathered over {} ({} per rank): {}", graph.describe(graph.node(entry.node)),
         entry.axis, format_bytes(static_cast<double>(entry.bytes)), entry.reason));
   }
+  if (plan.ring_asked && plan.axis_named("r") == plan.mesh.num_axes()) {
+    manifest.warnings.emplace_back("there is no ring: the mesh has no axis r (--sp-mesh r=N)");
+  }
+  for (const shard::RingRefusal& entry : plan.ring_refusals) {
+    manifest.warnings.push_back(
+        fmt::format("node '{}' has no ring, its keys and values are gathered: {}",
+                    graph.describe(graph.node(entry.node)), entry.reason));
+  }
   manifest.random = draws_of(model);
   describe_training(program, manifest);
   manifest.plan_hash = plan_hash(program, manifest.random);

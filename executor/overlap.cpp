@@ -55,7 +55,10 @@ class Order {
         order_.push_back(step);
         continue;
       }
-      if (fetches(nodes[step])) {
+      if (hands_on(nodes[step])) {
+        order_.push_back(step);
+        last = order_.size();
+      } else if (fetches(nodes[step])) {
         const auto at = std::min(order_.size(), std::max(last, fetched_at));
         order_.insert(order_.begin() + static_cast<std::ptrdiff_t>(at), step);
         last = at + 1;
@@ -68,6 +71,13 @@ class Order {
   }
 
  private:
+  // Whether it sends on what a collective has received. How many of such values there are at a time
+  // is decided by its place, and it needs nothing that is not there already.
+  bool hands_on(const Node& node) const {
+    const int producer = node.inputs[0] ? producer_[node.inputs[0].index()] : -1;
+    return producer >= 0 && ir::is_collective(graph_.nodes()[static_cast<size_t>(producer)]);
+  }
+
   // Whether it needs none but inputs of the graph, and tokens.
   bool fetches(const Node& node) const {
     return std::ranges::all_of(node.inputs, [&](ValueId input) {

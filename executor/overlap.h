@@ -14,7 +14,8 @@ namespace autosp::executor {
 //     it is under way;
 //   - one that needs inputs of the graph alone (a parameter that ranks share out) begins when the
 //     one of this kind before it is first read, so that one is fetched ahead of its use.
-// Collectives stay in their order among themselves, which all ranks must agree on.
+// One that sends on what a collective has received stays where it is. Collectives stay in their
+// order among themselves, which all ranks must agree on.
 ir::Graph start_collectives_early(const ir::Graph& graph);
 
 // When each collective must have ended, if all run one after the other beside the nodes.

@@ -22,6 +22,14 @@ bool is_attention(const Node& node) {
 }
 
 constexpr std::string_view kCopy = "~recompute";  // ends the names of nodes that are run again
+constexpr std::string_view kBlock = "@block";  // and these of attention to blocks of keys on a ring
+
+// The name that all nodes of one attention share.
+std::string attention_of(std::string name) {
+  name.resize(std::min(name.size(), name.find(kBlock)));
+  if (name.ends_with(kCopy)) name.resize(name.size() - kCopy.size());
+  return name;
+}
 
 // The attentions of a rank graph, and the way to them.
 class LayerFinder {
@@ -32,7 +40,7 @@ class LayerFinder {
     }
     for (const Node& node : graph.nodes()) {
       if (!is_attention(node) || node.op != "Attention" || node.phase == "recompute") continue;
-      layers_.emplace(node.name, static_cast<int64_t>(layers_.size()) + 1);
+      layers_.emplace(attention_of(node.name), static_cast<int64_t>(layers_.size()) + 1);
     }
   }
 
@@ -94,16 +102,19 @@ class LayerFinder {
   int64_t layer_of(NodeId id) const {
     const Node& node = graph_.node(id);
     if (node.op == "AttentionGrad") {
-      // It reads the row maxima of the attention whose gradient it is.
+      // It reads the row maxima of the attention whose gradient it is, or the largest of blocks.
       const Node* forward = graph_.producer(node.input(5));
-      return forward != nullptr && is_attention(*forward) ? layer_named(forward->name) : 0;
+      if (forward == nullptr) return 0;
+      if (is_attention(*forward)) return layer_named(forward->name);
+      const NodeId maxima = graph_.value(node.input(5)).producer;
+      const auto block = nearest_attention(maxima, &LayerFinder::producers);
+      return block ? layer_named(graph_.node(block->node).name) : 0;
     }
     return layer_named(node.name);
   }
 
-  int64_t layer_named(std::string name) const {
-    if (name.ends_with(kCopy)) name.resize(name.size() - kCopy.size());
-    const auto found = layers_.find(name);
+  int64_t layer_named(const std::string& name) const {
+    const auto found = layers_.find(attention_of(name));
     return found == layers_.end() ? 0 : found->second;
   }
 

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "shard/min_cut.h"
+#include "shard/ring.h"
 
 namespace autosp::shard {
 
@@ -117,6 +118,16 @@ class Planner {
     return strategy;
   }
 
+  // On a ring keys and values stay where they are, and so do their gradients. What passes between
+  // ranks is the operator's own business: it has no other way to run, so its bytes decide nothing
+  // here.
+  void split_ring(NodeId id, Strategy& strategy) const {
+    const Factor* keys = problem_.ring.empty() ? nullptr : problem_.ring[id.index()];
+    if (keys == nullptr) return;
+    split_by_keys(graph_.node(id), *keys, cuts_of(keys->atom, Label::kAlternative), problem_.nested,
+                  strategy.operands, strategy.results);
+  }
+
   // Whether every rank's operand shard, as cut, holds what its result shard reads. Results outside
   // of the operand (padding) read nothing; operand elements outside of every result (sliced off)
   // may be anywhere, but what is kept must be with the rank that keeps it.
@@ -190,7 +201,11 @@ class Planner {
     if (!analysis_.node(id).opaque.empty()) return std::nullopt;
     const FactorList home = home_factors(id);
     const FactorList own = label == Label::kHome ? home : alternative_factors(id);
-    if (own.size() == 1 && can_split(*own[0], label)) return split_along(id, *own[0], label);
+    if (own.size() == 1 && can_split(*own[0], label)) {
+      Strategy strategy = split_along(id, *own[0], label);
+      if (label == Label::kAlternative) split_ring(id, strategy);
+      return strategy;
+    }
     if (!own.empty()) return std::nullopt;
     std::vector<AxisLayout> incoming(node.inputs.size());
     for (size_t k = 0; k < node.inputs.size(); ++k) {

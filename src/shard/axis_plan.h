@@ -36,6 +36,9 @@ struct AxisProblem {
   // Without it, an axis that gathers K and V would gather them only after they are repeated.
   // Negative: not allowed.
   double view_replication_price = -1;
+  // By node, where it is a fused attention whose keys and values travel around a ring when it runs
+  // as the alternative: by what index its keys run. Null for all others; may be empty.
+  std::vector<const Factor*> ring;
   // Nodes that must not run as the alternative although they could.
   std::vector<bool> alternative_forbidden;
   int64_t collective_price = 0;  // bytes that starting one collective is worth

@@ -24,6 +24,7 @@ class PlanMaker {
             const Plan* like = nullptr)
       : graph_(graph), options_(options), like_(like) {
     plan_.roles = std::move(roles);
+    plan_.ring_asked = options.ring;
     plan_.analysis = std::make_shared<FactorAnalysis>(graph, plan_.roles.is_parameter);
     plan_.home = find_home(*plan_.analysis, plan_.roles);
     plan_.attention = find_attention(*plan_.analysis, plan_.home);
@@ -37,6 +38,7 @@ class PlanMaker {
     const size_t count = plan_.mesh.num_axes();
     plan_.problems.resize(count);
     plan_.axes.resize(count);
+    plan_.on_ring.assign(graph_.nodes().size(), false);
     // Inner axes first: an outer one may take its alternative only where all inner ones do, so that
     // a rank's part of the sequence stays one range.
     for (size_t k = count; k-- > 0;) plan_axis_number(k);
@@ -184,11 +186,37 @@ class PlanMaker {
       problem.alternative_is_home = axis.name == "r";
       if (axis.name != "u") problem.view_replication_price = kViewPrice;
       problem.alternative_forbidden = forbidden_alternatives(k);
+      if (axis.name == "r" && options_.ring) problem.ring = ring_keys();
     }
     plan_.axes[k] = like_ == nullptr
                         ? plan_axis(*plan_.analysis, problem)
                         : plan_axis_as(*plan_.analysis, problem, like_->axes[k].labels);
+    note_ring(problem, plan_.axes[k]);
     plan_.problems[k] = std::move(problem);
+  }
+
+  // By node, the keys of the attentions that may have a ring.
+  std::vector<const Factor*> ring_keys() {
+    std::vector<const Factor*> keys(graph_.nodes().size(), nullptr);
+    for (size_t n = 0; n < keys.size(); ++n) {
+      const ir::Node& node = graph_.nodes()[n];
+      if (!attention_operands(node)) continue;
+      const Factor* found = key_positions(*plan_.analysis, NodeId(n), plan_.home);
+      if (found == nullptr) continue;  // keys of no sequence are not split to begin with
+      if (std::string reason = why_no_ring(graph_, node); !reason.empty()) {
+        plan_.ring_refusals.push_back({NodeId(n), std::move(reason)});
+      } else {
+        keys[n] = found;
+      }
+    }
+    return keys;
+  }
+
+  void note_ring(const AxisProblem& problem, const AxisPlan& axis) {
+    for (size_t n = 0; n < problem.ring.size(); ++n) {
+      if (problem.ring[n] != nullptr && axis.labels[n] == Label::kAlternative)
+        plan_.on_ring[n] = true;
+    }
   }
 
   // A contraction outside attention stays at home: gathering activations to contract them in
@@ -310,6 +338,11 @@ Plan make_plan_like(const ir::Graph& graph, Roles roles, const PlanOptions& opti
   return PlanMaker(graph, std::move(roles), options, &like).make();
 }
 
+size_t Plan::axis_named(const std::string& name) const {
+  const auto found = std::ranges::find(mesh.axes(), name, &MeshAxis::name);
+  return static_cast<size_t>(found - mesh.axes().begin());
+}
+
 AttentionSizes Plan::attention_sizes() const {
   return {.found = !attention.contractions.empty(),
           .kv_heads = std::max<int64_t>(kv_heads, 1),
@@ -333,62 +366,6 @@ Layout Plan::value_layout(ValueId value) const {
   const ir::Value& info = graph().value(value);
   if (info.kind != ir::ValueKind::kResult) return Layout(axes.size());
   return result_layout(info.producer, static_cast<size_t>(info.result_index));
-}
-
-std::string explain(const Plan& plan, ValueId value) {
-  const ir::Graph& graph = plan.graph();
-  const ir::Value& info = graph.value(value);
-  std::string text =
-      fmt::format("{}: {}\n  factors  {}\n  layout   {}\n", info.name, ir::to_string(info.type),
-                  plan.analysis->describe_dims(plan.analysis->dims(value)),
-                  to_string(plan.value_layout(value), plan.mesh));
-  if (info.kind != ir::ValueKind::kResult) {
-    text += "  it is an input or a constant: every rank has it and takes its part at no cost\n";
-    return text;
-  }
-  const ir::Node& node = graph.node(info.producer);
-  const auto result = static_cast<size_t>(info.result_index);
-  text += fmt::format("  made by  {}\n", graph.describe(node));
-  if (const auto rule = rule_of(graph, node))
-    text += fmt::format("  rule     {}\n", rule->to_string());
-  for (size_t k = 0; k < plan.axes.size(); ++k) {
-    const AxisPlan& axis = plan.axes[k];
-    const auto& strategies = axis.strategies[info.producer.index()];
-    const bool home = axis.labels[info.producer.index()] == Label::kHome;
-    text += fmt::format("  axis {} ({} ranks): {}\n", plan.mesh.axes()[k].name,
-                        plan.mesh.axes()[k].size,
-                        axis.gathered[info.producer.index()]
-                            ? "gathered: it can be split neither by home nor by the alternative"
-                        : home ? "at home (split by the sequence or batch where it has one)"
-                        : plan.mesh.axes()[k].name == "r"
-                            ? "alternative (split by query positions, whole keys and values)"
-                            : "alternative (split by heads, whole sequence)");
-    for (size_t label : {0, 1}) {
-      const char* name = label == 0 ? "home       " : "alternative";
-      if (!strategies[label]) {
-        text += fmt::format("    {}  not possible\n", name);
-        continue;
-      }
-      std::vector<std::string> readers;
-      int64_t bytes = 0;
-      std::set<AxisLayout> seen;
-      for (size_t n = 0; n < graph.nodes().size(); ++n) {
-        const ir::Node& reader = graph.nodes()[n];
-        for (size_t i = 0; i < reader.inputs.size(); ++i) {
-          if (reader.inputs[i] != value || !plan.analysis->node(NodeId(n)).is_data[i]) continue;
-          const AxisLayout& needed = axis.chosen(NodeId(n)).operands[i];
-          if (!seen.insert(needed).second) continue;
-          bytes += reshard_bytes(strategies[label]->results[result], needed, info.type.num_bytes(),
-                                 plan.mesh.axes()[k].size);
-        }
-      }
-      text += fmt::format("    {}  made as {}; its readers then cost {} per rank\n", name,
-                          to_string(strategies[label]->results[result]),
-                          bytes >= kImpossible ? std::string("more than is possible")
-                                               : format_bytes(static_cast<double>(bytes)));
-    }
-  }
-  return text;
 }
 
 }  // namespace autosp::shard

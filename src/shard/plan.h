@@ -2,6 +2,7 @@
 // over the mesh.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <optional>
@@ -13,6 +14,7 @@
 #include "shard/factors.h"
 #include "shard/layout.h"
 #include "shard/query_positions.h"
+#include "shard/ring.h"
 #include "shard/roles.h"
 #include "shard/sp_division.h"
 
@@ -23,6 +25,7 @@ struct PlanOptions {
   int64_t dp = 1;                          // data-parallel ranks
   std::map<std::string, int64_t> sp_mesh;  // sizes of "r", "g" and "u"; empty: chosen
   bool strict = false;                     // an operator that must be gathered is an error
+  bool ring = false;                       // on r, keys and values travel instead of being gathered
 };
 
 // An operator that can be neither split nor exchanged: its operands are gathered.
@@ -30,6 +33,12 @@ struct GatheredOperator {
   NodeId node;
   std::string axis;
   int64_t bytes = 0;  // received per rank to gather its operands
+  std::string reason;
+};
+
+// A fused attention on axis r whose keys and values are gathered though a ring was asked for.
+struct RingRefusal {
+  NodeId node;
   std::string reason;
 };
 
@@ -46,6 +55,14 @@ class Plan {
   std::vector<AxisProblem> problems;  // by mesh axis
   std::vector<AxisPlan> axes;         // by mesh axis
   std::vector<GatheredOperator> gathered;
+  std::vector<bool> on_ring;  // by node: a fused attention whose keys and values travel over axis r
+  std::vector<RingRefusal> ring_refusals;
+  bool ring_asked = false;  // whether the options ask for a ring
+
+  bool has_ring() const { return std::ranges::find(on_ring, true) != on_ring.end(); }
+  bool is_on_ring(NodeId node) const { return !on_ring.empty() && on_ring[node.index()]; }
+  // The mesh axis of that name; the number of axes where there is none.
+  size_t axis_named(const std::string& name) const;
 
   Layout operand_layout(NodeId node, size_t operand) const;
   Layout result_layout(NodeId node, size_t result) const;

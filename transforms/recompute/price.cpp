@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "transforms/ring_attention/ring.h"
 #include "transforms/spmd/geometry.h"
 
 namespace autosp::transforms {
@@ -24,6 +25,8 @@ class Prices {
     for (PlacedId id : compute.results) results.push_back(id ? local_type(id) : ir::Type{});
     const bool wide = !operands.empty() && ir::element_size(operands[0].dtype) >= 4;
     const double visible = cost::visible_fraction(program_.graph(), node);
+    if (program_.plan->is_on_ring(compute.node))
+      return of_ring(compute, operands, results, visible);
     return cost::seconds(device_, cost::operator_cost(node, operands, results, visible), wide);
   }
 
@@ -36,6 +39,23 @@ class Prices {
   }
 
  private:
+  // All blocks of keys, and what passes between ranks.
+  double of_ring(const Compute& compute, std::vector<ir::Type> operands,
+                 const std::vector<ir::Type>& results, double visible) const {
+    const ir::Node& node = program_.graph().node(compute.node);
+    const Ring ring(program_, compute);
+    const auto at = *shard::attention_operands(node);
+    for (size_t k : {at.key, at.value}) operands[k].shape[2] = ring.key_extent();
+    const bool wide = ir::element_size(operands[0].dtype) >= 4;
+    double seconds =
+        cost::seconds(device_, cost::operator_cost(node, operands, results, visible), wide);
+    for (const RingTransfer& transfer : ring.transfers()) {
+      const int64_t bytes = ring.bytes_sent(transfer, kRank);
+      seconds += cost::collective_seconds(device_, static_cast<double>(bytes));
+    }
+    return seconds;
+  }
+
   ir::Type local_type(PlacedId id) const {
     const Placed& placed = program_.at(id);
     return {program_.graph().type(placed.value).dtype,

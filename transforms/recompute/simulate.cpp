@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "reference/kernels.h"
+#include "transforms/ring_attention/ring.h"
 
 namespace autosp::transforms {
 
@@ -72,7 +73,7 @@ class Simulation {
     int64_t peak = 0;
     for (size_t at = 0; at < steps.size(); ++at) {
       live += make_results(steps[at], static_cast<int>(at));
-      peak = std::max(peak, live);
+      peak = std::max(peak, live + working_bytes(steps[at]));
       for (size_t storage : ends[at]) live -= std::exchange(held_[storage], 0);
     }
     return peak;
@@ -87,6 +88,13 @@ class Simulation {
   }
   size_t result_value(const Step& step, PlacedId result) const {
     return result.index() + (step.copy ? count_ : 0);
+  }
+
+  int64_t working_bytes(const Step& step) const {
+    const auto* compute = std::get_if<Compute>(&forward_.instructions()[step.instruction]);
+    const SpmdProgram& program = forward_.program();
+    if (compute == nullptr || !program.plan->is_on_ring(compute->node)) return 0;
+    return ring_working_bytes(program, *compute, 0);
   }
 
   void find_storages(const std::vector<Step>& steps) {

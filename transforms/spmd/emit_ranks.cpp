@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "ir/builder.h"
 #include "ir/rewriter.h"
+#include "transforms/ring_attention/emit_ring.h"
 #include "transforms/spmd/geometry.h"
 #include "transforms/spmd/localize.h"
 #include "transforms/spmd/tile_loop.h"
@@ -98,8 +99,10 @@ class RankEmitter {
     std::vector<ValueId> operands;
     for (PlacedId operand : compute.operands)
       operands.push_back(operand ? local(operand) : ValueId());
-    const auto results =
-        emit_local_node(program_, compute, rank_, operands, name_suffix(compute.phase), build_);
+    const std::string suffix = name_suffix(compute.phase);
+    const auto results = program_.plan->is_on_ring(compute.node)
+                             ? emit_ring(program_, compute, rank_, operands, suffix, build_)
+                             : emit_local_node(program_, compute, rank_, operands, suffix, build_);
     for (size_t k = 0; k < results.size(); ++k) {
       if (compute.results[k]) local_[compute.results[k].index()] = results[k];
     }
@@ -218,6 +221,28 @@ CollectiveRecord record_of(const ExchangeRecord& entry, const shard::Mesh& mesh)
 
 }  // namespace
 
+namespace {
+
+void add_ring(const SpmdProgram& program, const Compute& compute,
+              std::vector<CollectiveRecord>& records) {
+  if (!program.plan->is_on_ring(compute.node)) return;
+  const Ring ring(program, compute);
+  for (const RingTransfer& transfer : ring.transfers()) {
+    CollectiveRecord record{.node = transfer.node,
+                            .kind = StepKind::kAllToAll,
+                            .value = program.graph().name_of(program.at(transfer.value).value),
+                            .mesh_axes = {"r"},
+                            .group_size = static_cast<int64_t>(ring.members()),
+                            .phase = compute.phase};
+    for (int64_t rank = 0; rank < program.plan->mesh.size(); ++rank) {
+      record.bytes_per_rank = std::max(record.bytes_per_rank, ring.bytes_sent(transfer, rank));
+    }
+    records.push_back(std::move(record));
+  }
+}
+
+}  // namespace
+
 std::vector<CollectiveRecord> list_collectives(const SpmdProgram& program) {
   std::vector<CollectiveRecord> records;
   const shard::Mesh& mesh = program.plan->mesh;
@@ -228,6 +253,9 @@ std::vector<CollectiveRecord> list_collectives(const SpmdProgram& program) {
   };
   for (size_t k = 0; k < program.instructions.size(); ++k) {
     add(records_before(program, k));
+    if (const auto* compute = std::get_if<Compute>(&program.instructions[k])) {
+      add_ring(program, *compute, records);
+    }
     const auto* move = std::get_if<Move>(&program.instructions[k]);
     if (move == nullptr || !is_collective(move->kind) || is_replaced(program, k)) {
       add(records_after(program, k));

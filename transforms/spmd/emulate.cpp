@@ -7,6 +7,7 @@
 #include "ir/rewriter.h"
 #include "transforms/decompose_attention.h"
 #include "transforms/decompose_draws.h"
+#include "transforms/ring_attention/emit_ring.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/geometry.h"
 #include "transforms/spmd/localize.h"
@@ -88,7 +89,23 @@ class Emulator {
                                [](const auto& axis) { return axis.is_replicated(); });
   }
 
+  void emit_on_ring(const Compute& compute) {
+    std::vector<std::vector<ValueId>> operands(ranks_);
+    for (size_t rank = 0; rank < ranks_; ++rank) {
+      for (PlacedId operand : compute.operands)
+        operands[rank].push_back(operand ? local(operand, rank) : ValueId());
+    }
+    const auto results =
+        emulate_ring(program_, compute, operands, name_suffix(compute.phase), build_);
+    for (size_t rank = 0; rank < ranks_; ++rank) {
+      for (size_t k = 0; k < results[rank].size(); ++k) {
+        if (compute.results[k]) local_[compute.results[k].index()][rank] = results[rank][k];
+      }
+    }
+  }
+
   void emit_compute(const Compute& compute) {
+    if (program_.plan->is_on_ring(compute.node)) return emit_on_ring(compute);
     auto replicated = [&](PlacedId id) { return !id || is_replicated(program_.at(id)); };
     const bool once = std::ranges::all_of(compute.operands, replicated) &&
                       std::ranges::all_of(compute.results, replicated);

@@ -1,0 +1,80 @@
+#include "shard/ring.h"
+
+#include <algorithm>
+
+namespace autosp::shard {
+
+namespace {
+
+// Whether every row sees a key by known intervals alone.
+bool rows_see_keys(const ir::Graph& graph, const ir::Node& node, const AttentionOperands& at) {
+  if (node.input(at.sink)) return true;
+  if (node.input(at.key_mask) || node.input(at.query_segment)) return false;
+  const ValueId begin = node.input(at.begin);
+  const ValueId end = node.input(at.end);
+  const auto begins = graph.constant_ints(begin);
+  const auto ends = graph.constant_ints(end);
+  if ((begin && !begins) || (end && !ends)) return false;
+  const int64_t keys = graph.shape(node.inputs[at.key])[2];
+  const size_t rows = std::max(begins ? begins->size() : 1, ends ? ends->size() : 1);
+  for (size_t k = 0; k < rows; ++k) {
+    const int64_t from = begins ? std::max<int64_t>((*begins)[k % begins->size()], 0) : 0;
+    const int64_t to = ends ? std::min((*ends)[k % ends->size()], keys) : keys;
+    if (from >= to) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+std::optional<AttentionOperands> attention_operands(const ir::Node& node) {
+  if (node.domain != ir::kAutospDomain) return std::nullopt;
+  if (node.op == "Attention") return AttentionOperands();
+  if (node.op != "AttentionGrad") return std::nullopt;
+  return AttentionOperands{.query = 1,
+                           .key = 2,
+                           .value = 3,
+                           .bias = 7,
+                           .begin = 8,
+                           .end = 9,
+                           .key_mask = 10,
+                           .query_segment = 11,
+                           .key_segment = 12,
+                           .sink = 13};
+}
+
+const Factor* key_positions(const FactorAnalysis& analysis, NodeId id, const HomeClasses& home) {
+  const auto at = attention_operands(analysis.graph().node(id));
+  if (!at) return nullptr;
+  constexpr AtomPosition kMajor{.dim = 2, .atom = 0};
+  const auto& factors = analysis.node(id).factors;
+  const auto found = std::ranges::find_if(factors, [&](const Factor& factor) {
+    return factor.operands[at->key] == kMajor && factor.operands[at->value] == kMajor &&
+           home.sequence.contains(analysis.class_of(factor.atom));
+  });
+  return found == factors.end() ? nullptr : &*found;
+}
+
+void split_by_keys(const ir::Node& node, const Factor& keys, const Cuts& cuts, bool nested,
+                   std::vector<AxisLayout>& operands, std::vector<AxisLayout>& results) {
+  const AttentionOperands at = *attention_operands(node);
+  for (size_t k : {at.key, at.value}) {
+    operands[k] = AxisLayout::split(*keys.operands[k], cuts, nested);
+  }
+  for (size_t k = 0; k < results.size(); ++k) {
+    if (keys.results[k]) results[k] = AxisLayout::split(*keys.results[k], cuts, nested);
+  }
+}
+
+std::string why_no_ring(const ir::Graph& graph, const ir::Node& node) {
+  const auto at = attention_operands(node);
+  if (!at) return "it is no fused attention";
+  const std::string dead = node.attributes.get_string("dead_rows", "none");
+  if (dead != "none" && dead != "zero" && !rows_see_keys(graph, node, *at)) {
+    return fmt::format("rows without a visible key weigh keys ({})", dead);
+  }
+  if (node.output(3)) return "its bias is trained";
+  return "";
+}
+
+}  // namespace autosp::shard

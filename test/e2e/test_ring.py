@@ -1,0 +1,123 @@
+"""Keys and values that travel around a ring: the same results, less memory, and a plan that knows how much."""
+
+import json
+
+import numpy as np
+import pytest
+from emulation import assert_emulated_equals_original
+from training_graph import GRAPHS, TrainingGraph, committed_graphs
+
+LLAMA = GRAPHS / "matrix" / "llama_h8_kv2.onnx"
+MESHES = {"r=2": 2, "r=4": 4, "u=2,r=2": 4}
+
+
+def report(autosp_onnx, command, *options):
+    result = autosp_onnx(command, *options, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def dims(sizes):
+    return [part for name, size in sizes.items() for part in ("--dim", f"{name}={size}")]
+
+
+@pytest.mark.parametrize("sp, mesh", [(4, "r=4"), (5, "r=5"), (4, "u=2,r=2")])
+@pytest.mark.parametrize("graph", committed_graphs(), ids=lambda graph: graph.path.stem)
+def test_models_of_all_exporters(autosp_onnx, tmp_path, graph, sp, mesh):
+    """61 tokens: blocks differ. In stock ONNX Runtime."""
+    sizes = tuple((name, 61) for name in graph.symbolic_axes if name != "batch")
+    options = ("--sp-mesh", mesh, "--ring", "on", "--strict")
+    assert_emulated_equals_original(autosp_onnx, tmp_path / "out", graph, sizes, sp, 1, *options)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    # A model whose rows may see no key gathers, and says so.
+    kinds = {entry["kind"] for entry in manifest["collectives"] if entry["purpose"] == "reshard"}
+    travels = any("@ring-" in entry["node"] for entry in manifest["collectives"])
+    assert travels == (not manifest["warnings"])
+    if travels and mesh.startswith("r"):
+        assert kinds == {"all-to-all"}
+
+
+@pytest.mark.parametrize("mesh", ["r=2,u=2", "r=3"])
+@pytest.mark.parametrize(
+    "graph",
+    [
+        graph
+        for graph in committed_graphs("adversarial")
+        if graph.path.stem not in {"block_local_attention", "linear_attention"}
+    ],
+    ids=lambda graph: graph.path.stem,
+)
+def test_adversarial_graphs(autosp_onnx, tmp_path, graph, mesh):
+    sp = {"r=2,u=2": 4, "r=3": 3}[mesh]
+    options = ("--sp-mesh", mesh, "--ring", "on")
+    assert_emulated_equals_original(autosp_onnx, tmp_path / "out", graph, (), sp, 1, *options)
+
+
+@pytest.fixture(scope="module")
+def feed(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ring") / "feed.npz"
+    np.savez(path, **TrainingGraph(LLAMA).inputs({"batch": 2, "seq": 61}))
+    return path
+
+
+@pytest.mark.parametrize("recompute", ["none", "mincut", "full"])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_results_stay_and_the_peak_is_the_predicted_one(autosp_onnx, tmp_path, feed, mesh, recompute):
+    options = [*dims({"batch": 2, "seq": 61}), "--sp-mesh", mesh, "--ring", "on", "--recompute", recompute]
+    manifest = report(autosp_onnx, "shard", LLAMA, *options, "-o", tmp_path / "out")
+    assert manifest["warnings"] == []
+    assert not any(
+        entry["kind"] in ("all-gather", "reduce-scatter") and "r" in entry["mesh_axes"]
+        for entry in manifest["collectives"]
+        if entry["purpose"] == "reshard"
+    )
+    result = autosp_onnx("validate", LLAMA, tmp_path / "out", "--feed", feed)
+    assert result.returncode == 0, result.stdout
+    predicted = report(autosp_onnx, "plan", LLAMA, *options, "--memory", "2MiB")["planned_peak_bytes"]
+    outputs = {}
+    for way in ([], ["--overlap"], ["--transport", "mpi"], ["--transport", "mpi", "--overlap"]):
+        path = tmp_path / "out.npz"
+        command = [tmp_path / "out", "--feed", feed, "--output", path, "--threads-per-rank", 1, *way]
+        ranks = report(autosp_onnx, "run", *command)["ranks"]
+        if "--overlap" not in way:
+            assert max(rank["planned_peak_bytes"] for rank in ranks) == predicted
+            for rank in ranks:
+                measured, planned = rank["measured_peak_bytes"], rank["planned_peak_bytes"]
+                assert abs(measured - planned) <= 0.05 * planned + 4096
+        outputs[tuple(way)] = dict(np.load(path))
+    first = outputs.pop(())
+    for way, other in outputs.items():
+        for name, array in first.items():
+            assert np.array_equal(array, other[name]), (way, name)
+
+
+def test_no_rank_holds_whole_keys_and_values(autosp_onnx):
+    """At a length at which attention's operands are most of the memory."""
+    options = [*dims({"batch": 1, "seq": 4096}), "--sp-mesh", "r=8", "--recompute", "full", "--memory", "1GiB"]
+    gathered = report(autosp_onnx, "plan", LLAMA, *options)
+    ring = report(autosp_onnx, "plan", LLAMA, *options, "--ring", "on")
+    assert ring["planned_peak_bytes"] < 0.8 * gathered["planned_peak_bytes"]
+
+
+def test_explain_and_check_say_how_keys_are_seen(autosp_onnx, tmp_path):
+    options = [*dims({"batch": 1, "seq": 64}), "--sp-mesh", "r=4", "--ring", "on"]
+    manifest = report(autosp_onnx, "shard", LLAMA, *options, "-o", tmp_path / "out")
+    value = next(entry["node"].split("@")[0] for entry in manifest["collectives"] if "@ring-key" in entry["node"])
+    assert "split by the sequence" in report(autosp_onnx, "explain", LLAMA, value, *options)["explanation"]
+    [heads] = [line for line in report(autosp_onnx, "check", LLAMA, *options)["checks"] if line["check"] == "heads"]
+    assert "travel around a ring" in heads["found"]
+
+
+@pytest.mark.parametrize("option", ["sideways", ""])
+def test_other_words_are_refused(autosp_onnx, tmp_path, option):
+    result = autosp_onnx("shard", LLAMA, "--sp-mesh", "r=2", "--ring", option, "-o", tmp_path / "out")
+    assert result.returncode == 2
+    assert "--ring" in result.stderr
+
+
+def test_open_lengths_have_no_ring(autosp_onnx, tmp_path):
+    options = ["--dim", "batch=1", "--dim", "seq=dynamic:64", "--sp-mesh", "r=2", "--ring", "on"]
+    result = autosp_onnx("shard", LLAMA, *options, "-o", tmp_path / "out")
+    assert result.returncode == 2
+    assert "--ring on takes no open length" in result.stderr
+    assert "\nnote: " in result.stderr and "\nhelp: " in result.stderr

@@ -1,0 +1,406 @@
+// Attention whose keys and values travel around a ring equals the whole: all ranks in one graph,
+// and ranks that exchange blocks. Which blocks are attended to, what passes between ranks, and on
+// what that depends.
+#include <gtest/gtest.h>
+
+#include <limits>
+#include <set>
+
+#include "ir/builder.h"
+#include "ir/operator_traits.h"
+#include "run_program.h"
+#include "shard/plan.h"
+#include "support/run_graph.h"
+#include "transforms/recompute/recompute.h"
+#include "transforms/ring_attention/ring.h"
+#include "transforms/spmd/emit_ranks.h"
+#include "transforms/spmd/emulate.h"
+#include "transforms/spmd/program.h"
+
+namespace autosp::transforms {
+namespace {
+
+using ir::DataType;
+using ir::Graph;
+using ir::Shape;
+
+constexpr int64_t kBatch = 2;
+constexpr int64_t kHidden = 10;
+constexpr int64_t kWidth = 3;
+
+struct Options {
+  int64_t sequence = 13;
+  int64_t kv_heads = 2;
+  int64_t group = 2;
+  int64_t window = 0;         // keys that a query sees; 0: all before it
+  bool causal = true;         // else no interval
+  bool run_time_end = false;  // the interval's end is an input
+  bool key_mask = false;
+  bool segments = false;
+  bool key_bias = false;   // [1, heads, 1, keys]
+  bool full_bias = false;  // [batch, 1, queries, keys], with -inf
+  bool sink = false;
+  float softcap = 0;
+  const char* dead_rows = "none";
+  DataType dtype = DataType::kFloat32;
+};
+
+// loss = sum(t * attention(x)), and the gradients of the projections and of the sink.
+class Layer {
+ public:
+  explicit Layer(const Options& options)
+      : options_(options), heads_(options.kv_heads * options.group) {}
+
+  Graph build() && {
+    const int64_t s = options_.sequence;
+    const ValueId x = input("x", {kBatch, s, kHidden});
+    const ValueId t = input("t", {kBatch, s, heads_ * kWidth});
+    const ValueId wq = input("wq", {kHidden, heads_ * kWidth});
+    const ValueId wk = input("wk", {kHidden, options_.kv_heads * kWidth});
+    const ValueId wv = input("wv", {kHidden, options_.kv_heads * kWidth});
+    const std::vector<ValueId> qkv = {heads(x, wq), heads(x, wk), heads(x, wv)};
+    const std::vector<ValueId> masks = make_masks();
+    const Shape rows = {kBatch, heads_, s};
+    const Shape wide = {kBatch, heads_, s, kWidth};
+    const DataType statistic =
+        options_.dtype == DataType::kFloat64 ? DataType::kFloat64 : DataType::kFloat32;
+    const ir::Type row_type{statistic, rows};
+    const auto forward = fused("Attention", qkv, masks, {type(wide), row_type, row_type});
+    const ValueId product = build_.cast(build_.binary("Mul", join(forward[0]), t), statistic);
+    graph_.add_output("loss", build_.reduce_sum(product, {0, 1, 2}, false));
+
+    std::vector<ValueId> operands = {split(t)};
+    operands.insert(operands.end(), qkv.begin(), qkv.end());
+    operands.insert(operands.end(), forward.begin(), forward.end());
+    const Shape narrow = {kBatch, options_.kv_heads, s, kWidth};
+    std::vector<ir::Type> types = {type(wide), type(narrow), type(narrow)};
+    if (options_.sink) {
+      types.emplace_back();
+      types.push_back(type({heads_}));
+    }
+    const auto gradients = fused("AttentionGrad", operands, masks, types);
+    weight_gradient("wq_grad", x, gradients[0]);
+    weight_gradient("wk_grad", x, gradients[1]);
+    weight_gradient("wv_grad", x, gradients[2]);
+    if (options_.sink) graph_.add_output("sink_grad", gradients[4]);
+    return std::move(graph_);
+  }
+
+ private:
+  ir::Type type(Shape shape) const { return {options_.dtype, std::move(shape)}; }
+  ValueId input(const std::string& name, Shape shape) {
+    return graph_.add_input(name, type(std::move(shape)));
+  }
+  // [batch, sequence, heads * width] -> [batch, heads, sequence, width]
+  ValueId split(ValueId x) {
+    const Shape shape = graph_.shape(x);
+    const ValueId parts = build_.reshape(x, {shape[0], shape[1], shape[2] / kWidth, kWidth});
+    return build_.transpose(parts, {0, 2, 1, 3});
+  }
+  ValueId heads(ValueId x, ValueId w) { return split(build_.matmul(x, w)); }
+  ValueId join(ValueId x) {
+    const Shape shape = graph_.shape(x);
+    return build_.reshape(build_.transpose(x, {0, 2, 1, 3}),
+                          {shape[0], shape[2], shape[1] * shape[3]});
+  }
+  // bias, begin, end, key mask, query and key segment, sink
+  std::vector<ValueId> make_masks() {
+    const int64_t s = options_.sequence;
+    std::vector<ValueId> masks(7);
+    if (options_.key_bias) masks[0] = input("bias", {1, heads_, 1, s});
+    if (options_.full_bias) masks[0] = input("bias", {kBatch, 1, s, s});
+    if (options_.window > 0) masks[1] = bound([&](int64_t i) { return i + 1 - options_.window; });
+    if (options_.causal) masks[2] = bound([](int64_t i) { return i + 1; });
+    if (options_.run_time_end) masks[2] = graph_.add_input("ends", {DataType::kInt64, {kBatch, s}});
+    if (options_.key_mask) masks[3] = graph_.add_input("mask", {DataType::kBool, {kBatch, s}});
+    if (options_.segments) {
+      masks[4] = graph_.add_input("segments", {DataType::kInt64, {kBatch, s}});
+      masks[5] = masks[4];
+    }
+    if (options_.sink) masks[6] = input("sink", {heads_});
+    return masks;
+  }
+  template <typename Of>
+  ValueId bound(const Of& of) {
+    std::vector<int64_t> positions;
+    for (int64_t i = 0; i < options_.sequence; ++i)
+      positions.push_back(std::max<int64_t>(0, of(i)));
+    return build_.constant(ir::Tensor::int64s(positions).reshaped({1, options_.sequence}));
+  }
+  std::vector<ValueId> fused(const std::string& op, std::vector<ValueId> operands,
+                             const std::vector<ValueId>& masks,
+                             const std::vector<ir::Type>& types) {
+    operands.insert(operands.end(), masks.begin(), masks.end());
+    while (!operands.back()) operands.pop_back();
+    ir::Attributes attributes{{"scale", 0.6F}, {"dead_rows", std::string(options_.dead_rows)}};
+    if (options_.softcap != 0) attributes.set("softcap", options_.softcap);
+    return build_.node(op, std::move(operands), types, std::move(attributes),
+                       std::string(ir::kAutospDomain));
+  }
+  void weight_gradient(const std::string& name, ValueId x, ValueId gradient) {
+    const ValueId g = join(gradient);
+    const ValueId rows = build_.reshape(x, {kBatch * options_.sequence, kHidden});
+    const ValueId columns = build_.reshape(g, {kBatch * options_.sequence, graph_.shape(g)[2]});
+    graph_.add_output(name, build_.matmul(build_.transpose(rows, {1, 0}), columns));
+  }
+
+  const Options& options_;
+  Graph graph_;
+  ir::Builder build_{graph_};
+  int64_t heads_;
+};
+
+shard::Roles roles_of(const Graph& graph) {
+  shard::RoleOptions options{.sequence = {"x:1", "t:1"}, .batch = {"x:0", "t:0"}, .loss = "loss"};
+  for (const char* name : {"wq", "wk", "wv", "sink"}) {
+    if (graph.find(name)) options.gradients[name] = std::string(name) + "_grad";
+  }
+  return shard::detect_roles(graph, options);
+}
+
+// Random inputs, of which the masks hide whole blocks from some rows, but no row from all, unless
+// the layer says what such rows give.
+test::Tensors feeds_of(const Graph& graph, const Options& options) {
+  test::Tensors feeds = test::random_feeds(graph, {.num_tokens = 2});
+  const int64_t s = options.sequence;
+  if (options.run_time_end) {
+    auto ends = feeds.at("ends").mutable_values<int64_t>();
+    for (int64_t k = 0; k < kBatch * s; ++k) ends[static_cast<size_t>(k)] = 1 + (7 * k) % s;
+  }
+  if (options.full_bias) {
+    auto bias = feeds.at("bias").mutable_values<float>();
+    for (int64_t k = 0; k < kBatch * s * s; ++k) {
+      const int64_t query = k / s % s;
+      if ((k % s + query) % s > s / 3)
+        bias[static_cast<size_t>(k)] = -std::numeric_limits<float>::infinity();
+    }
+  }
+  if (options.key_mask) {
+    auto mask = feeds.at("mask").mutable_values<bool>();
+    for (int64_t k = 0; k < kBatch * s; ++k) {
+      const bool dead = std::string_view(options.dead_rows) == "zero" &&
+                        k % s < 6;  // causal rows before see no key
+      mask[static_cast<size_t>(k)] = !dead && (k % s < 2 || k % 3 == 0);
+    }
+  }
+  return feeds;
+}
+
+struct Case {
+  const char* name;
+  Options layer;
+  shard::PlanOptions mesh;
+};
+void PrintTo(const Case& c, std::ostream* out) { *out << c.name; }
+
+shard::PlanOptions ring(std::map<std::string, int64_t> sizes, int64_t dp = 1) {
+  int64_t sp = 1;
+  for (const auto& [axis, size] : sizes) sp *= size;
+  return {.sp = sp, .dp = dp, .sp_mesh = std::move(sizes), .strict = true, .ring = true};
+}
+
+class RingAttention : public testing::TestWithParam<Case> {
+ protected:
+  RingAttention()
+      : graph(Layer(GetParam().layer).build()),
+        plan(shard::make_plan(graph, roles_of(graph), GetParam().mesh)),
+        program(build_program(plan)),
+        feeds(feeds_of(graph, GetParam().layer)) {}
+
+  // 16-bit sums round at other places.
+  double tolerance() const { return GetParam().layer.dtype == DataType::kFloat32 ? 1e-5 : 2e-2; }
+
+  Graph graph;
+  shard::Plan plan;
+  SpmdProgram program;
+  test::Tensors feeds;
+};
+
+TEST_P(RingAttention, OfAllRanksInOneGraphEqualsWhole) {
+  ASSERT_TRUE(plan.has_ring());
+  EXPECT_TRUE(plan.ring_refusals.empty());
+  test::expect_close(test::run_graph(emulate(program), feeds), test::run_graph(graph, feeds),
+                     tolerance());
+}
+
+TEST_P(RingAttention, OfRanksThatExchangeBlocksEqualsWholeAlsoBesideComputation) {
+  const test::Tensors whole = test::run_graph(graph, feeds);
+  for (const bool overlap : {false, true}) {
+    const executor::RunResult run = run_program(program, feeds, overlap);
+    for (const executor::RankResult& rank : run.ranks) {
+      SCOPED_TRACE(fmt::format("rank {}, overlap {}", rank.rank, overlap));
+      test::expect_close(rank.outputs, whole, tolerance());
+    }
+  }
+}
+
+TEST_P(RingAttention, IsTheSameWhenItIsRecomputed) {
+  const test::Tensors whole = test::run_graph(graph, feeds);
+  const SpmdProgram recomputed =
+      apply_recompute(program, plan_recompute(program, RecomputePolicy::kFull));
+  const executor::RunResult run = run_program(recomputed, feeds);
+  test::expect_close(run.ranks.back().outputs, whole, tolerance());
+}
+
+TEST_P(RingAttention, RanksAgreeOnWhatTheyExchangeAndGatherNothing) {
+  std::vector<std::string> listed;
+  for (const CollectiveRecord& record : list_collectives(program)) {
+    listed.push_back(record.node);
+    // Over groups of heads keys are gathered as without a ring, block by block.
+    const bool whole =
+        record.kind == StepKind::kAllGather || record.kind == StepKind::kReduceScatter;
+    EXPECT_FALSE(whole && record.mesh_axes.front() == "r") << record.node;
+  }
+  for (int64_t rank = 0; rank < plan.mesh.size(); ++rank) {
+    const Graph local = emit_rank(program, rank);
+    std::vector<std::string> nodes;
+    for (const ir::Node& node : local.nodes()) {
+      if (ir::is_collective(node)) nodes.push_back(node.name);
+    }
+    EXPECT_EQ(nodes, listed) << "rank " << rank;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Meshes, RingAttention,
+    testing::Values(Case{"two", {}, ring({{"r", 2}})}, Case{"four", {}, ring({{"r", 4}})},
+                    Case{"ragged_over_five", {}, ring({{"r", 5}})},
+                    Case{"one_position_each", {.sequence = 4}, ring({{"r", 4}})},
+                    Case{"one_head", {.kv_heads = 1, .group = 1}, ring({{"r", 3}})},
+                    Case{"beside_heads", {}, ring({{"r", 2}, {"u", 2}})},
+                    Case{"beside_groups", {.group = 3}, ring({{"r", 2}, {"g", 3}})},
+                    Case{"three_axes", {}, ring({{"r", 3}, {"g", 2}, {"u", 2}})},
+                    Case{"batches", {}, ring({{"r", 2}, {"u", 2}}, 2)}),
+    [](const auto& tested) { return tested.param.name; });
+
+INSTANTIATE_TEST_SUITE_P(
+    Masks, RingAttention,
+    testing::Values(
+        Case{"none", {.causal = false}, ring({{"r", 4}})},
+        Case{"window", {.window = 5}, ring({{"r", 4}})},
+        Case{"window_of_one_block", {.sequence = 16, .window = 2}, ring({{"r", 4}})},
+        Case{"run_time_ends", {.causal = false, .run_time_end = true}, ring({{"r", 4}})},
+        Case{"key_mask", {.causal = false, .key_mask = true}, ring({{"r", 4}})},
+        Case{"segments", {.segments = true}, ring({{"r", 4}})},
+        Case{"key_bias", {.key_bias = true}, ring({{"r", 2}, {"u", 2}})},
+        Case{"bias_that_hides_blocks", {.causal = false, .full_bias = true}, ring({{"r", 4}})},
+        Case{"sink", {.sink = true}, ring({{"r", 4}})},
+        Case{"sink_and_heads", {.window = 3, .sink = true}, ring({{"r", 2}, {"u", 2}})},
+        Case{"softcap", {.softcap = 1.5F}, ring({{"r", 3}})},
+        Case{"rows_without_keys", {.key_mask = true, .dead_rows = "zero"}, ring({{"r", 4}})}),
+    [](const auto& tested) { return tested.param.name; });
+
+INSTANTIATE_TEST_SUITE_P(
+    Types, RingAttention,
+    testing::Values(Case{"bfloat16", {.dtype = DataType::kBFloat16}, ring({{"r", 4}})},
+                    Case{"float16", {.dtype = DataType::kFloat16}, ring({{"r", 4}})}),
+    [](const auto& tested) { return tested.param.name; });
+
+Graph rank_graph(const Options& options, const shard::PlanOptions& mesh, int64_t rank) {
+  const Graph graph = Layer(options).build();
+  const shard::Plan plan = shard::make_plan(graph, roles_of(graph), mesh);
+  return emit_rank(build_program(plan), rank);
+}
+
+size_t count_attentions(const Graph& graph) {
+  return test::count_nodes(graph, "Attention", ir::kAutospDomain);
+}
+
+TEST(RingAttentionBlocks, ThatCausalMasksHideAreNotAttendedTo) {
+  for (int64_t rank = 0; rank < 4; ++rank) {
+    const Graph graph = rank_graph({}, ring({{"r", 4}}), rank);
+    EXPECT_EQ(count_attentions(graph), static_cast<size_t>(rank) + 1);
+    // Those before a rank's own are seen whole: they need no interval.
+    for (const ir::Node& node : graph.nodes()) {
+      if (node.op != "Attention" || node.domain != ir::kAutospDomain) continue;
+      EXPECT_EQ(node.input(5).valid(), node.name.find("@block") == std::string::npos) << node.name;
+    }
+  }
+}
+
+TEST(RingAttentionBlocks, BeyondAWindowAreNotSent) {
+  const Graph graph = Layer({.sequence = 16, .window = 2}).build();
+  const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));
+  const SpmdProgram program = build_program(plan);
+  int64_t key_and_value = 0;
+  for (const CollectiveRecord& record : list_collectives(program)) {
+    if (record.purpose != Purpose::kReshard) continue;
+    ++key_and_value;
+    EXPECT_EQ(record.bytes_per_rank, kBatch * 2 * 4 * kWidth * 4) << record.node;  // a block
+  }
+  // One step in either direction, and the gradients' way home.
+  EXPECT_EQ(key_and_value, 2 + 2 + 2);
+  EXPECT_EQ(count_attentions(emit_rank(program, 0)), 1U);
+  EXPECT_EQ(count_attentions(emit_rank(program, 3)), 2U);
+}
+
+// A causal block is of no use to the members before its owner: it stops at the last one.
+TEST(RingAttentionBlocks, GoNoFurtherThanTheyAreSeen) {
+  const Graph graph = Layer({.sequence = 16}).build();
+  const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));
+  const SpmdProgram program = build_program(plan);
+  const auto node = std::ranges::find_if(program.instructions, [&](const Instruction& instruction) {
+    const auto* compute = std::get_if<Compute>(&instruction);
+    return compute != nullptr && plan.is_on_ring(compute->node);
+  });
+  const Ring around(program, std::get<Compute>(*node));
+  EXPECT_EQ(around.steps(), 4U);
+  int64_t sent = 0;
+  for (const RingTransfer& transfer : around.transfers()) {
+    for (int64_t rank = 0; rank < 4; ++rank) sent += around.bytes_sent(transfer, rank);
+  }
+  const int64_t block = kBatch * 2 * 4 * kWidth * 4;
+  EXPECT_EQ(sent, 2 * (3 + 2 + 1) * block);
+}
+
+// Whether the node, or what it depends on, is attention.
+bool depends_on_attention(const Graph& graph, const ir::Node& node) {
+  if (node.op.starts_with("Attention")) return true;
+  return std::ranges::any_of(node.inputs, [&](ValueId input) {
+    const ir::Node* producer = input ? graph.producer(input) : nullptr;
+    return producer != nullptr && depends_on_attention(graph, *producer);
+  });
+}
+
+TEST(RingAttentionBlocks, AreUnderWayBesideAttention) {
+  const Graph graph = rank_graph({.causal = false}, ring({{"r", 4}}), 1);
+  std::vector<std::string> order;
+  for (const ir::Node& node : graph.nodes()) {
+    if (node.op == "Attention") order.emplace_back("attention");
+    if (node.name.find("@ring-key") == std::string::npos) continue;
+    EXPECT_FALSE(depends_on_attention(graph, node)) << node.name;
+    if (node.phase == "forward") order.emplace_back("send");
+  }
+  const std::vector<std::string> expected = {"send", "attention", "send",     "attention",
+                                             "send", "attention", "attention"};
+  EXPECT_EQ(order, expected);
+}
+
+TEST(RingAttentionRefusals, NameTheReason) {
+  const Graph graph = Layer({.key_mask = true, .dead_rows = "uniform"}).build();
+  const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));
+  EXPECT_FALSE(plan.has_ring());
+  ASSERT_EQ(plan.ring_refusals.size(), 2U);  // forward and backward
+  EXPECT_NE(plan.ring_refusals[0].reason.find("uniform"), std::string::npos);
+  const ValueId output = graph.node(plan.ring_refusals[0].node).outputs[0];
+  EXPECT_NE(shard::explain(plan, output).find("no ring, since rows"), std::string::npos);
+  test::expect_close(
+      test::run_graph(emulate(build_program(plan)), feeds_of(graph, {.key_mask = true})),
+      test::run_graph(graph, feeds_of(graph, {.key_mask = true})));
+}
+
+// What known intervals and sinks show of rows counts, not what rows without a key would do.
+TEST(RingAttentionRefusals, AreNoneWhereEveryRowSeesAKey) {
+  for (const Options& options : {Options{.dead_rows = "uniform"},
+                                 Options{.key_mask = true, .sink = true, .dead_rows = "nan"}}) {
+    const Graph graph = Layer(options).build();
+    const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));
+    EXPECT_TRUE(plan.has_ring());
+    const test::Tensors feeds = feeds_of(graph, options);
+    test::expect_close(test::run_graph(emulate(build_program(plan)), feeds),
+                       test::run_graph(graph, feeds));
+  }
+}
+
+}  // namespace
+}  // namespace autosp::transforms

@@ -1,0 +1,75 @@
+// A member's attention to one block of keys at a time, and how what it makes of the blocks becomes
+// the attention to all of them.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ir/builder.h"
+#include "transforms/ring_attention/ring.h"
+
+namespace autosp::transforms {
+
+// The keys and values of a block.
+struct RingBlock {
+  ValueId key;
+  ValueId value;
+};
+
+class BlockAttention {
+ public:
+  // `operands` are those of the whole operator on a rank, its own block of keys and values among
+  // them. Names of what is emitted are those of the whole operator and `suffix`.
+  BlockAttention(const SpmdProgram& program, const Compute& compute, const Ring& ring, int64_t rank,
+                 const std::vector<ValueId>& operands, std::string suffix, ir::Builder& build);
+
+  // Attends to the block that the rank holds in a step, in steps one after the other. Of a
+  // gradient, returns what it adds to the gradients of the block's keys and values, in their type;
+  // invalid where nobody asks for it.
+  RingBlock attend(size_t step, const RingBlock& block);
+
+  // Adds what another member made of this rank's own block to its gradients.
+  void add_home(const RingBlock& gradients);
+
+  // The results of the operator, all blocks together; invalid where it has none.
+  std::vector<ValueId> finish();
+
+ private:
+  // Of the queries, over the blocks so far. `output` is in the type to compute in, but for the
+  // first block's, which may be all there is.
+  struct Partial {
+    ValueId output;
+    ValueId max;
+    ValueId sum;
+  };
+
+  void attend_forward(size_t step, const RingBlock& block);
+  RingBlock attend_backward(size_t step, const RingBlock& block);
+  std::vector<ValueId> emit(size_t step, const RingBlock& block,
+                            const std::vector<ir::Type>& types);
+  std::vector<ValueId> operands_of(size_t step, const RingBlock& block);
+  ValueId interval_bound(ValueId bound, const shard::Interval& keys, bool is_end);
+  ValueId along_keys(ValueId x, int64_t axis, const shard::Interval& keys);
+  ValueId finite(ValueId bias);
+  Partial merged(const Partial& a, const Partial& b);
+  // A sum in the type to compute in; `sum` may be invalid.
+  ValueId added(ValueId sum, ValueId term);
+  ValueId result(size_t k, ValueId wide);
+  std::string name_of(size_t result) const;
+
+  const SpmdProgram& program_;
+  const Compute& compute_;
+  const Ring& ring_;
+  const ir::Node& node_;
+  shard::AttentionOperands at_;
+  int64_t rank_;
+  size_t member_;
+  const std::vector<ValueId>& operands_;
+  std::string suffix_;
+  ir::Builder& build_;
+  std::optional<Partial> partial_;  // of Attention
+  std::vector<ValueId> sums_;       // of AttentionGrad: by result, in the type to compute in
+};
+
+}  // namespace autosp::transforms

@@ -1,0 +1,164 @@
+#include "transforms/ring_attention/ring.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "transforms/sixteen_bit.h"
+#include "transforms/spmd/geometry.h"
+
+namespace autosp::transforms {
+
+using shard::Interval;
+using What = RingTransfer::What;
+
+Ring::Ring(const SpmdProgram& program, const Compute& compute)
+    : program_(program),
+      compute_(compute),
+      at_(*shard::attention_operands(program.graph().node(compute.node))),
+      axis_(program.plan->axis_named("r")) {
+  find_ranges();
+  find_attended();
+  list_transfers();
+}
+
+size_t Ring::member_of(int64_t rank) const {
+  return static_cast<size_t>(program_.plan->mesh.coordinates(rank)[axis_]);
+}
+
+std::vector<int64_t> Ring::ranks_with(int64_t rank) const {
+  return group_of(rank, {axis_}, program_.plan->mesh);
+}
+
+// Positions follow from the place along axis r alone: inside attention the other axes split heads
+// and batches.
+void Ring::find_ranges() {
+  for (int64_t rank : ranks_with(0)) {
+    keys_.push_back(input_slice(program_, program_.at(compute_.operands[at_.key]), rank)[2]);
+    queries_.push_back(input_slice(program_, program_.at(compute_.operands[at_.query]), rank)[2]);
+  }
+}
+
+void Ring::find_attended() {
+  const ir::Graph& graph = program_.graph();
+  const ir::Node& node = graph.node(compute_.node);
+  const auto begins = graph.constant_ints(node.input(at_.begin));
+  const auto ends = graph.constant_ints(node.input(at_.end));
+  const auto queries = static_cast<size_t>(queries_.back().end);
+  attends_.assign(members(), std::vector<bool>(members(), false));
+  const auto attend = [&](size_t member, size_t owner) {
+    const size_t step = (member + members() - owner) % members();
+    attends_[member][step] = true;
+    steps_ = std::max(steps_, step + 1);
+  };
+  for (size_t m = 0; m < members(); ++m) attend(m, m);
+  // One mask for all samples, or one for each: whatever anyone sees is attended to.
+  const size_t rows = std::max({queries, begins ? begins->size() : 0, ends ? ends->size() : 0});
+  for (size_t row = 0; row < rows; ++row) {
+    const auto query = static_cast<int64_t>(row % queries);
+    const auto in_queries = [query](const Interval& range) { return query < range.end; };
+    const auto member =
+        static_cast<size_t>(std::ranges::find_if(queries_, in_queries) - queries_.begin());
+    // What is computed during the run may be anything.
+    const int64_t from = begins ? (*begins)[row % begins->size()] : 0;
+    const int64_t to = ends ? (*ends)[row % ends->size()] : key_extent();
+    for (size_t owner = 0; owner < members(); ++owner) {
+      if (std::max(from, keys_[owner].begin) < std::min(to, keys_[owner].end))
+        attend(member, owner);
+    }
+  }
+}
+
+bool Ring::holds(size_t member, size_t step) const {
+  const size_t block = owner(member, step);
+  for (size_t later = step; later < steps_; ++later) {
+    if (attends(next(block, later), later)) return true;
+  }
+  return false;
+}
+
+void Ring::list_transfers() {
+  const ir::Node& node = program_.graph().node(compute_.node);
+  const bool gradient = node.op == "AttentionGrad";
+  for (size_t step = 0; step < steps_; ++step) {
+    if (step + 1 < steps_) {
+      add(What::kKey, step + 1);
+      add(What::kValue, step + 1);
+    }
+    if (step == 0 || !gradient) continue;
+    if (compute_.results[1]) add(What::kKeyGradient, step);
+    if (compute_.results[2]) add(What::kValueGradient, step);
+  }
+}
+
+PlacedId Ring::value_of(What what) const {
+  switch (what) {
+    case What::kKey:
+      return compute_.operands[at_.key];
+    case What::kValue:
+      return compute_.operands[at_.value];
+    case What::kKeyGradient:
+      return compute_.results[1];
+    case What::kValueGradient:
+      return compute_.results[2];
+  }
+  internal_error(__FILE__, __LINE__, "what");
+}
+
+// Key and value may be one value, and both directions hand them on: the operator's own first result
+// tells these apart.
+void Ring::add(What what, size_t step) {
+  const std::vector<PlacedId>& results = compute_.results;
+  const PlacedId made = *std::ranges::find_if(results, [](PlacedId id) { return id.valid(); });
+  const bool is_key = what == What::kKey || what == What::kKeyGradient;
+  const bool is_block = what == What::kKey || what == What::kValue;
+  transfers_.push_back(
+      {.what = what,
+       .step = step,
+       .value = value_of(what),
+       .node = fmt::format("{}@ring-{}{}{}#{}{}",
+                           program_.graph().name_of(program_.at(value_of(what)).value),
+                           is_block ? "" : "home-", is_key ? "key" : "value", step, made.index(),
+                           name_suffix(compute_.phase))});
+}
+
+const RingTransfer* Ring::find(What what, size_t step) const {
+  const auto found = std::ranges::find_if(
+      transfers_, [&](const auto& other) { return other.what == what && other.step == step; });
+  return found == transfers_.end() ? nullptr : &*found;
+}
+
+int64_t Ring::bytes_sent(const RingTransfer& transfer, int64_t rank) const {
+  const size_t member = member_of(rank);
+  const bool is_block = transfer.what == What::kKey || transfer.what == What::kValue;
+  const bool sends = is_block ? holds(next(member), transfer.step) : attends(member, transfer.step);
+  if (!sends) return 0;
+  const size_t block = owner(member, is_block ? transfer.step - 1 : transfer.step);
+  const Placed& placed = program_.at(transfer.value);
+  ir::Shape shape = local_shape(placed, program_.plan->mesh, rank);
+  shape[2] = keys(block).extent();
+  return ir::Type{program_.graph().type(placed.value).dtype, shape}.num_bytes();
+}
+
+int64_t ring_working_bytes(const SpmdProgram& program, const Compute& compute, int64_t rank) {
+  const ir::Node& node = program.graph().node(compute.node);
+  const shard::AttentionOperands at = *shard::attention_operands(node);
+  const auto bytes = [&](PlacedId id, bool wide) {
+    if (!id) return int64_t{0};
+    ir::Type type{program.graph().type(program.at(id).value).dtype,
+                  local_shape(program.at(id), program.plan->mesh, rank)};
+    if (wide) type.dtype = wide_type(type.dtype);
+    return type.num_bytes();
+  };
+  // The block in use and the next one.
+  int64_t total =
+      2 * (bytes(compute.operands[at.key], false) + bytes(compute.operands[at.value], false));
+  // A partial result, and the sum of all so far; a gradient that leaves, and one that arrives.
+  total += bytes(compute.operands[at.query], true);
+  if (node.op == "AttentionGrad") {
+    for (size_t k : {1, 2})
+      total += 2 * bytes(compute.results[k], false) + bytes(compute.results[k], true);
+  }
+  return total;
+}
+
+}  // namespace autosp::transforms
