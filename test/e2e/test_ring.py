@@ -3,11 +3,13 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 from emulation import assert_emulated_equals_original
 from training_graph import GRAPHS, TrainingGraph, committed_graphs
 
 LLAMA = GRAPHS / "matrix" / "llama_h8_kv2.onnx"
+BERT = GRAPHS / "bert_static.onnx"
 MESHES = {"r=2": 2, "r=4": 4, "u=2,r=2": 4}
 
 
@@ -30,11 +32,12 @@ def test_models_of_all_exporters(autosp_onnx, tmp_path, graph, sp, mesh):
     assert_emulated_equals_original(autosp_onnx, tmp_path / "out", graph, sizes, sp, 1, *options)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     # A model whose rows may see no key gathers, and says so.
-    kinds = {entry["kind"] for entry in manifest["collectives"] if entry["purpose"] == "reshard"}
+    reshards = [entry for entry in manifest["collectives"] if entry["purpose"] == "reshard"]
     travels = any("@ring-" in entry["node"] for entry in manifest["collectives"])
     assert travels == (not manifest["warnings"])
     if travels and mesh.startswith("r"):
-        assert kinds == {"all-to-all"}
+        assert {entry["kind"] for entry in reshards if entry["phase"] == "forward"} == {"all-to-all"}
+        assert "reduce-scatter" not in {entry["kind"] for entry in reshards}
 
 
 @pytest.mark.parametrize("mesh", ["r=2,u=2", "r=3"])
@@ -81,9 +84,6 @@ def test_results_stay_and_the_peak_is_the_predicted_one(autosp_onnx, tmp_path, f
         ranks = report(autosp_onnx, "run", *command)["ranks"]
         if "--overlap" not in way:
             assert max(rank["planned_peak_bytes"] for rank in ranks) == predicted
-            for rank in ranks:
-                measured, planned = rank["measured_peak_bytes"], rank["planned_peak_bytes"]
-                assert abs(measured - planned) <= 0.05 * planned + 4096
         outputs[tuple(way)] = dict(np.load(path))
     first = outputs.pop(())
     for way, other in outputs.items():
@@ -91,21 +91,46 @@ def test_results_stay_and_the_peak_is_the_predicted_one(autosp_onnx, tmp_path, f
             assert np.array_equal(array, other[name]), (way, name)
 
 
+@pytest.mark.parametrize("overlap", [(), ("--overlap",)], ids=["one after the other", "overlap"])
+def test_the_arena_is_used_as_planned(autosp_onnx, tmp_path, overlap):
+    """At a length at which pages are small."""
+    sizes = {"batch": 2, "seq": 1201}
+    np.savez(tmp_path / "feed.npz", **TrainingGraph(LLAMA).inputs(sizes))
+    options = [*dims(sizes), "--sp-mesh", "r=4", "--ring", "on"]
+    report(autosp_onnx, "shard", LLAMA, *options, "-o", tmp_path / "out")
+    predicted = report(autosp_onnx, "plan", LLAMA, *options, "--memory", "2MiB", *overlap)["planned_peak_bytes"]
+    run = [tmp_path / "out", "--feed", tmp_path / "feed.npz", "--threads-per-rank", 1, *overlap]
+    ranks = report(autosp_onnx, "run", *run)["ranks"]
+    assert predicted == pytest.approx(max(rank["planned_peak_bytes"] for rank in ranks), rel=0.02)
+    for rank in ranks:
+        assert rank["measured_peak_bytes"] == pytest.approx(rank["planned_peak_bytes"], rel=0.02)
+
+
 def test_no_rank_holds_whole_keys_and_values(autosp_onnx):
-    """At a length at which attention's operands are most of the memory."""
-    options = [*dims({"batch": 1, "seq": 4096}), "--sp-mesh", "r=8", "--recompute", "full", "--memory", "1GiB"]
+    """Two KV heads of eight, so that keys and values are small beside what else there is."""
+    options = [*dims({"batch": 1, "seq": 8192}), "--sp-mesh", "r=8", "--recompute", "full", "--memory", "1GiB"]
     gathered = report(autosp_onnx, "plan", LLAMA, *options)
     ring = report(autosp_onnx, "plan", LLAMA, *options, "--ring", "on")
-    assert ring["planned_peak_bytes"] < 0.8 * gathered["planned_peak_bytes"]
+    assert ring["planned_peak_bytes"] < 0.65 * gathered["planned_peak_bytes"]
 
 
 def test_explain_and_check_say_how_keys_are_seen(autosp_onnx, tmp_path):
-    options = [*dims({"batch": 1, "seq": 64}), "--sp-mesh", "r=4", "--ring", "on"]
-    manifest = report(autosp_onnx, "shard", LLAMA, *options, "-o", tmp_path / "out")
-    value = next(entry["node"].split("@")[0] for entry in manifest["collectives"] if "@ring-key" in entry["node"])
-    assert "split by the sequence" in report(autosp_onnx, "explain", LLAMA, value, *options)["explanation"]
+    options = [*dims({"batch": 1, "seq": 65}), "--sp-mesh", "r=5", "--ring", "on"]
+    report(autosp_onnx, "shard", LLAMA, *options, "-o", tmp_path / "out")
+    nodes = onnx.load(tmp_path / "out" / "rank_0.onnx").graph.node
+    value = next(node.output[0].removesuffix("@part") for node in nodes if node.op_type.startswith("Attention"))
+    assert "travel around a ring" in report(autosp_onnx, "explain", LLAMA, value, *options)["explanation"]
     [heads] = [line for line in report(autosp_onnx, "check", LLAMA, *options)["checks"] if line["check"] == "heads"]
     assert "travel around a ring" in heads["found"]
+
+
+def test_what_gathers_nevertheless_is_named(autosp_onnx, tmp_path):
+    """BERT's rows may see no key, and a mesh may have no axis for it."""
+    gathers = report(autosp_onnx, "shard", BERT, "--sp-mesh", "r=2", "--ring", "on", "-o", tmp_path / "out")
+    assert gathers["warnings"] and all("has no ring" in warning for warning in gathers["warnings"])
+    heads = report(autosp_onnx, "shard", BERT, "--sp-mesh", "u=2", "--ring", "on", "-o", tmp_path / "out")
+    [warning] = heads["warnings"]
+    assert "the mesh has no axis r" in warning
 
 
 @pytest.mark.parametrize("option", ["sideways", ""])
