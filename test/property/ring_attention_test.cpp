@@ -3,6 +3,7 @@
 // what that depends.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <set>
 
@@ -296,6 +297,44 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"float16", {.dtype = DataType::kFloat16}, ring({{"r", 4}})}),
     [](const auto& tested) { return tested.param.name; });
 
+// The error of a tensor's entries, as a root mean square relative to theirs.
+double error_of(const ir::Tensor& got, const ir::Tensor& exact) {
+  double difference = 0;
+  double size = 0;
+  for (int64_t k = 0; k < exact.num_elements(); ++k) {
+    difference += std::pow(got.value_as_double(k) - exact.value_as_double(k), 2);
+    size += std::pow(exact.value_as_double(k), 2);
+  }
+  return std::sqrt(difference / size);
+}
+
+// Sixteen blocks are summed in float32, so that 16 bits lose no more than they do in one piece.
+TEST(RingAttentionPrecision, OfSixteenBitsIsThatOfTheWhole) {
+  const Options narrow{.sequence = 64, .causal = false, .dtype = DataType::kBFloat16};
+  Options wide = narrow;
+  wide.dtype = DataType::kFloat32;
+  const Graph graph = Layer(narrow).build();
+  const test::Tensors feeds = feeds_of(graph, narrow);
+  test::Tensors wide_feeds;
+  for (const auto& [name, tensor] : feeds) {
+    ir::Tensor widened(ir::Type{DataType::kFloat32, tensor.shape()});
+    for (int64_t k = 0; k < tensor.num_elements(); ++k) {
+      widened.mutable_values<float>()[static_cast<size_t>(k)] =
+          static_cast<float>(tensor.value_as_double(k));
+    }
+    wide_feeds.emplace(name, widened);
+  }
+  const test::Tensors exact = test::run_graph(Layer(wide).build(), wide_feeds);
+  const test::Tensors whole = test::run_graph(graph, feeds);
+  const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 16}}));
+  const test::Tensors parts = run_program(build_program(plan), feeds).ranks[0].outputs;
+  for (const char* name : {"wq_grad", "wk_grad", "wv_grad"}) {
+    EXPECT_LT(error_of(parts.at(name), exact.at(name)),
+              1.25 * error_of(whole.at(name), exact.at(name)))
+        << name;
+  }
+}
+
 Graph rank_graph(const Options& options, const shard::PlanOptions& mesh, int64_t rank) {
   const Graph graph = Layer(options).build();
   const shard::Plan plan = shard::make_plan(graph, roles_of(graph), mesh);
@@ -391,7 +430,8 @@ TEST(RingAttentionRefusals, NameTheReason) {
 
 // What known intervals and sinks show of rows counts, not what rows without a key would do.
 TEST(RingAttentionRefusals, AreNoneWhereEveryRowSeesAKey) {
-  for (const Options& options : {Options{.dead_rows = "uniform"},
+  // In a block, rows may well see none.
+  for (const Options& options : {Options{.window = 2, .dead_rows = "uniform"},
                                  Options{.key_mask = true, .sink = true, .dead_rows = "nan"}}) {
     const Graph graph = Layer(options).build();
     const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));

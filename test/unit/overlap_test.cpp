@@ -76,6 +76,21 @@ TEST(Overlap, AParameterIsFetchedWhileTheOneBeforeIsUsed) {
               ElementsAre("first", "Mul", "second", "Sin", "Mul", "third", "Sin", "Mul", "Sin"));
 }
 
+// What is sent on needs nothing: begun early, all that a ring passes on would be there at once.
+TEST(Overlap, WhatIsSentOnStaysInItsPlace) {
+  Graph graph;
+  ir::Builder build(graph);
+  const ValueId x = graph.add_input("x", kFloats);
+  const ValueId first = all_reduce(build, build.unary("Exp", x), "first");
+  const ValueId own = build.unary("Sin", x);
+  const ValueId second = all_reduce(build, first, "second");
+  const ValueId used = build.binary("Add", own, first);
+  const ValueId third = all_reduce(build, second, "third");
+  graph.add_output("y", build.binary("Add", build.binary("Add", used, second), third));
+  EXPECT_THAT(operators(start_collectives_early(graph)),
+              ElementsAre("Exp", "first", "Sin", "second", "Add", "third", "Add", "Add"));
+}
+
 TEST(Overlap, TheFirstReaderOfALaterOneWaitsForThoseBefore) {
   Graph graph;
   ir::Builder build(graph);
