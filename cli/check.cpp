@@ -13,6 +13,7 @@
 #include "rank_kinds.h"
 #include "ranks.h"
 #include "recompute_arguments.h"
+#include "ring_choice.h"
 
 namespace autosp::cli {
 
@@ -179,7 +180,8 @@ class Checks {
 
   void check_plan() {
     guarded("split", [&] {
-      plan_ = plan_model(*model_, arguments_.plan);
+      plan_ = plan_model(*model_,
+                         with_ring_chosen(arguments_.plan, *model_, arguments_.recompute, device_));
       program_ = transforms::build_program(*plan_);
       if (plan_->gathered.empty()) {
         add("split", Verdict::kPass,

@@ -8,6 +8,8 @@
 #include "command.h"
 #include "json_text.h"
 #include "model_arguments.h"
+#include "prediction.h"
+#include "ring_choice.h"
 #include "transforms/spmd/program.h"
 
 namespace autosp::cli {
@@ -63,7 +65,8 @@ std::optional<std::string> fed_layout(const shard::Plan& plan, ValueId value) {
 
 int run(const Arguments& arguments) {
   const LoadedModel model = load_model(arguments.model, arguments.passes);
-  const shard::Plan plan = plan_model(model, arguments.plan);
+  const shard::Plan plan =
+      plan_model(model, with_ring_chosen(arguments.plan, model, {}, load_device("h100")));
   const ValueId value = find_value(model.graph, arguments.value);
   const std::optional<std::string> fed = fed_layout(plan, value);
   std::string text = shard::explain(plan, value);

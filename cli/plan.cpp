@@ -10,6 +10,7 @@
 #include "longest_sequence.h"
 #include "onnx/model.h"
 #include "prediction.h"
+#include "ring_choice.h"
 #include "training/arguments.h"
 
 namespace autosp::cli {
@@ -48,6 +49,7 @@ struct Arguments {
 struct Planned {
   Prediction prediction;
   std::string mesh;
+  bool ring = false;
   std::string policy;
   int64_t sequence = 0;
 };
@@ -77,6 +79,7 @@ Planned plan_once(const LoadedModel& model, const Arguments& arguments, const co
   program.program.exchange = plan_training(arguments.training, program.program);
   return {.prediction = predict(model, program.program, device, arguments.overlap),
           .mesh = plan.mesh.to_string(),
+          .ring = plan.has_ring(),
           .policy = program.summary.policy,
           .sequence = plan.sequence_extent};
 }
@@ -206,8 +209,9 @@ void print_memory(const Planned& planned, int64_t memory) {
 void print_report(const Planned& planned, const Arguments& arguments, const cost::Device& device,
                   int64_t memory, const std::optional<int64_t>& longest) {
   const Prediction& p = planned.prediction;
-  fmt::print("{}, {} positions: {}; recompute {}; {}\n", arguments.model.model.filename().string(),
-             planned.sequence, planned.mesh, planned.policy, device.name);
+  fmt::print("{}, {} positions: {}{}; recompute {}; {}\n",
+             arguments.model.model.filename().string(), planned.sequence, planned.mesh,
+             planned.ring ? " (a ring)" : "", planned.policy, device.name);
   print_memory(planned, memory);
   fmt::print(
       "work\n  {:<24} {:>12.4g} FLOPs forward, {:.4g} backward, {:.4g} recomputed ({:.1f} %)\n",
@@ -266,7 +270,8 @@ int sweep(const Arguments& arguments, const LoadedModel& model, const cost::Devi
     }
   }
   Json rows = Json::array();
-  for (const Arguments& point : points) {
+  for (Arguments& point : points) {
+    point.plan = with_ring_chosen(point.plan, model, point.recompute, device);
     const Prediction p = plan_once(model, point, device, memory).prediction;
     const bool fits = p.peak <= memory;
     if (rows.empty() && !arguments.json) {
@@ -292,6 +297,7 @@ int run(Arguments arguments) {
   arguments.model.train = arguments.training.wanted();
   const LoadedModel model = load(arguments);
   if (arguments.sweep) return sweep(arguments, model, device, memory);
+  arguments.plan = with_ring_chosen(arguments.plan, model, arguments.recompute, device);
   const Planned planned = plan_once(model, arguments, device, memory);
   std::optional<int64_t> longest;
   if (const std::string dim = sequence_dimension(model); !dim.empty()) {
@@ -306,6 +312,7 @@ int run(Arguments arguments) {
                  {"device", device.name},
                  {"memory_limit_bytes", memory},
                  {"mesh", planned.mesh},
+                 {"ring", planned.ring},
                  {"recompute", planned.policy},
                  {"sequence", planned.sequence},
                  {"fits", planned.prediction.peak <= memory}};

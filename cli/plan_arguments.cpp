@@ -74,8 +74,9 @@ void add_plan_options(CLI::App& command, PlanArguments& arguments) {
       .add_option("--ring", arguments.ring,
                   "How attention on the axis r sees all keys: off: it gathers keys and values; on: "
                   "they travel from rank to rank (ring attention), so that no rank ever has more "
-                  "than two blocks of them")
-      ->check(CLI::IsMember({"off", "on"}))
+                  "than two blocks of others' keys; auto: they travel where that saves a fifth of "
+                  "a rank's memory")
+      ->check(CLI::IsMember({"off", "on", "auto"}))
       ->capture_default_str();
   command
       .add_option("--deepspeed-config", arguments.deepspeed_config,

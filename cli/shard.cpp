@@ -14,6 +14,7 @@
 #include "prediction.h"
 #include "ranks.h"
 #include "recompute_arguments.h"
+#include "ring_choice.h"
 #include "sharded_folder.h"
 #include "training/arguments.h"
 
@@ -124,6 +125,7 @@ void print_report(const shard::Plan& plan, const onnx_io::Manifest& manifest,
   fmt::print("{} over {}: {}\n", manifest.model_name, count_of_ranks(manifest.ranks.size()),
              plan.mesh.to_string());
   for (const std::string& reason : plan.roles.reasons) fmt::print("  {}\n", reason);
+  if (plan.has_ring()) fmt::print("  keys and values travel around a ring over axis r\n");
   print_lengths(manifest);
   fmt::print("data inputs, and each rank's slice\n");
   print_inputs(manifest);
@@ -178,7 +180,7 @@ void check_open(const Arguments& arguments, const std::set<Dialect>& dialects, c
   if (dialects.contains(Dialect::kTensorRt)) option = "--dialect tensorrt";
   if (arguments.annotate) option = "--annotate";
   if (arguments.training.wanted()) option = "--optimizer";
-  if (arguments.plan.ring != "off") option = "--ring " + arguments.plan.ring;
+  if (arguments.plan.ring == "on") option = "--ring on";
   if (option.empty()) return;
   throw Error("{} takes no open length, as --dim {}=dynamic asks for", option, dim.name)
       .note(
@@ -227,10 +229,12 @@ int run(Arguments arguments) {
   const Files files = dependencies(arguments);
   LoadedModel model = load_model(arguments.model, arguments.passes);
   add_loss_weight(arguments.training, model);
-  const shard::Plan plan = plan_model(model, arguments.plan);
+  const cost::Device device = load_device(arguments.device);
+  const shard::Plan plan =
+      plan_model(model, with_ring_chosen(arguments.plan, model, arguments.recompute, device));
   const transforms::SpmdProgram kept = transforms::build_program(plan);
-  const RecomputedProgram recomputed = with_recompute(
-      kept, arguments.recompute, load_device(arguments.device), memory_of_this_machine(kept));
+  const RecomputedProgram recomputed =
+      with_recompute(kept, arguments.recompute, device, memory_of_this_machine(kept));
   transforms::SpmdProgram program = recomputed.program;
   program.exchange = plan_training(arguments.training, program);
   onnx_io::Manifest manifest = make_manifest(model, program);

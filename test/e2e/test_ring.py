@@ -146,3 +146,21 @@ def test_open_lengths_have_no_ring(autosp_onnx, tmp_path):
     assert result.returncode == 2
     assert "--ring on takes no open length" in result.stderr
     assert "\nnote: " in result.stderr and "\nhelp: " in result.stderr
+
+
+def test_auto_takes_the_ring_where_it_saves_a_fifth(autosp_onnx, tmp_path):
+    def planned(sequence, ring):
+        options = [*dims({"batch": 1, "seq": sequence}), "--sp-mesh", "r=8", "--recompute", "full", "--ring", ring]
+        return report(autosp_onnx, "plan", LLAMA, *options, "--memory", "2MiB")
+
+    for sequence, chosen in ((64, False), (8192, True)):
+        peaks = {ring: planned(sequence, ring)["planned_peak_bytes"] for ring in ("off", "on", "auto")}
+        assert (peaks["on"] <= 0.8 * peaks["off"]) == chosen
+        assert peaks["auto"] == peaks["on" if chosen else "off"]
+        assert planned(sequence, "auto")["ring"] == chosen
+    options = [*dims({"batch": 1, "seq": 8192}), "--sp-mesh", "r=8", "--recompute", "full", "--ring", "auto"]
+    manifest = report(autosp_onnx, "shard", LLAMA, *options, "-o", tmp_path / "out")
+    assert any("@ring-" in entry["node"] for entry in manifest["collectives"])
+    # Without an axis r there is nothing to choose, and nothing to say.
+    options = [*dims({"batch": 1, "seq": 64}), "--sp-mesh", "u=2", "--ring", "auto"]
+    assert report(autosp_onnx, "shard", LLAMA, *options, "-o", tmp_path / "heads")["warnings"] == []
