@@ -467,8 +467,11 @@ Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
         "node '{}' is gathered over {} ({} per rank): {}", graph.describe(graph.node(entry.node)),
         entry.axis, format_bytes(static_cast<double>(entry.bytes)), entry.reason));
   }
-  if (plan.ring_asked && plan.axis_named("r") == plan.mesh.num_axes()) {
-    manifest.warnings.emplace_back("there is no ring: the mesh has no axis r (--sp-mesh r=N)");
+  if (plan.ring_asked && !plan.has_ring() && plan.ring_refusals.empty()) {
+    const bool has_axis = plan.axis_named("r") != plan.mesh.num_axes();
+    manifest.warnings.push_back(
+        fmt::format("there is no ring: {}", has_axis ? "no attention is one operator ('inspect')"
+                                                     : "the mesh has no axis r (--sp-mesh r=N)"));
   }
   for (const shard::RingRefusal& entry : plan.ring_refusals) {
     manifest.warnings.push_back(

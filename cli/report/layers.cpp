@@ -21,6 +21,10 @@ bool is_attention(const Node& node) {
   return node.domain == ir::kAutospDomain && (node.op == "Attention" || node.op == "AttentionGrad");
 }
 
+bool is_forward(const Node& node) {
+  return is_attention(node) && node.op == "Attention" && node.phase != "recompute";
+}
+
 constexpr std::string_view kCopy = "~recompute";  // ends the names of nodes that are run again
 constexpr std::string_view kBlock = "@block";  // and these of attention to blocks of keys on a ring
 
@@ -39,7 +43,7 @@ class LayerFinder {
       by_name_.emplace(graph.nodes()[k].name, NodeId(k));
     }
     for (const Node& node : graph.nodes()) {
-      if (!is_attention(node) || node.op != "Attention" || node.phase == "recompute") continue;
+      if (!is_forward(node)) continue;
       layers_.emplace(attention_of(node.name), static_cast<int64_t>(layers_.size()) + 1);
     }
   }
@@ -186,6 +190,16 @@ int64_t tokens_of(const Manifest& manifest, size_t rank, int64_t positions) {
   return positions;
 }
 
+// That a rank attends to, be it block by block.
+int64_t keys_of(const Graph& graph, const Node& attention) {
+  int64_t keys = 0;
+  for (const Node& node : graph.nodes()) {
+    if (!is_forward(node) || attention_of(node.name) != attention_of(attention.name)) continue;
+    keys += graph.shape(node.input(1))[2];
+  }
+  return keys;
+}
+
 ReportAttentionRank describe_rank(const Graph& graph, const Node& attention,
                                   const Manifest& manifest, size_t k) {
   const ir::Shape& query = graph.shape(attention.input(0));
@@ -194,7 +208,7 @@ ReportAttentionRank describe_rank(const Graph& graph, const Node& attention,
                            .heads = query[1],
                            .kv_heads = key[1],
                            .queries = query[2],
-                           .keys = key[2]};
+                           .keys = keys_of(graph, attention)};
   for (size_t axis = 0; axis < manifest.mesh.size(); ++axis) {
     const onnx_io::ManifestAxis& mesh = manifest.mesh[axis];
     const int64_t at = manifest.ranks[k].coordinates[axis];
@@ -237,8 +251,8 @@ ReportLayers describe_layers(const std::vector<std::shared_ptr<const Graph>>& ra
                              const Manifest& manifest, const std::vector<LayerPlace>& places) {
   ReportLayers layers;
   for (const Node& node : rank_graphs.front()->nodes()) {
-    const bool forward = is_attention(node) && node.op == "Attention" && node.phase != "recompute";
-    layers.count += forward ? 1 : 0;
+    const bool of_block = node.name.find(kBlock) != std::string::npos;
+    layers.count += is_forward(node) && !of_block ? 1 : 0;
   }
   if (layers.count == 0) return layers;
   for (size_t k = 0; k < rank_graphs.size(); ++k) {

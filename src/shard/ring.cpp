@@ -66,12 +66,20 @@ void split_by_keys(const ir::Node& node, const Factor& keys, const Cuts& cuts, b
   }
 }
 
+bool has_unseen_rows(const ir::Graph& graph, const ir::Node& node) {
+  const std::string dead = node.attributes.get_string("dead_rows", "none");
+  return dead != "none" && dead != "zero" && !rows_see_keys(graph, node, *attention_operands(node));
+}
+
 std::string why_no_ring(const ir::Graph& graph, const ir::Node& node) {
   const auto at = attention_operands(node);
   if (!at) return "it is no fused attention";
-  const std::string dead = node.attributes.get_string("dead_rows", "none");
-  if (dead != "none" && dead != "zero" && !rows_see_keys(graph, node, *at)) {
-    return fmt::format("rows without a visible key weigh keys ({})", dead);
+  if (has_unseen_rows(graph, node)) {
+    const std::string dead = node.attributes.get_string("dead_rows", "none");
+    const bool is_linear = node.attributes.get_float("softcap", 0) == 0 ||
+                           node.attributes.get_int("dead_row_gradient", 0) == 0;
+    if (dead != "uniform" || !is_linear)
+      return fmt::format("rows without a visible key weigh keys ({})", dead);
   }
   if (node.output(3)) return "its bias is trained";
   return "";

@@ -38,9 +38,13 @@ const Factor* key_positions(const FactorAnalysis& analysis, NodeId node, const H
 void split_by_keys(const ir::Node& node, const Factor& keys, const Cuts& cuts, bool nested,
                    std::vector<AxisLayout>& operands, std::vector<AxisLayout>& results);
 
+// Whether a fused attention says what rows without any visible key weigh all keys by, and may have
+// such rows: neither known intervals nor a sink show that there are none.
+bool has_unseen_rows(const ir::Graph& graph, const ir::Node& node);
+
 // Why a fused attention has no ring, in a few words; "" where it may have one. Partial results of
-// blocks are merged by their rows' maxima and sums, so what no such partial result can say is
-// refused: weights that rows without any visible key give to keys, and the gradient of a bias.
+// blocks are merged by their rows' maxima and sums. Rows without any visible key that weigh all
+// keys alike are added to these; what they do otherwise is refused, and the gradient of a bias.
 std::string why_no_ring(const ir::Graph& graph, const ir::Node& node);
 
 }  // namespace autosp::shard

@@ -19,6 +19,7 @@ CASES = {
     "bert_dp": ("bert.onnx", ["--sp", 3, "--dp", 3], 3),
     "odd_ranks": ("gpt2.onnx", ["--sp", 7], 3),
     "query_positions": ("llama.onnx", ["--sp-mesh", "u=2,r=3"], 2),
+    "ring": ("llama.onnx", ["--sp-mesh", "u=2,r=3", "--ring", "on"], 2),
     "recompute": ("nano.onnx", ["--sp", 4, "--recompute", "full", "--tile", 3], 3),
     "tiles": ("llama.onnx", ["--sp", 2, "--recompute", "sac", "--tile", 4], 2),
     "weighted": ("adversarial/weighted_cross_entropy.onnx", ["--sp", 3], 2),

@@ -81,6 +81,7 @@ CASES = {
     "nano with tied weights": ("nano.onnx", "--sp", 4),
     "ranks of different nodes": ("adversarial/shared_constant.onnx", "--sp", 4),
     "three axes": ("matrix/llama_h6_kv2.onnx", "--sp-mesh", "u=2,r=2"),
+    "a ring": ("matrix/llama_h6_kv2.onnx", "--sp-mesh", "r=4", "--ring", "on"),
     "two batches": ("matrix/llama_h8_kv2.onnx", "--sp", 2, "--dp", 2),
 }
 

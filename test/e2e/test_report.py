@@ -337,6 +337,19 @@ def test_many_nodes_are_merged(autosp_onnx, tmp_path):
         assert communicating == pytest.approx(rank["communication_seconds"], rel=0.1)
 
 
+def test_blocks_of_a_ring_are_one_attention(autosp_onnx, tmp_path):
+    """A query sees the keys before: of 61, in blocks of 16, 15, 15 and 15."""
+    model = GRAPHS / "matrix" / "llama_h8_kv2.onnx"
+    options = ("--sp-mesh", "r=4", "--ring", "on", "--dim", "seq=61", "--dim", "batch=2")
+    out = shard(autosp_onnx, tmp_path / "out", *options, model=model)
+    figures = tmp_path / "figures.json"
+    result = autosp_onnx("report", out, "-o", tmp_path / "page.html", "--json", figures)
+    assert result.returncode == 0, result.stderr
+    layers = json.loads(figures.read_text())["layers"]
+    assert (layers["count"], layers["positions"]) == (1, 61)
+    assert [rank["keys"] for rank in layers["ranks"]] == [16, 31, 46, 61]
+
+
 def test_two_reports_side_by_side(autosp_onnx, reported, tmp_path):
     *_, folder = reported
     other = shard(autosp_onnx, tmp_path / "other", "--sp", 2, "--recompute", "full")

@@ -43,6 +43,7 @@ struct Options {
   bool sink = false;
   float softcap = 0;
   const char* dead_rows = "none";
+  bool dead_row_gradient = false;
   DataType dtype = DataType::kFloat32;
 };
 
@@ -134,6 +135,7 @@ class Layer {
     operands.insert(operands.end(), masks.begin(), masks.end());
     while (!operands.back()) operands.pop_back();
     ir::Attributes attributes{{"scale", 0.6F}, {"dead_rows", std::string(options_.dead_rows)}};
+    if (options_.dead_row_gradient) attributes.set("dead_row_gradient", int64_t{1});
     if (options_.softcap != 0) attributes.set("softcap", options_.softcap);
     return build_.node(op, std::move(operands), types, std::move(attributes),
                        std::string(ir::kAutospDomain));
@@ -179,7 +181,7 @@ test::Tensors feeds_of(const Graph& graph, const Options& options) {
   if (options.key_mask) {
     auto mask = feeds.at("mask").mutable_values<bool>();
     for (int64_t k = 0; k < kBatch * s; ++k) {
-      const bool dead = std::string_view(options.dead_rows) == "zero" &&
+      const bool dead = std::string_view(options.dead_rows) != "none" && !options.sink &&
                         k % s < 6;  // causal rows before see no key
       mask[static_cast<size_t>(k)] = !dead && (k % s < 2 || k % 3 == 0);
     }
@@ -288,13 +290,28 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"sink", {.sink = true}, ring({{"r", 4}})},
         Case{"sink_and_heads", {.window = 3, .sink = true}, ring({{"r", 2}, {"u", 2}})},
         Case{"softcap", {.softcap = 1.5F}, ring({{"r", 3}})},
-        Case{"rows_without_keys", {.key_mask = true, .dead_rows = "zero"}, ring({{"r", 4}})}),
+        Case{"rows_without_keys", {.key_mask = true, .dead_rows = "zero"}, ring({{"r", 4}})},
+        Case{"rows_that_weigh_all_keys",
+             {.key_mask = true, .dead_rows = "uniform"},
+             ring({{"r", 4}})},
+        Case{"rows_that_weigh_all_keys_with_gradients",
+             {.key_mask = true, .dead_rows = "uniform", .dead_row_gradient = true},
+             ring({{"r", 5}})},
+        Case{"rows_that_weigh_all_keys_beside_heads",
+             {.group = 3, .key_mask = true, .dead_rows = "uniform", .dead_row_gradient = true},
+             ring({{"r", 2}, {"u", 2}, {"g", 3}}, 2)}),
     [](const auto& tested) { return tested.param.name; });
 
 INSTANTIATE_TEST_SUITE_P(
     Types, RingAttention,
     testing::Values(Case{"bfloat16", {.dtype = DataType::kBFloat16}, ring({{"r", 4}})},
-                    Case{"float16", {.dtype = DataType::kFloat16}, ring({{"r", 4}})}),
+                    Case{"float16", {.dtype = DataType::kFloat16}, ring({{"r", 4}})},
+                    Case{"bfloat16_that_weighs_all_keys",
+                         {.key_mask = true,
+                          .dead_rows = "uniform",
+                          .dead_row_gradient = true,
+                          .dtype = DataType::kBFloat16},
+                         ring({{"r", 4}})}),
     [](const auto& tested) { return tested.param.name; });
 
 // The error of a tensor's entries, as a root mean square relative to theirs.
@@ -416,16 +433,21 @@ TEST(RingAttentionBlocks, AreUnderWayBesideAttention) {
 }
 
 TEST(RingAttentionRefusals, NameTheReason) {
-  const Graph graph = Layer({.key_mask = true, .dead_rows = "uniform"}).build();
-  const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));
-  EXPECT_FALSE(plan.has_ring());
-  ASSERT_EQ(plan.ring_refusals.size(), 2U);  // forward and backward
-  EXPECT_NE(plan.ring_refusals[0].reason.find("uniform"), std::string::npos);
-  const ValueId output = graph.node(plan.ring_refusals[0].node).outputs[0];
-  EXPECT_NE(shard::explain(plan, output).find("no ring, since rows"), std::string::npos);
-  test::expect_close(
-      test::run_graph(emulate(build_program(plan)), feeds_of(graph, {.key_mask = true})),
-      test::run_graph(graph, feeds_of(graph, {.key_mask = true})));
+  for (const Options& options :
+       {Options{.key_mask = true, .dead_rows = "unmasked"},
+        Options{
+            .key_mask = true, .softcap = 1, .dead_rows = "uniform", .dead_row_gradient = true}}) {
+    const Graph graph = Layer(options).build();
+    const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));
+    EXPECT_FALSE(plan.has_ring());
+    ASSERT_EQ(plan.ring_refusals.size(), 2U);  // forward and backward
+    EXPECT_NE(plan.ring_refusals[0].reason.find(options.dead_rows), std::string::npos);
+    const ValueId output = graph.node(plan.ring_refusals[0].node).outputs[0];
+    EXPECT_NE(shard::explain(plan, output).find("no ring, since rows"), std::string::npos);
+    const test::Tensors feeds = feeds_of(graph, {.key_mask = true});
+    test::expect_close(test::run_graph(emulate(build_program(plan)), feeds),
+                       test::run_graph(graph, feeds));
+  }
 }
 
 // What known intervals and sinks show of rows counts, not what rows without a key would do.

@@ -51,7 +51,9 @@ BlockAttention::BlockAttention(const SpmdProgram& program, const Compute& comput
       operands_(operands),
       suffix_(std::move(suffix)),
       build_(build),
-      sums_(node_.outputs.size()) {}
+      sums_(node_.outputs.size()) {
+  if (ring.has_unseen_rows()) unseen_.emplace(node_, operands, ring.key_extent(), build);
+}
 
 RingBlock BlockAttention::attend(size_t step, const RingBlock& block) {
   if (node_.op == "AttentionGrad") return attend_backward(step, block);
@@ -196,19 +198,34 @@ ValueId BlockAttention::result(size_t k, ValueId wide) {
   return build_.identity(wide, name_of(k));
 }
 
-std::vector<ValueId> BlockAttention::finish() {
+std::vector<ValueId> BlockAttention::unseen_terms() {
+  return unseen_ ? unseen_->terms() : std::vector<ValueId>();
+}
+
+std::vector<ValueId> BlockAttention::finish(const std::vector<ValueId>& unseen) {
   std::vector<ValueId> results(node_.outputs.size());
   const auto set = [&](size_t k, ValueId wide) {
     if (k < results.size() && compute_.results[k]) results[k] = result(k, wide);
   };
   if (node_.op == "AttentionGrad") {
+    if (unseen_) add_unseen(unseen_->gradients(unseen));
     for (size_t k = 0; k < results.size(); ++k) set(k, sums_[k]);
     return results;
   }
+  if (unseen_) partial_->output = unseen_->output(partial_->output, partial_->sum, unseen);
   set(0, partial_->output);
   set(1, partial_->max);
   set(2, partial_->sum);
   return results;
+}
+
+void BlockAttention::add_unseen(const UnseenRows::Gradients& gradients) {
+  const auto add = [&](ValueId& sum, ValueId term) {
+    if (sum && term) sum = build_.binary("Add", sum, term);
+  };
+  add(sums_[0], gradients.query);
+  add(sums_[1], gradients.key);
+  add(sums_[2], gradients.value);
 }
 
 }  // namespace autosp::transforms

@@ -8,6 +8,7 @@
 
 #include "ir/builder.h"
 #include "transforms/ring_attention/ring.h"
+#include "transforms/ring_attention/unseen_rows.h"
 
 namespace autosp::transforms {
 
@@ -32,8 +33,12 @@ class BlockAttention {
   // Adds what another member made of this rank's own block to its gradients.
   void add_home(const RingBlock& gradients);
 
-  // The results of the operator, all blocks together; invalid where it has none.
-  std::vector<ValueId> finish();
+  // What is to be summed over all members for rows that see no key, before any step; often nothing.
+  std::vector<ValueId> unseen_terms();
+
+  // The results of the operator, all blocks together; invalid where it has none. `unseen` are the
+  // sums of unseen_terms().
+  std::vector<ValueId> finish(const std::vector<ValueId>& unseen);
 
  private:
   // Of the queries, over the blocks so far. `output` is in the type to compute in, but for the
@@ -55,6 +60,7 @@ class BlockAttention {
   Partial merged(const Partial& a, const Partial& b);
   // A sum in the type to compute in; `sum` may be invalid.
   ValueId added(ValueId sum, ValueId term);
+  void add_unseen(const UnseenRows::Gradients& gradients);
   ValueId result(size_t k, ValueId wide);
   std::string name_of(size_t result) const;
 
@@ -68,6 +74,7 @@ class BlockAttention {
   const std::vector<ValueId>& operands_;
   std::string suffix_;
   ir::Builder& build_;
+  std::optional<UnseenRows> unseen_;
   std::optional<Partial> partial_;  // of Attention
   std::vector<ValueId> sums_;       // of AttentionGrad: by result, in the type to compute in
 };

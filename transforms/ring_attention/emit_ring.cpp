@@ -26,6 +26,13 @@ class RingEmitter {
   }
 
   std::vector<ValueId> emit() {
+    std::vector<ValueId> unseen;
+    for (ValueId term : attention_.unseen_terms()) {
+      const RingTransfer& transfer = *ring_.find(What::kUnseen, unseen.size());
+      unseen.push_back(build_.node("AllReduce", {term}, ir::Type(build_.graph().type(term)),
+                                   {{"group", group_}}, std::string(ir::kAutospDomain),
+                                   transfer.node));
+    }
     RingBlock block = own_;
     for (size_t step = 0; step < ring_.steps(); ++step) {
       RingBlock following;
@@ -42,7 +49,7 @@ class RingEmitter {
       attention_.add_home(gradients);
       block = following;
     }
-    return attention_.finish();
+    return attention_.finish(unseen);
   }
 
  private:
@@ -129,6 +136,8 @@ std::vector<std::vector<ValueId>> emulate_ring(const SpmdProgram& program, const
     attentions.emplace_back(program, compute, ring, static_cast<int64_t>(rank), operands[rank],
                             fmt::format("{}@{}", suffix, rank), build);
   }
+  std::vector<std::vector<ValueId>> unseen;  // by rank
+  for (BlockAttention& attention : attentions) unseen.push_back(attention.unseen_terms());
   for (size_t step = 0; step < ring.steps(); ++step) {
     for (size_t rank = 0; rank < operands.size(); ++rank) {
       const size_t member = ring.member_of(static_cast<int64_t>(rank));
@@ -141,7 +150,16 @@ std::vector<std::vector<ValueId>> emulate_ring(const SpmdProgram& program, const
     }
   }
   std::vector<std::vector<ValueId>> results;
-  for (BlockAttention& attention : attentions) results.push_back(attention.finish());
+  for (size_t rank = 0; rank < attentions.size(); ++rank) {
+    std::vector<ValueId> sums;
+    for (size_t k = 0; k < unseen[rank].size(); ++k) {
+      std::vector<ValueId> terms;
+      for (int64_t other : ring.ranks_with(static_cast<int64_t>(rank)))
+        terms.push_back(unseen[static_cast<size_t>(other)][k]);
+      sums.push_back(build.sum(terms));
+    }
+    results.push_back(attentions[rank].finish(sums));
+  }
   return results;
 }
 

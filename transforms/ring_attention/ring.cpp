@@ -16,6 +16,8 @@ Ring::Ring(const SpmdProgram& program, const Compute& compute)
       compute_(compute),
       at_(*shard::attention_operands(program.graph().node(compute.node))),
       axis_(program.plan->axis_named("r")) {
+  const ir::Graph& graph = program.graph();
+  unseen_ = shard::has_unseen_rows(graph, graph.node(compute.node));
   find_ranges();
   find_attended();
   list_transfers();
@@ -79,6 +81,9 @@ bool Ring::holds(size_t member, size_t step) const {
 void Ring::list_transfers() {
   const ir::Node& node = program_.graph().node(compute_.node);
   const bool gradient = node.op == "AttentionGrad";
+  if (unseen_) {
+    for (size_t k = 0; k < unseen_shapes(0).size(); ++k) add(What::kUnseen, k);
+  }
   for (size_t step = 0; step < steps_; ++step) {
     if (step + 1 < steps_) {
       add(What::kKey, step + 1);
@@ -90,11 +95,28 @@ void Ring::list_transfers() {
   }
 }
 
+// As UnseenRows::terms() has them.
+std::vector<ir::Shape> Ring::unseen_shapes(int64_t rank) const {
+  const auto shape_of = [&](size_t operand) {
+    return local_shape(program_.at(compute_.operands[operand]), program_.plan->mesh, rank);
+  };
+  const ir::Shape key = shape_of(at_.key);
+  const int64_t width = shape_of(at_.value)[3];
+  const ir::Shape of_values = {key[0], key[1], 1, width};
+  const ir::Node& node = program_.graph().node(compute_.node);
+  if (node.op != "AttentionGrad" || node.attributes.get_int("dead_row_gradient", 0) == 0)
+    return {of_values};
+  const ir::Shape products = {key[0], key[1], width, key[3]};
+  const ir::Shape of_keys = {key[0], key[1], 1, key[3]};
+  return {of_values, products, of_keys, products, of_keys};
+}
+
 PlacedId Ring::value_of(What what) const {
   switch (what) {
     case What::kKey:
       return compute_.operands[at_.key];
     case What::kValue:
+    case What::kUnseen:
       return compute_.operands[at_.value];
     case What::kKeyGradient:
       return compute_.results[1];
@@ -109,16 +131,14 @@ PlacedId Ring::value_of(What what) const {
 void Ring::add(What what, size_t step) {
   const std::vector<PlacedId>& results = compute_.results;
   const PlacedId made = *std::ranges::find_if(results, [](PlacedId id) { return id.valid(); });
-  const bool is_key = what == What::kKey || what == What::kKeyGradient;
-  const bool is_block = what == What::kKey || what == What::kValue;
+  static constexpr std::string_view kKinds[] = {"key", "value", "home-key", "home-value", "unseen"};
   transfers_.push_back(
       {.what = what,
        .step = step,
        .value = value_of(what),
-       .node = fmt::format("{}@ring-{}{}{}#{}{}",
-                           program_.graph().name_of(program_.at(value_of(what)).value),
-                           is_block ? "" : "home-", is_key ? "key" : "value", step, made.index(),
-                           name_suffix(compute_.phase))});
+       .node = fmt::format(
+           "{}@ring-{}{}#{}{}", program_.graph().name_of(program_.at(value_of(what)).value),
+           kKinds[static_cast<size_t>(what)], step, made.index(), name_suffix(compute_.phase))});
 }
 
 const RingTransfer* Ring::find(What what, size_t step) const {
@@ -128,15 +148,22 @@ const RingTransfer* Ring::find(What what, size_t step) const {
 }
 
 int64_t Ring::bytes_sent(const RingTransfer& transfer, int64_t rank) const {
+  const Placed& placed = program_.at(transfer.value);
+  ir::Type type{program_.graph().type(placed.value).dtype, {}};
+  if (transfer.what == What::kUnseen) {
+    type.dtype = wide_type(type.dtype);
+    type.shape = unseen_shapes(rank)[transfer.step];
+    const auto count = static_cast<int64_t>(members());
+    return 2 * type.num_bytes() * (count - 1) / count;
+  }
   const size_t member = member_of(rank);
   const bool is_block = transfer.what == What::kKey || transfer.what == What::kValue;
   const bool sends = is_block ? holds(next(member), transfer.step) : attends(member, transfer.step);
   if (!sends) return 0;
   const size_t block = owner(member, is_block ? transfer.step - 1 : transfer.step);
-  const Placed& placed = program_.at(transfer.value);
-  ir::Shape shape = local_shape(placed, program_.plan->mesh, rank);
-  shape[2] = keys(block).extent();
-  return ir::Type{program_.graph().type(placed.value).dtype, shape}.num_bytes();
+  type.shape = local_shape(placed, program_.plan->mesh, rank);
+  type.shape[2] = keys(block).extent();
+  return type.num_bytes();
 }
 
 int64_t ring_working_bytes(const SpmdProgram& program, const Compute& compute, int64_t rank) {

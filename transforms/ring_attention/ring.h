@@ -28,10 +28,12 @@ struct RingTransfer {
     kValue,          // likewise
     kKeyGradient,    // from whoever attended to a block in `step` to its owner
     kValueGradient,  // likewise
+    kUnseen,         // a sum over all members, for rows that see no key (unseen_rows.h)
   };
   What what = What::kKey;
-  size_t step = 0;   // at least 1
-  PlacedId value;    // keys or values, or their gradient, as the operator has them
+  size_t step = 0;  // at least 1; of kUnseen, which of the sums
+  // Keys or values, or their gradient, as the operator has them; of kUnseen, values.
+  PlacedId value;
   std::string node;  // name of its node in every rank graph
 };
 
@@ -59,10 +61,13 @@ class Ring {
   const shard::Interval& keys(size_t member) const { return keys_[member]; }
   int64_t key_extent() const { return keys_.back().end; }
 
-  // In the order in which every member executes them: a step's keys and values before the step
-  // before it, its gradients behind it.
+  // In the order in which every member executes them: sums first, a step's keys and values before
+  // the step before it, its gradients behind it.
   const std::vector<RingTransfer>& transfers() const { return transfers_; }
+  // Null where there is none.
   const RingTransfer* find(RingTransfer::What what, size_t step) const;
+  // Whether there may be rows that see no key and weigh all keys alike.
+  bool has_unseen_rows() const { return unseen_; }
   // Bytes that a rank sends in a transfer.
   int64_t bytes_sent(const RingTransfer& transfer, int64_t rank) const;
 
@@ -70,6 +75,7 @@ class Ring {
   void find_ranges();
   void find_attended();
   void list_transfers();
+  std::vector<ir::Shape> unseen_shapes(int64_t rank) const;
   PlacedId value_of(RingTransfer::What what) const;
   void add(RingTransfer::What what, size_t step);
 
@@ -81,6 +87,7 @@ class Ring {
   std::vector<shard::Interval> queries_;    // likewise
   std::vector<std::vector<bool>> attends_;  // by member and step
   size_t steps_ = 1;
+  bool unseen_ = false;
   std::vector<RingTransfer> transfers_;
 };
 

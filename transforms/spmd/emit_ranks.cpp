@@ -229,7 +229,9 @@ void add_ring(const SpmdProgram& program, const Compute& compute,
   const Ring ring(program, compute);
   for (const RingTransfer& transfer : ring.transfers()) {
     CollectiveRecord record{.node = transfer.node,
-                            .kind = StepKind::kAllToAll,
+                            .kind = transfer.what == RingTransfer::What::kUnseen
+                                        ? StepKind::kAllReduce
+                                        : StepKind::kAllToAll,
                             .value = program.graph().name_of(program.at(transfer.value).value),
                             .mesh_axes = {"r"},
                             .group_size = static_cast<int64_t>(ring.members()),
