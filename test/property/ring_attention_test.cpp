@@ -237,6 +237,19 @@ TEST_P(RingAttention, OfRanksThatExchangeBlocksEqualsWholeAlsoBesideComputation)
   }
 }
 
+TEST_P(RingAttention, SendsTheBytesThatAreListed) {
+  std::map<std::string, int64_t> most;  // by node
+  for (const executor::RankResult& rank : run_program(program, feeds).ranks) {
+    for (const executor::CollectiveRecord& record : rank.collectives) {
+      int64_t& bytes = most[record.node];
+      bytes = std::max(bytes, record.bytes_sent);
+    }
+  }
+  for (const CollectiveRecord& record : list_collectives(program)) {
+    EXPECT_EQ(most.at(record.node), record.bytes_per_rank) << record.node;
+  }
+}
+
 TEST_P(RingAttention, IsTheSameWhenItIsRecomputed) {
   const test::Tensors whole = test::run_graph(graph, feeds);
   const SpmdProgram recomputed =

@@ -135,9 +135,10 @@ std::vector<ValueId> BlockAttention::operands_of(size_t step, const RingBlock& b
 // at all where it hides none of the block.
 ValueId BlockAttention::interval_bound(ValueId bound, const Interval& keys, bool is_end) {
   ir::Graph& graph = build_.graph();
-  if (!graph.is_constant(bound))
-    return build_.binary("Sub", bound,
-                         build_.scalar(DataType::kInt64, static_cast<double>(keys.begin)));
+  if (!graph.is_constant(bound)) {
+    const ValueId first = build_.scalar(DataType::kInt64, static_cast<double>(keys.begin));
+    return build_.binary("Sub", bound, first);
+  }
   std::vector<int64_t> values = *graph.constant_ints(bound);
   for (int64_t& value : values) value = std::clamp<int64_t>(value - keys.begin, 0, keys.extent());
   const int64_t nothing_hidden = is_end ? keys.extent() : 0;

@@ -62,7 +62,7 @@ class BlockAttention {
   ValueId added(ValueId sum, ValueId term);
   void add_unseen(const UnseenRows::Gradients& gradients);
   ValueId result(size_t k, ValueId wide);
-  std::string name_of(size_t result) const;
+  std::string name_of(size_t k) const;
 
   const SpmdProgram& program_;
   const Compute& compute_;
