@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "ir/operator_traits.h"
+
 namespace autosp::shard {
 
 namespace {
@@ -78,7 +80,7 @@ std::string why_no_ring(const ir::Graph& graph, const ir::Node& node) {
     const std::string dead = node.attributes.get_string("dead_rows", "none");
     const bool is_linear = node.attributes.get_float("softcap", 0) == 0 ||
                            node.attributes.get_int("dead_row_gradient", 0) == 0;
-    if (dead != "uniform" || !is_linear)
+    if (dead != "uniform" || !is_linear || ir::drops_weights(node))
       return fmt::format("rows without a visible key weigh keys ({})", dead);
   }
   if (node.output(3)) return "its bias is trained";

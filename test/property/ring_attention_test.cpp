@@ -9,6 +9,7 @@
 
 #include "ir/builder.h"
 #include "ir/operator_traits.h"
+#include "reference/attention_problem.h"
 #include "run_program.h"
 #include "shard/plan.h"
 #include "support/run_graph.h"
@@ -44,6 +45,7 @@ struct Options {
   float softcap = 0;
   const char* dead_rows = "none";
   bool dead_row_gradient = false;
+  bool dropout = false;
   DataType dtype = DataType::kFloat32;
 };
 
@@ -137,8 +139,17 @@ class Layer {
     ir::Attributes attributes{{"scale", 0.6F}, {"dead_rows", std::string(options_.dead_rows)}};
     if (options_.dead_row_gradient) attributes.set("dead_row_gradient", int64_t{1});
     if (options_.softcap != 0) attributes.set("softcap", options_.softcap);
+    if (options_.dropout) drop_weights(attributes);
     return build_.node(op, std::move(operands), types, std::move(attributes),
                        std::string(ir::kAutospDomain));
+  }
+  void drop_weights(ir::Attributes& attributes) const {
+    const int64_t s = options_.sequence;
+    reference::set_attention_dropout(
+        attributes, {.key = {3, 4},
+                     .strides = {heads_ * s * s, options_.group * s * s, s * s, s, 1},
+                     .from = 0.25F,
+                     .scale = 1 / 0.75F});
   }
   void weight_gradient(const std::string& name, ValueId x, ValueId gradient) {
     const ValueId g = join(gradient);
@@ -303,6 +314,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"sink", {.sink = true}, ring({{"r", 4}})},
         Case{"sink_and_heads", {.window = 3, .sink = true}, ring({{"r", 2}, {"u", 2}})},
         Case{"softcap", {.softcap = 1.5F}, ring({{"r", 3}})},
+        Case{"dropout", {.dropout = true}, ring({{"r", 4}})},
+        Case{"dropout_beside_groups",
+             {.group = 3, .dropout = true},
+             ring({{"r", 2}, {"g", 3}, {"u", 2}}, 2)},
         Case{"rows_without_keys", {.key_mask = true, .dead_rows = "zero"}, ring({{"r", 4}})},
         Case{"rows_that_weigh_all_keys",
              {.key_mask = true, .dead_rows = "uniform"},
@@ -448,6 +463,7 @@ TEST(RingAttentionBlocks, AreUnderWayBesideAttention) {
 TEST(RingAttentionRefusals, NameTheReason) {
   for (const Options& options :
        {Options{.key_mask = true, .dead_rows = "unmasked"},
+        Options{.key_mask = true, .dead_rows = "uniform", .dropout = true},
         Options{
             .key_mask = true, .softcap = 1, .dead_rows = "uniform", .dead_row_gradient = true}}) {
     const Graph graph = Layer(options).build();

@@ -98,6 +98,12 @@ std::vector<ValueId> BlockAttention::emit(size_t step, const RingBlock& block,
   // Rows without a visible key in this block have one in another, or add nothing to any.
   attributes.set("dead_rows", std::string("zero"));
   attributes.erase("dead_row_gradient");
+  if (auto dropout = local_dropout(program_, compute_, rank_)) {
+    const int64_t own = ring_.keys(member_).begin;
+    const int64_t first = ring_.keys(ring_.owner(member_, step)).begin;
+    dropout->offset += (first - own) * dropout->strides[4];
+    reference::set_attention_dropout(attributes, *dropout);
+  }
   const std::string at_block = step == 0 ? "" : fmt::format("@block{}", step);
   std::vector<std::string> names;
   for (size_t k = 0; k < types.size(); ++k) {
