@@ -434,7 +434,7 @@ TEST(RingAttentionBlocks, GoNoFurtherThanTheyAreSeen) {
     for (int64_t rank = 0; rank < 4; ++rank) sent += around.bytes_sent(transfer, rank);
   }
   const int64_t block = kBatch * 2 * 4 * kWidth * 4;
-  EXPECT_EQ(sent, 2 * (3 + 2 + 1) * block);
+  EXPECT_EQ(sent, block * 2 * (3 + 2 + 1));
 }
 
 // Whether the node, or what it depends on, is attention.
