@@ -4,12 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <limits>
 #include <set>
 
-#include "ir/builder.h"
 #include "ir/operator_traits.h"
-#include "reference/attention_problem.h"
+#include "ring_layer.h"
 #include "run_program.h"
 #include "shard/plan.h"
 #include "support/run_graph.h"
@@ -24,181 +22,7 @@ namespace {
 
 using ir::DataType;
 using ir::Graph;
-using ir::Shape;
-
-constexpr int64_t kBatch = 2;
-constexpr int64_t kHidden = 10;
-constexpr int64_t kWidth = 3;
-
-struct Options {
-  int64_t sequence = 13;
-  int64_t kv_heads = 2;
-  int64_t group = 2;
-  int64_t window = 0;         // keys that a query sees; 0: all before it
-  bool causal = true;         // else no interval
-  bool run_time_end = false;  // the interval's end is an input
-  bool key_mask = false;
-  bool segments = false;
-  bool key_bias = false;   // [1, heads, 1, keys]
-  bool full_bias = false;  // [batch, 1, queries, keys], with -inf
-  bool sink = false;
-  float softcap = 0;
-  const char* dead_rows = "none";
-  bool dead_row_gradient = false;
-  bool dropout = false;
-  DataType dtype = DataType::kFloat32;
-};
-
-// loss = sum(t * attention(x)), and the gradients of the projections and of the sink.
-class Layer {
- public:
-  explicit Layer(const Options& options)
-      : options_(options), heads_(options.kv_heads * options.group) {}
-
-  Graph build() && {
-    const int64_t s = options_.sequence;
-    const ValueId x = input("x", {kBatch, s, kHidden});
-    const ValueId t = input("t", {kBatch, s, heads_ * kWidth});
-    const ValueId wq = input("wq", {kHidden, heads_ * kWidth});
-    const ValueId wk = input("wk", {kHidden, options_.kv_heads * kWidth});
-    const ValueId wv = input("wv", {kHidden, options_.kv_heads * kWidth});
-    const std::vector<ValueId> qkv = {heads(x, wq), heads(x, wk), heads(x, wv)};
-    const std::vector<ValueId> masks = make_masks();
-    const Shape rows = {kBatch, heads_, s};
-    const Shape wide = {kBatch, heads_, s, kWidth};
-    const DataType statistic =
-        options_.dtype == DataType::kFloat64 ? DataType::kFloat64 : DataType::kFloat32;
-    const ir::Type row_type{statistic, rows};
-    const auto forward = fused("Attention", qkv, masks, {type(wide), row_type, row_type});
-    const ValueId product = build_.cast(build_.binary("Mul", join(forward[0]), t), statistic);
-    graph_.add_output("loss", build_.reduce_sum(product, {0, 1, 2}, false));
-
-    std::vector<ValueId> operands = {split(t)};
-    operands.insert(operands.end(), qkv.begin(), qkv.end());
-    operands.insert(operands.end(), forward.begin(), forward.end());
-    const Shape narrow = {kBatch, options_.kv_heads, s, kWidth};
-    std::vector<ir::Type> types = {type(wide), type(narrow), type(narrow)};
-    if (options_.sink) {
-      types.emplace_back();
-      types.push_back(type({heads_}));
-    }
-    const auto gradients = fused("AttentionGrad", operands, masks, types);
-    weight_gradient("wq_grad", x, gradients[0]);
-    weight_gradient("wk_grad", x, gradients[1]);
-    weight_gradient("wv_grad", x, gradients[2]);
-    if (options_.sink) graph_.add_output("sink_grad", gradients[4]);
-    return std::move(graph_);
-  }
-
- private:
-  ir::Type type(Shape shape) const { return {options_.dtype, std::move(shape)}; }
-  ValueId input(const std::string& name, Shape shape) {
-    return graph_.add_input(name, type(std::move(shape)));
-  }
-  // [batch, sequence, heads * width] -> [batch, heads, sequence, width]
-  ValueId split(ValueId x) {
-    const Shape shape = graph_.shape(x);
-    const ValueId parts = build_.reshape(x, {shape[0], shape[1], shape[2] / kWidth, kWidth});
-    return build_.transpose(parts, {0, 2, 1, 3});
-  }
-  ValueId heads(ValueId x, ValueId w) { return split(build_.matmul(x, w)); }
-  ValueId join(ValueId x) {
-    const Shape shape = graph_.shape(x);
-    return build_.reshape(build_.transpose(x, {0, 2, 1, 3}),
-                          {shape[0], shape[2], shape[1] * shape[3]});
-  }
-  // bias, begin, end, key mask, query and key segment, sink
-  std::vector<ValueId> make_masks() {
-    const int64_t s = options_.sequence;
-    std::vector<ValueId> masks(7);
-    if (options_.key_bias) masks[0] = input("bias", {1, heads_, 1, s});
-    if (options_.full_bias) masks[0] = input("bias", {kBatch, 1, s, s});
-    if (options_.window > 0) masks[1] = bound([&](int64_t i) { return i + 1 - options_.window; });
-    if (options_.causal) masks[2] = bound([](int64_t i) { return i + 1; });
-    if (options_.run_time_end) masks[2] = graph_.add_input("ends", {DataType::kInt64, {kBatch, s}});
-    if (options_.key_mask) masks[3] = graph_.add_input("mask", {DataType::kBool, {kBatch, s}});
-    if (options_.segments) {
-      masks[4] = graph_.add_input("segments", {DataType::kInt64, {kBatch, s}});
-      masks[5] = masks[4];
-    }
-    if (options_.sink) masks[6] = input("sink", {heads_});
-    return masks;
-  }
-  template <typename Of>
-  ValueId bound(const Of& of) {
-    std::vector<int64_t> positions;
-    for (int64_t i = 0; i < options_.sequence; ++i)
-      positions.push_back(std::max<int64_t>(0, of(i)));
-    return build_.constant(ir::Tensor::int64s(positions).reshaped({1, options_.sequence}));
-  }
-  std::vector<ValueId> fused(const std::string& op, std::vector<ValueId> operands,
-                             const std::vector<ValueId>& masks,
-                             const std::vector<ir::Type>& types) {
-    operands.insert(operands.end(), masks.begin(), masks.end());
-    while (!operands.back()) operands.pop_back();
-    ir::Attributes attributes{{"scale", 0.6F}, {"dead_rows", std::string(options_.dead_rows)}};
-    if (options_.dead_row_gradient) attributes.set("dead_row_gradient", int64_t{1});
-    if (options_.softcap != 0) attributes.set("softcap", options_.softcap);
-    if (options_.dropout) drop_weights(attributes);
-    return build_.node(op, std::move(operands), types, std::move(attributes),
-                       std::string(ir::kAutospDomain));
-  }
-  void drop_weights(ir::Attributes& attributes) const {
-    const int64_t s = options_.sequence;
-    reference::set_attention_dropout(
-        attributes, {.key = {3, 4},
-                     .strides = {heads_ * s * s, options_.group * s * s, s * s, s, 1},
-                     .from = 0.25F,
-                     .scale = 1 / 0.75F});
-  }
-  void weight_gradient(const std::string& name, ValueId x, ValueId gradient) {
-    const ValueId g = join(gradient);
-    const ValueId rows = build_.reshape(x, {kBatch * options_.sequence, kHidden});
-    const ValueId columns = build_.reshape(g, {kBatch * options_.sequence, graph_.shape(g)[2]});
-    graph_.add_output(name, build_.matmul(build_.transpose(rows, {1, 0}), columns));
-  }
-
-  const Options& options_;
-  Graph graph_;
-  ir::Builder build_{graph_};
-  int64_t heads_;
-};
-
-shard::Roles roles_of(const Graph& graph) {
-  shard::RoleOptions options{.sequence = {"x:1", "t:1"}, .batch = {"x:0", "t:0"}, .loss = "loss"};
-  for (const char* name : {"wq", "wk", "wv", "sink"}) {
-    if (graph.find(name)) options.gradients[name] = std::string(name) + "_grad";
-  }
-  return shard::detect_roles(graph, options);
-}
-
-// Random inputs, of which the masks hide whole blocks from some rows, but no row from all, unless
-// the layer says what such rows give.
-test::Tensors feeds_of(const Graph& graph, const Options& options) {
-  test::Tensors feeds = test::random_feeds(graph, {.num_tokens = 2});
-  const int64_t s = options.sequence;
-  if (options.run_time_end) {
-    auto ends = feeds.at("ends").mutable_values<int64_t>();
-    for (int64_t k = 0; k < kBatch * s; ++k) ends[static_cast<size_t>(k)] = 1 + (7 * k) % s;
-  }
-  if (options.full_bias) {
-    auto bias = feeds.at("bias").mutable_values<float>();
-    for (int64_t k = 0; k < kBatch * s * s; ++k) {
-      const int64_t query = k / s % s;
-      if ((k % s + query) % s > s / 3)
-        bias[static_cast<size_t>(k)] = -std::numeric_limits<float>::infinity();
-    }
-  }
-  if (options.key_mask) {
-    auto mask = feeds.at("mask").mutable_values<bool>();
-    for (int64_t k = 0; k < kBatch * s; ++k) {
-      const bool dead = std::string_view(options.dead_rows) != "none" && !options.sink &&
-                        k % s < 6;  // causal rows before see no key
-      mask[static_cast<size_t>(k)] = !dead && (k % s < 2 || k % 3 == 0);
-    }
-  }
-  return feeds;
-}
+using namespace ring_layer;
 
 struct Case {
   const char* name;
@@ -216,7 +40,7 @@ shard::PlanOptions ring(std::map<std::string, int64_t> sizes, int64_t dp = 1) {
 class RingAttention : public testing::TestWithParam<Case> {
  protected:
   RingAttention()
-      : graph(Layer(GetParam().layer).build()),
+      : graph(build_layer(GetParam().layer)),
         plan(shard::make_plan(graph, roles_of(graph), GetParam().mesh)),
         program(build_program(plan)),
         feeds(feeds_of(graph, GetParam().layer)) {}
@@ -314,10 +138,6 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"sink", {.sink = true}, ring({{"r", 4}})},
         Case{"sink_and_heads", {.window = 3, .sink = true}, ring({{"r", 2}, {"u", 2}})},
         Case{"softcap", {.softcap = 1.5F}, ring({{"r", 3}})},
-        Case{"dropout", {.dropout = true}, ring({{"r", 4}})},
-        Case{"dropout_beside_groups",
-             {.group = 3, .dropout = true},
-             ring({{"r", 2}, {"g", 3}, {"u", 2}}, 2)},
         Case{"rows_without_keys", {.key_mask = true, .dead_rows = "zero"}, ring({{"r", 4}})},
         Case{"rows_that_weigh_all_keys",
              {.key_mask = true, .dead_rows = "uniform"},
@@ -358,7 +178,7 @@ TEST(RingAttentionPrecision, OfSixteenBitsIsThatOfTheWhole) {
   const Options narrow{.sequence = 64, .causal = false, .dtype = DataType::kBFloat16};
   Options wide = narrow;
   wide.dtype = DataType::kFloat32;
-  const Graph graph = Layer(narrow).build();
+  const Graph graph = build_layer(narrow);
   const test::Tensors feeds = feeds_of(graph, narrow);
   test::Tensors wide_feeds;
   for (const auto& [name, tensor] : feeds) {
@@ -369,7 +189,7 @@ TEST(RingAttentionPrecision, OfSixteenBitsIsThatOfTheWhole) {
     }
     wide_feeds.emplace(name, widened);
   }
-  const test::Tensors exact = test::run_graph(Layer(wide).build(), wide_feeds);
+  const test::Tensors exact = test::run_graph(build_layer(wide), wide_feeds);
   const test::Tensors whole = test::run_graph(graph, feeds);
   const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 16}}));
   const test::Tensors parts = run_program(build_program(plan), feeds).ranks[0].outputs;
@@ -381,7 +201,7 @@ TEST(RingAttentionPrecision, OfSixteenBitsIsThatOfTheWhole) {
 }
 
 Graph rank_graph(const Options& options, const shard::PlanOptions& mesh, int64_t rank) {
-  const Graph graph = Layer(options).build();
+  const Graph graph = build_layer(options);
   const shard::Plan plan = shard::make_plan(graph, roles_of(graph), mesh);
   return emit_rank(build_program(plan), rank);
 }
@@ -403,7 +223,7 @@ TEST(RingAttentionBlocks, ThatCausalMasksHideAreNotAttendedTo) {
 }
 
 TEST(RingAttentionBlocks, BeyondAWindowAreNotSent) {
-  const Graph graph = Layer({.sequence = 16, .window = 2}).build();
+  const Graph graph = build_layer({.sequence = 16, .window = 2});
   const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));
   const SpmdProgram program = build_program(plan);
   int64_t key_and_value = 0;
@@ -420,7 +240,7 @@ TEST(RingAttentionBlocks, BeyondAWindowAreNotSent) {
 
 // A causal block is of no use to the members before its owner: it stops at the last one.
 TEST(RingAttentionBlocks, GoNoFurtherThanTheyAreSeen) {
-  const Graph graph = Layer({.sequence = 16}).build();
+  const Graph graph = build_layer({.sequence = 16});
   const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));
   const SpmdProgram program = build_program(plan);
   const auto node = std::ranges::find_if(program.instructions, [&](const Instruction& instruction) {
@@ -463,10 +283,9 @@ TEST(RingAttentionBlocks, AreUnderWayBesideAttention) {
 TEST(RingAttentionRefusals, NameTheReason) {
   for (const Options& options :
        {Options{.key_mask = true, .dead_rows = "unmasked"},
-        Options{.key_mask = true, .dead_rows = "uniform", .dropout = true},
         Options{
             .key_mask = true, .softcap = 1, .dead_rows = "uniform", .dead_row_gradient = true}}) {
-    const Graph graph = Layer(options).build();
+    const Graph graph = build_layer(options);
     const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));
     EXPECT_FALSE(plan.has_ring());
     ASSERT_EQ(plan.ring_refusals.size(), 2U);  // forward and backward
@@ -484,7 +303,7 @@ TEST(RingAttentionRefusals, AreNoneWhereEveryRowSeesAKey) {
   // In a block, rows may well see none.
   for (const Options& options : {Options{.window = 2, .dead_rows = "uniform"},
                                  Options{.key_mask = true, .sink = true, .dead_rows = "nan"}}) {
-    const Graph graph = Layer(options).build();
+    const Graph graph = build_layer(options);
     const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));
     EXPECT_TRUE(plan.has_ring());
     const test::Tensors feeds = feeds_of(graph, options);
