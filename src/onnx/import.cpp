@@ -33,7 +33,8 @@ constexpr int64_t kReadFloatBytes = int64_t{1} << 20;
 // Operators that ONNX defines by a function but that stay as they are: the planner and the
 // executor know them, or a later pass decomposes them with care for their numerics.
 bool stays(const std::string& op) {
-  static const std::unordered_set<std::string> kOps = {"CastLike",
+  static const std::unordered_set<std::string> kOps = {"Bernoulli",
+                                                       "CastLike",
                                                        "Clip",
                                                        "Gelu",
                                                        "Elu",

@@ -73,6 +73,8 @@ struct AttentionBias {
 // which the g-th query head of KV head k of batch b asks for, has number `at(b, k, g, i, j)` of a
 // stream of draws. It is kept, and multiplied by `scale`, where from <= draw < below; else it is 0.
 struct AttentionDropout {
+  bool operator==(const AttentionDropout&) const = default;
+
   DrawKey key;
   int64_t offset = 0;
   std::array<int64_t, 5> strides{};

@@ -10,6 +10,8 @@
 namespace autosp::reference {
 
 struct DrawKey {
+  bool operator==(const DrawKey&) const = default;
+
   uint64_t seed = 0;
   uint32_t stream = 0;  // which operator's numbers; the highest bit is that of second_stream
 };

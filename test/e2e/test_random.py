@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from training_graph import GRAPHS
 
 GPT2 = GRAPHS / "dropout" / "gpt2.onnx"
@@ -315,3 +315,31 @@ def test_a_step_for_a_model_that_draws_nothing_is_refused(autosp_onnx, tmp_path)
     assert result.returncode == 2
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["error", "note", "help"]
     assert "random" not in json.loads((out / "manifest.json").read_text())
+
+
+@pytest.mark.parametrize("opset", [15, 22])
+def test_bernoulli_draws_one_as_often_as_it_says(autosp_onnx, tmp_path, opset):
+    """ONNX's function body of the operator, which runtimes inline, has it the other way round."""
+    nodes = [
+        helper.make_node("Expand", ["p", "shape"], ["probability"]),
+        helper.make_node("Bernoulli", ["probability"], ["kept"], name="bernoulli"),
+        helper.make_node("Mul", ["x", "w"], ["scaled"]),
+        helper.make_node("Mul", ["scaled", "kept"], ["y"]),
+        helper.make_node("ReduceSum", ["y"], ["loss"], keepdims=0),
+        helper.make_node("Mul", ["x", "kept"], ["gradient"]),
+        helper.make_node("ReduceSum", ["gradient", "axes"], ["w_grad"], keepdims=0),
+    ]
+    constants = {"p": np.float32(0.9), "shape": np.array([2, 50, 40]), "axes": np.array([0, 1])}
+    inputs = [helper.make_tensor_value_info("x", 1, [2, 50, 40]), helper.make_tensor_value_info("w", 1, [40])]
+    outputs = [helper.make_tensor_value_info("loss", 1, []), helper.make_tensor_value_info("w_grad", 1, [40])]
+    graph = helper.make_graph(
+        nodes, "bernoulli", inputs, outputs, [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    )
+    path = tmp_path / "model.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9), path)
+    np.savez(tmp_path / "feed.npz", x=np.ones((2, 50, 40), np.float32), w=np.ones(40, np.float32))
+    assert autosp_onnx("shard", path, "--seq", "x:1", "--sp", 2, "-o", tmp_path / "out").returncode == 0
+    result = autosp_onnx("run", tmp_path / "out", "--feed", tmp_path / "feed.npz", "--output", tmp_path / "results.npz")
+    assert result.returncode == 0, result.stderr
+    share = np.load(tmp_path / "results.npz")["loss"] / 4000
+    assert abs(share - 0.9) < 6 * (0.9 * 0.1 / 4000) ** 0.5

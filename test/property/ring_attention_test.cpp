@@ -138,6 +138,10 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"sink", {.sink = true}, ring({{"r", 4}})},
         Case{"sink_and_heads", {.window = 3, .sink = true}, ring({{"r", 2}, {"u", 2}})},
         Case{"softcap", {.softcap = 1.5F}, ring({{"r", 3}})},
+        Case{"dropout", {.dropout = true}, ring({{"r", 4}})},
+        Case{"dropout_beside_groups",
+             {.group = 3, .dropout = true},
+             ring({{"r", 2}, {"g", 3}, {"u", 2}}, 2)},
         Case{"rows_without_keys", {.key_mask = true, .dead_rows = "zero"}, ring({{"r", 4}})},
         Case{"rows_that_weigh_all_keys",
              {.key_mask = true, .dead_rows = "uniform"},
@@ -283,6 +287,7 @@ TEST(RingAttentionBlocks, AreUnderWayBesideAttention) {
 TEST(RingAttentionRefusals, NameTheReason) {
   for (const Options& options :
        {Options{.key_mask = true, .dead_rows = "unmasked"},
+        Options{.key_mask = true, .dead_rows = "uniform", .dropout = true},
         Options{
             .key_mask = true, .softcap = 1, .dead_rows = "uniform", .dead_row_gradient = true}}) {
     const Graph graph = build_layer(options);

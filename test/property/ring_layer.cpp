@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "ir/builder.h"
+#include "reference/attention_problem.h"
 
 namespace autosp::transforms::ring_layer {
 
@@ -101,8 +102,17 @@ class Layer {
     ir::Attributes attributes{{"scale", 0.6F}, {"dead_rows", std::string(options_.dead_rows)}};
     if (options_.dead_row_gradient) attributes.set("dead_row_gradient", int64_t{1});
     if (options_.softcap != 0) attributes.set("softcap", options_.softcap);
+    if (options_.dropout) drop_weights(attributes);
     return build_.node(op, std::move(operands), types, std::move(attributes),
                        std::string(ir::kAutospDomain));
+  }
+  void drop_weights(ir::Attributes& attributes) const {
+    const int64_t s = options_.sequence;
+    reference::set_attention_dropout(
+        attributes, {.key = {3, 4},
+                     .strides = {heads_ * s * s, options_.group * s * s, s * s, s, 1},
+                     .from = 0.25F,
+                     .scale = 1 / 0.75F});
   }
   void weight_gradient(const std::string& name, ValueId x, ValueId gradient) {
     const ValueId g = join(gradient);

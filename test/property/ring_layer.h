@@ -25,6 +25,7 @@ struct Options {
   float softcap = 0;
   const char* dead_rows = "none";
   bool dead_row_gradient = false;
+  bool dropout = false;
   ir::DataType dtype = ir::DataType::kFloat32;
 };
 

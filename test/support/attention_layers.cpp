@@ -354,11 +354,20 @@ class Layer {
   }
 
   // Weights, or their gradients, after dropout.
-  ValueId dropped(ValueId x, uint32_t stream) {
+  ValueId dropped(ValueId x, uint32_t stream, bool backward = false) {
     constexpr double kRatio = 1.0 / 3;
     if (options_.dropout == LayerDropout::kNone) return x;
     if (!draws_.contains(stream)) draws_[stream] = draw(stream);
-    const ValueId numbers = draws_.at(stream);
+    ValueId numbers = draws_.at(stream);
+    if (options_.dropout == LayerDropout::kBackTransposed && backward) {
+      numbers = transposed(numbers);
+    }
+    if (options_.dropout == LayerDropout::kWindow) {
+      // No number is dropped but those within 0.001 of a half.
+      const ValueId half = build_.scalar(DataType::kFloat32, 0.5);
+      const ValueId far = build_.unary("Abs", build_.binary("Sub", numbers, half));
+      numbers = build_.binary("Add", far, build_.scalar(DataType::kFloat32, kRatio - 0.001));
+    }
     if (options_.dropout == LayerDropout::kMultiplied) {
       const ValueId kept =
           build_.binary("Less", numbers, build_.scalar(DataType::kFloat32, 1 - kRatio));
@@ -385,7 +394,7 @@ class Layer {
                 ValueId target) {
     dv_ = summed(build_.matmul(transposed(dropped(p, 1)), target));
     const uint32_t stream = options_.dropout == LayerDropout::kDrawnAgain ? 2 : 1;
-    ValueId dp = dropped(build_.matmul(target, transposed(v)), stream);
+    ValueId dp = dropped(build_.matmul(target, transposed(v)), stream, true);
     if (options_.weights_in_loss) {
       dp = build_.binary("Add", dp, build_.binary("Mul", p, number(2)));
     }

@@ -35,12 +35,14 @@ enum class LayerMask {
 // How weights are dropped at random, a third of them.
 enum class LayerDropout {
   kNone,
-  kChosen,      // Where over draw >= ratio, of weights divided by 1 - ratio
-  kMultiplied,  // by draw < 1 - ratio as a number, and by 1 / (1 - ratio)
-  kTransposed,  // as kChosen, drawn as [batch, sequence, heads, sequence]
-  kShared,      // as kChosen, by one draw for all heads
-  kDrawnAgain,  // as kChosen, and the backward pass has draws of its own
-  kHalved,      // weights that are not kept are halved
+  kChosen,          // Where over draw >= ratio, of weights divided by 1 - ratio
+  kMultiplied,      // by draw < 1 - ratio as a number, and by 1 / (1 - ratio)
+  kTransposed,      // as kChosen, drawn as [batch, sequence, heads, sequence]
+  kShared,          // as kChosen, by one draw for all heads
+  kDrawnAgain,      // as kChosen, and the backward pass has draws of its own
+  kBackTransposed,  // as kChosen, and the backward pass reads it with queries for keys
+  kWindow,          // as kChosen, but it is numbers near a half that are dropped
+  kHalved,          // weights that are not kept are halved
 };
 
 // A trained number per head that scales the scores.

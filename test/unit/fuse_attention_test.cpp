@@ -183,6 +183,8 @@ TEST(FuseAttention, RefusesDropoutThatItCannotSay) {
   expect_refused({.dropout = LayerDropout::kShared}, "drops several weights by one number");
   expect_refused({.dropout = LayerDropout::kDrawnAgain}, "drop weights each on its own");
   expect_refused({.dropout = LayerDropout::kHalved}, "differs from attention's");
+  expect_refused({.dropout = LayerDropout::kBackTransposed}, "drop weights each on its own");
+  expect_refused({.dropout = LayerDropout::kWindow}, "no choice of what is kept");
   expect_refused({.dropout = LayerDropout::kChosen, .sink = true}, "differs from row to row");
 }
 

@@ -27,10 +27,11 @@ bool draws(const GraphFacts& facts, ValueId value, int depth) {
 
 bool moves(const Node& node) { return fusion::is_view(node) || node.is("Expand"); }
 
-// One element of a term as a function of the random number it is made of.
-class StepFunction {
+// One element of a term as a function of the random number it is made of: a monotonic one, as every
+// step on the way is, so that what it is at two numbers it is at all between them.
+class MonotonicFunction {
  public:
-  StepFunction(const GraphFacts& facts, const Cutout& cutout, ValueId inside)
+  MonotonicFunction(const GraphFacts& facts, const Cutout& cutout, ValueId inside)
       : facts_(facts), cutout_(cutout), result_(inside) {
     visit(inside);
     if (!draw_) refuse("'{}' is random, and not by draws of one operator", name());
@@ -44,16 +45,16 @@ class StepFunction {
     values[draw_.index()] = scalar(draw_, static_cast<double>(k) * 0x1p-24);
     for (const auto& [value, number] : known_) values[value.index()] = scalar(value, number);
     for (const NodeId id : steps_) {
-      Node node = cutout_.graph.node(id);
-      std::vector<Tensor> operands;
-      const bool only_moves = moves(node);
-      for (size_t n = 0; n < (only_moves ? 1 : node.inputs.size()); ++n) {
-        operands.push_back(values[node.inputs[n].index()]);
-      }
+      const Node& node = cutout_.graph.node(id);
       const ValueId output = node.outputs[0];
+      if (moves(node)) {
+        values[output.index()] = values[node.inputs[0].index()];
+        continue;
+      }
+      std::vector<Tensor> operands;
+      for (ValueId input : node.inputs) operands.push_back(values[input.index()]);
       values[output.index()] =
-          only_moves ? operands[0]
-                     : evaluate_node(node, operands, {{cutout_.graph.type(output).dtype, {}}})[0];
+          evaluate_node(node, operands, {{cutout_.graph.type(output).dtype, {}}})[0];
     }
     return values[result_.index()].value_as_double(0);
   }
@@ -65,33 +66,56 @@ class StepFunction {
     return Tensor::filled({cutout_.graph.type(like).dtype, {}}, number);
   }
 
-  void visit(ValueId value) {
-    if (value == draw_ || known_.contains(value) || made_.contains(value)) return;
+  // Whether a number is known before the run; else it varies with the draw.
+  bool visit(ValueId value) {
+    if (known_.contains(value) || constants_.contains(value)) return true;
+    if (value == draw_ || made_.contains(value)) return false;
     const Graph& graph = cutout_.graph;
     if (const auto uniform = cutout_.uniform.find(value); uniform != cutout_.uniform.end()) {
       known_[value] = uniform->second;
-      return;
+      return true;
     }
     const Node* node = graph.producer(value);
     if (node == nullptr) return visit_leaf(value);
-    const bool only_moves = moves(*node);
-    if (!only_moves && !is_elementwise(*node))
-      refuse("'{}' is random, by way of {}", name(), node->op);
-    for (size_t n = 0; n < (only_moves ? 1 : node->inputs.size()); ++n) {
-      if (!node->inputs[n]) refuse("'{}' is random, by way of {}", name(), node->op);
-      visit(node->inputs[n]);
+    std::vector<size_t> varying;
+    for (size_t n = 0; n < (moves(*node) ? 1 : node->inputs.size()); ++n) {
+      if (!node->inputs[n] || !visit(node->inputs[n])) varying.push_back(n);
+    }
+    if (varying.empty()) {
+      constants_.insert(value);
+      steps_.push_back(graph.value(value).producer);
+      return true;
+    }
+    if (!is_monotonic(*node, varying)) {
+      refuse("'{}' is random, and no choice of what is kept: it is made by {}", name(), node->op);
     }
     made_.insert(value);
     steps_.push_back(graph.value(value).producer);
+    return false;
   }
 
-  void visit_leaf(ValueId value) {
+  // Of one operand, the others known.
+  static bool is_monotonic(const Node& node, const std::vector<size_t>& varying) {
+    static const std::unordered_set<std::string> kOps = {
+        "Add",   "Sub",  "Mul",         "Neg",     "Not",           "Cast",
+        "Floor", "Ceil", "Round",       "Less",    "LessOrEqual",   "Greater",
+        "Clip",  "Relu", "HardSigmoid", "Sigmoid", "GreaterOrEqual"};
+    if (varying.size() != 1) return false;
+    if (moves(node)) return true;
+    const bool first = varying[0] == 0;
+    return node.domain.empty() &&
+           (kOps.contains(node.op) || (first && (node.is("Div") || node.is("Where"))));
+  }
+
+  bool visit_leaf(ValueId value) {
     const Node* producer = facts_.graph().producer(cutout_.original[value.index()]);
-    const bool is_number = producer != nullptr && ir::is_draw(*producer);
-    if (!is_number || draw_) {
-      refuse("'{}' is random, and depends on '{}' besides", name(), cutout_.graph.name_of(value));
+    if (producer == nullptr || !ir::is_draw(*producer)) {
+      refuse("'{}' is random, and depends on '{}', which is no draw", name(),
+             cutout_.graph.name_of(value));
     }
+    if (draw_) refuse("'{}' is random, and made of more than one draw", name());
     draw_ = value;
+    return false;
   }
 
   const GraphFacts& facts_;
@@ -99,7 +123,8 @@ class StepFunction {
   ValueId result_;
   ValueId draw_;
   std::map<ValueId, double> known_;
-  std::unordered_set<ValueId> made_;
+  std::unordered_set<ValueId> constants_;  // computed from those
+  std::unordered_set<ValueId> made_;       // computed from the draw
   std::vector<NodeId> steps_;
 };
 
@@ -126,7 +151,7 @@ bool is_drawn(const GraphFacts& facts, ValueId root) {
 }
 
 DropTerm read_drop_term(const GraphFacts& facts, const Cutout& cutout, ValueId inside) {
-  const StepFunction term(facts, cutout, inside);
+  const MonotonicFunction term(facts, cutout, inside);
   const double first = term.at(0);
   const double last = term.at(kNumbers - 1);
   // Where it changes: the least number that gives `last`.
@@ -137,12 +162,9 @@ DropTerm read_drop_term(const GraphFacts& facts, const Cutout& cutout, ValueId i
     const int64_t middle = (low + high) / 2;
     (term.at(middle) == last ? high : low) = middle;
   }
-  constexpr int64_t kProbes = 61;
-  for (int64_t n = 0; n < kProbes; ++n) {
-    const int64_t k = n * (kNumbers / kProbes) + n;
-    if (term.at(k) != (k < high ? first : last)) {
-      refuse("'{}' is random, and no choice of what is kept", cutout.graph.name_of(inside));
-    }
+  // It changes but once: monotonic, it is what it is at both ends of a stretch in all of it.
+  if (first != last && (term.at(high - 1) != first || term.at(high) != last)) {
+    refuse("'{}' is random, and no choice of what is kept", cutout.graph.name_of(inside));
   }
   const double kept = first == 0 ? last : first;
   const bool drops = first == last || first == 0 || last == 0;

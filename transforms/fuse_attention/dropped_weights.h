@@ -21,8 +21,9 @@ struct DropTerm {
 // Whether random numbers reach a value over queries and keys.
 bool is_drawn(const GraphFacts& facts, ValueId root);
 
-// Of a term that is drawn, computed in the cut-out as `inside`; evaluated as a black box too, in
-// the graph's own types. Refuses one that is no such function.
+// Of a term that is drawn, computed in the cut-out as `inside`: evaluated in the graph's own types,
+// at as many numbers as tell where it changes. Refuses one that is not monotonic, operator by
+// operator, or has other values than two, one of them 0.
 DropTerm read_drop_term(const GraphFacts& facts, const Cutout& cutout, ValueId inside);
 
 // Where among the random numbers each weight has its own. The scale is left at 1. Refuses an order

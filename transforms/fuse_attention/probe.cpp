@@ -228,7 +228,7 @@ class Prober {
       for (size_t k = 0; k < n; ++k) sum += p[row * n + k];
       if (row == 0) meaning_.kept_scale = sum;
       if (!(std::fabs(sum - meaning_.kept_scale) <= 1e-12 * sum)) {
-        refuse("what is left of dropped weights differs from row to row");
+        refuse("what is left of dropped weights differs from row to row, as beside a sink");
       }
     }
   }

@@ -365,20 +365,26 @@ void check_scale_gradient(const GraphFacts& facts, const RegionPlan& plan) {
 void read_dropout(const GraphFacts& facts, RegionPlan& plan) {
   const auto first = plan.drop_term();
   if (!first) return;
+  const auto step_of = [&](const DropTerm& drop) {
+    return facts.graph().producer(drop.numbers)->input(0);
+  };
   const DropTerm& drop = *plan.terms[*first].drop;
+  plan.dropout = place_draws(facts, *plan.factors, plan.canonical, drop);
   for (const Term& term : plan.terms) {
     if (!term.drop) continue;
-    const bool same = term.drop->numbers == drop.numbers && term.drop->from == drop.from &&
-                      term.drop->below == drop.below;
-    if (!same) {
+    const auto own = place_draws(facts, *plan.factors, plan.canonical, *term.drop);
+    if (own != *plan.dropout || step_of(*term.drop) != step_of(drop)) {
       refuse("'{}' and '{}' drop weights each on its own",
              facts.graph().name_of(plan.terms[*first].root), facts.graph().name_of(term.root));
+    }
+    const CanonicalFactors& c = plan.canonical;
+    if (std::max({c.batch.size(), c.kv_heads.size(), c.groups.size()}) > 1) {
+      refuse("'{}' drops weights in an order of its own", facts.graph().name_of(term.root));
     }
     if (term.order != plan.canonical.full()) {
       refuse("'{}' drops several weights by one number", facts.graph().name_of(term.root));
     }
   }
-  plan.dropout = place_draws(facts, *plan.factors, plan.canonical, drop);
   plan.dropout->scale = static_cast<float>(plan.meaning.kept_scale);
   if (plan.dtype(facts) == ir::DataType::kFloat64 &&
       plan.dropout->scale != plan.meaning.kept_scale) {

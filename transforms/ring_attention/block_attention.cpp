@@ -46,6 +46,7 @@ BlockAttention::BlockAttention(const SpmdProgram& program, const Compute& comput
       ring_(ring),
       node_(program.graph().node(compute.node)),
       at_(*shard::attention_operands(node_)),
+      rank_(rank),
       member_(ring.member_of(rank)),
       operands_(operands),
       suffix_(std::move(suffix)),

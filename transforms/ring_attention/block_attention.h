@@ -69,6 +69,7 @@ class BlockAttention {
   const Ring& ring_;
   const ir::Node& node_;
   shard::AttentionOperands at_;
+  int64_t rank_;
   size_t member_;
   const std::vector<ValueId>& operands_;
   std::string suffix_;

@@ -328,12 +328,13 @@ std::vector<size_t> partial_axes(const shard::Layout& layout) {
 }
 
 // The first of the rank's numbers among those of a dimension whose atoms these are, of which the
-// rank holds `ranges`: they follow each other, as only the major one of more than one is split.
-int64_t first_number(const std::vector<Interval>& ranges, const std::vector<int64_t>& whole) {
+// rank holds `ranges`; nullopt where these do not follow each other.
+std::optional<int64_t> first_number(const std::vector<Interval>& ranges,
+                                    const std::vector<int64_t>& whole) {
   int64_t first = 0;
   bool is_major = true;
   for (size_t a = 0; a < ranges.size(); ++a) {
-    AUTOSP_CHECK(is_major || ranges[a].extent() == whole[a], "a minor atom is split");
+    if (!is_major && ranges[a].extent() != whole[a]) return std::nullopt;
     first = first * whole[a] + ranges[a].begin;
     is_major = is_major && ranges[a].extent() == 1;
   }
@@ -366,12 +367,19 @@ std::optional<reference::AttentionDropout> local_dropout(const SpmdProgram& prog
   const auto all_of = [&](const std::vector<Interval>& held, const std::vector<int64_t>& whole) {
     return first_of(held, whole, 0, std::ssize(held));
   };
-  const std::array<int64_t, 5> first = {
+  const std::array<std::optional<int64_t>, 5> first = {
       all_of(ranges[0], queries.atoms[0]), first_of(ranges[1], queries.atoms[1], 0, of_kv),
       first_of(ranges[1], queries.atoms[1], of_kv, std::ssize(ranges[1])),
       all_of(ranges[2], queries.atoms[2]),
       all_of(local_ranges(keys, program.plan->mesh, rank)[2], keys.atoms[2])};
-  for (size_t d = 0; d < first.size(); ++d) dropout->offset += first[d] * dropout->strides[d];
+  for (size_t d = 0; d < first.size(); ++d) {
+    if (!first[d]) {
+      throw Error("{}: a rank's weights are not dropped by numbers that follow each other",
+                  program.graph().describe(node))
+          .help("shard with --attention unfused");
+    }
+    dropout->offset += *first[d] * dropout->strides[d];
+  }
   return dropout;
 }
 
