@@ -233,10 +233,15 @@ class EmulatedDevice final : public Device {
   std::shared_ptr<Stream>& stream_at(StreamId stream) {
     return streams_[static_cast<size_t>(stream)];
   }
-  // What a run that failed has left; the others have waited for theirs.
+  // What a run that failed has left; the others have waited for theirs. Work that waits for another
+  // stream holds that stream: two that wait for each other would stay for ever.
   void discard() {
     const std::lock_guard lock(world().mutex);
-    for (const auto& stream : streams_) stream->begin = stream->work.size();
+    for (const auto& stream : streams_) {
+      std::fill(stream->work.begin() + static_cast<int64_t>(stream->begin), stream->work.end(),
+                nullptr);
+      stream->begin = stream->work.size();
+    }
   }
   void run_all(StreamId stream) {
     const std::lock_guard lock(world().mutex);
