@@ -45,6 +45,17 @@ struct Findings {
   std::vector<int64_t> sp_by_heads_alone() const { return shard::sp_by_heads_alone(attention); }
 };
 
+// Where attention was left as exported: scores forward, and their gradient backward.
+int64_t count_unfused_layers(const shard::Plan& plan) {
+  const auto& two_home = plan.attention.two_home_values;
+  const auto makes_scores = [&](NodeId id) {
+    return std::ranges::any_of(plan.graph().node(id).outputs, [&](ValueId output) {
+      return output && std::ranges::find(two_home, output) != two_home.end();
+    });
+  };
+  return std::ranges::count_if(plan.attention.contractions, makes_scores) / 2;
+}
+
 Findings find(const LoadedModel& model) {
   Findings findings;
   const ir::Graph& graph = model.graph;
@@ -61,23 +72,8 @@ Findings find(const LoadedModel& model) {
   findings.kv_heads = plan.kv_heads;
   findings.head_groups = plan.head_groups;
   findings.attention = plan.attention_sizes();
-  findings.layers =
-      std::ranges::count_if(
-          plan.attention.contractions,
-          [&](NodeId id) {
-            // A layer's forward has one softmax between its two contractions; scores feed it.
-            for (ValueId output : graph.node(id).outputs) {
-              if (output && std::ranges::find(plan.attention.two_home_values, output) !=
-                                plan.attention.two_home_values.end()) {
-                return true;
-              }
-            }
-            return false;
-          }) /
-      2;  // the scores forward, and their gradient backward
-  for (const transforms::AttentionRegion& region : model.attention) {
-    if (region.fused) ++findings.layers;
-  }
+  findings.layers = static_cast<int64_t>(model.attention.size());
+  if (findings.layers == 0) findings.layers = count_unfused_layers(plan);
   return findings;
 }
 
