@@ -177,7 +177,7 @@ class Decomposition {
     if (dead_rows_ == "unmasked") visible_ = build_.binary("Or", visible_, dead_);
   }
 
-  // Where dropout keeps a weight.
+  // What dropout multiplies weights by.
   void find_kept(int64_t batch, int64_t kv_heads) {
     dropout_ = reference::attention_dropout(node_.attributes);
     if (!dropout_) return;
@@ -200,16 +200,13 @@ class Decomposition {
     const auto bound = [&](const char* op, float edge) {
       return build_.binary(op, draw, build_.scalar(DataType::kFloat32, edge));
     };
-    kept_ = build_.binary("And", bound("GreaterOrEqual", dropout_->from),
-                          bound("Less", dropout_->below));
+    const ValueId stays = build_.binary("And", bound("GreaterOrEqual", dropout_->from),
+                                        bound("Less", dropout_->below));
+    kept_ = build_.where(stays, build_.scalar(wide_, dropout_->scale), build_.scalar(wide_, 0));
   }
 
   // Weights, or their gradients, after dropout.
-  ValueId dropped(ValueId x) {
-    if (!kept_) return x;
-    const ValueId scaled = build_.binary("Mul", x, build_.scalar(wide_, dropout_->scale));
-    return build_.where(kept_, scaled, build_.scalar(wide_, 0));
-  }
+  ValueId dropped(ValueId x) { return kept_ ? build_.binary("Mul", x, kept_) : x; }
 
   // exp(score - max), 0 where masked.
   ValueId exponentials(ValueId max) {
