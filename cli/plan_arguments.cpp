@@ -65,7 +65,7 @@ void add_plan_options(CLI::App& command, PlanArguments& arguments) {
       .add_option(
           "--sp-mesh", arguments.sp_mesh,
           "How sp is divided: u over KV heads, g over query heads of a KV head, r over query "
-          "positions (all-gather context parallelism), as in --sp-mesh u=4,g=2,r=2; chosen when "
+          "positions (context parallelism: see --ring), as in --sp-mesh u=4,g=2,r=2; chosen when "
           "left out")
       ->delimiter(',')
       ->allow_extra_args(false)

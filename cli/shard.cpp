@@ -222,10 +222,23 @@ void check_update(const std::set<Dialect>& dialects, const onnx_io::Manifest& ma
       .help(fmt::format("add --zero 0, whose update has none, or leave --dialect {} out", name));
 }
 
+// Rings send pieces of several sizes, which the collectives of other runtimes do not.
+void settle_ring(Arguments& arguments, const std::set<Dialect>& dialects) {
+  const bool ort = dialects.contains(Dialect::kOnnxRuntime);
+  if (!ort && !dialects.contains(Dialect::kTensorRt)) return;
+  if (arguments.plan.ring == "auto") arguments.plan.ring = "off";
+  if (arguments.plan.ring != "on") return;
+  const char* name = ort ? "ort" : "tensorrt";
+  throw Error("--dialect {} has no ring, as --ring on asks for", name)
+      .note("a ring's exchanges have pieces of several sizes")
+      .help(fmt::format("leave --ring on or --dialect {} out", name));
+}
+
 int run(Arguments arguments) {
   settle(arguments.training, arguments.plan.deepspeed_config);
   arguments.model.train = arguments.training.wanted();
   if (const auto open = take_open_dim(arguments.model)) return run_open(arguments, *open);
+  settle_ring(arguments, dialects_of(arguments));
   const Files files = dependencies(arguments);
   LoadedModel model = load_model(arguments.model, arguments.passes);
   add_loss_weight(arguments.training, model);

@@ -28,9 +28,20 @@ bool is_forward(const Node& node) {
 constexpr std::string_view kCopy = "~recompute";  // ends the names of nodes that are run again
 constexpr std::string_view kBlock = "@block";  // and these of attention to blocks of keys on a ring
 
+// The name without "@block" and a number at its end.
+std::string without_block(std::string name) {
+  const size_t block = name.rfind(kBlock);
+  if (block == std::string::npos) return name;
+  const std::string_view number = std::string_view(name).substr(block + kBlock.size());
+  const bool is_number =
+      !number.empty() && std::ranges::all_of(number, [](char c) { return c >= '0' && c <= '9'; });
+  if (is_number) name.resize(block);
+  return name;
+}
+
 // The name that all nodes of one attention share.
 std::string attention_of(std::string name) {
-  name.resize(std::min(name.size(), name.find(kBlock)));
+  name = without_block(std::move(name));
   if (name.ends_with(kCopy)) name.resize(name.size() - kCopy.size());
   return name;
 }
@@ -251,8 +262,7 @@ ReportLayers describe_layers(const std::vector<std::shared_ptr<const Graph>>& ra
                              const Manifest& manifest, const std::vector<LayerPlace>& places) {
   ReportLayers layers;
   for (const Node& node : rank_graphs.front()->nodes()) {
-    const bool of_block = node.name.find(kBlock) != std::string::npos;
-    layers.count += is_forward(node) && !of_block ? 1 : 0;
+    layers.count += is_forward(node) && without_block(node.name) == node.name ? 1 : 0;
   }
   if (layers.count == 0) return layers;
   for (size_t k = 0; k < rank_graphs.size(); ++k) {

@@ -172,3 +172,14 @@ def test_auto_takes_the_ring_where_it_saves_a_fifth(autosp_onnx, tmp_path):
     # Without an axis r there is nothing to choose, and nothing to say.
     options = [*dims({"batch": 1, "seq": 64}), "--sp-mesh", "u=2", "--ring", "auto"]
     assert report(autosp_onnx, "shard", LLAMA, *options, "-o", tmp_path / "heads")["warnings"] == []
+
+
+@pytest.mark.parametrize("dialect", ["ort", "tensorrt"])
+def test_other_runtimes_have_no_ring(autosp_onnx, tmp_path, dialect):
+    words = ["shard", LLAMA, "--dim", "batch=1", "--dim", "seq=64", "--sp-mesh", "r=2", "--dialect", dialect]
+    result = autosp_onnx(*words, "--ring", "on", "-o", tmp_path / "out")
+    assert result.returncode == 2
+    assert f"--dialect {dialect} has no ring" in result.stderr
+    assert not (tmp_path / "out").exists()
+    result = autosp_onnx(*words, "--ring", "auto", "-o", tmp_path / "out")
+    assert result.returncode == 0, result.stderr

@@ -1,5 +1,6 @@
 """`train` against training in numpy over stock ONNX Runtime, and against itself: resumed, over other ranks, by stages."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -252,6 +253,25 @@ def test_collectives_beside_computation_change_no_bit(autosp_onnx, llama, tmp_pa
         trained.append(train(autosp_onnx, out, folder / "data.npz", *options, *overlap, steps=3)[1])
     for name, array in trained[0].items():
         assert array.tobytes() == trained[1][name].tobytes(), name
+
+
+def most_threads(command):
+    """That the command's process had at once."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    most = 0
+    while process.poll() is None:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            most = max(most, len(os.listdir(f"/proc/{process.pid}/task")))
+    assert process.returncode == 0
+    return most
+
+
+def test_collectives_have_a_thread_of_their_own(request, autosp_onnx, llama, tmp_path):
+    graph, data, parameters, folder = llama
+    shard(autosp_onnx, graph, tmp_path / "out", "--sp", 3, "--optimizer", "sgd")
+    command = [request.config.getoption("--autosp-onnx"), "train", tmp_path / "out", "--data", folder / "data.npz"]
+    command += ["--init", folder / "parameters.npz", "--steps", "40", "--lr", "0.1"]
+    assert most_threads([*command, "--overlap"]) == most_threads(command) + 3
 
 
 def test_overlap_is_of_the_cpu(autosp_onnx, llama, tmp_path):

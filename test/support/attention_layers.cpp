@@ -374,6 +374,17 @@ class Layer {
       return build_.binary("Mul", build_.binary("Mul", x, build_.cast(kept, options_.dtype)),
                            number(1 / (1 - kRatio)));
     }
+    const auto real = [&](double number) { return build_.scalar(DataType::kFloat32, number); };
+    if (options_.dropout == LayerDropout::kWrapped) {
+      const ValueId wide = build_.unary("Floor", build_.binary("Mul", numbers, real(300)));
+      const ValueId byte = build_.cast(build_.cast(wide, DataType::kUInt8), DataType::kFloat32);
+      numbers = build_.binary("Div", byte, real(256));
+    }
+    if (options_.dropout == LayerDropout::kAcrossZero) {
+      const ValueId around = build_.binary("Sub", build_.binary("Mul", numbers, real(3)), real(1));
+      const ValueId is_not_zero = build_.cast(build_.unary("Floor", around), DataType::kBool);
+      numbers = build_.cast(is_not_zero, DataType::kFloat32);
+    }
     const ValueId kept =
         build_.binary("GreaterOrEqual", numbers, build_.scalar(DataType::kFloat32, kRatio));
     const ValueId scaled = build_.binary("Div", x, number(1 - kRatio));

@@ -41,6 +41,8 @@ enum class LayerDropout {
   kShared,          // as kChosen, by one draw for all heads
   kDrawnAgain,      // as kChosen, and the backward pass has draws of its own
   kBackTransposed,  // as kChosen, and the backward pass reads it with queries for keys
+  kWrapped,         // a third of them, chosen by a number that wraps in a byte
+  kAcrossZero,      // a third of them, where a number that is made a bool is 0
   kWindow,          // as kChosen, but it is numbers near a half that are dropped
   kHalved,          // weights that are not kept are halved
 };

@@ -146,7 +146,7 @@ TEST(FuseAttention, ScalesPerHeadGoToTheQueries) {
 TEST(FuseAttention, RefusesScalesThatItCannotSay) {
   using test::LayerTemperature;
   expect_refused({.temperature = LayerTemperature::kForgotten}, "the scale_gradient differs");
-  expect_refused({.temperature = LayerTemperature::kOfKeys}, "");
+  expect_refused({.temperature = LayerTemperature::kOfKeys}, "no setting of its masks");
 }
 
 // Weights are dropped by place, as the graph's own draws drop them.
@@ -184,7 +184,10 @@ TEST(FuseAttention, RefusesDropoutThatItCannotSay) {
   expect_refused({.dropout = LayerDropout::kDrawnAgain}, "drop weights each on its own");
   expect_refused({.dropout = LayerDropout::kHalved}, "differs from attention's");
   expect_refused({.dropout = LayerDropout::kBackTransposed}, "drop weights each on its own");
-  expect_refused({.dropout = LayerDropout::kWindow}, "no choice of what is kept");
+  for (const LayerDropout dropout :
+       {LayerDropout::kWindow, LayerDropout::kWrapped, LayerDropout::kAcrossZero}) {
+    expect_refused({.dropout = dropout}, "no choice of what is kept");
+  }
   expect_refused({.dropout = LayerDropout::kChosen, .sink = true}, "differs from row to row");
 }
 

@@ -35,12 +35,18 @@ class MonotonicFunction {
       : facts_(facts), cutout_(cutout), result_(inside) {
     visit(inside);
     if (!draw_) refuse("'{}' is random, and not by draws of one operator", name());
+    for (ValueId value : made_bool_) {  // any number but 0 is true: not monotonic across it
+      if (value_at(value, 0) * value_at(value, kNumbers - 1) < 0) refuse_choice("Cast");
+    }
   }
 
   ValueId draw() const { return draw_; }
 
   // For the number k * 2^-24.
-  double at(int64_t k) const {
+  double at(int64_t k) const { return value_at(result_, k); }
+
+ private:
+  double value_at(ValueId wanted, int64_t k) const {
     std::vector<Tensor> values(cutout_.graph.values().size());
     values[draw_.index()] = scalar(draw_, static_cast<double>(k) * 0x1p-24);
     for (const auto& [value, number] : known_) values[value.index()] = scalar(value, number);
@@ -52,14 +58,15 @@ class MonotonicFunction {
         continue;
       }
       std::vector<Tensor> operands;
-      for (ValueId input : node.inputs) operands.push_back(values[input.index()]);
+      for (ValueId input : node.inputs) {
+        operands.push_back(input ? values[input.index()] : Tensor());
+      }
       values[output.index()] =
           evaluate_node(node, operands, {{cutout_.graph.type(output).dtype, {}}})[0];
     }
-    return values[result_.index()].value_as_double(0);
+    return values[wanted.index()].value_as_double(0);
   }
 
- private:
   const std::string& name() const { return cutout_.graph.name_of(result_); }
 
   Tensor scalar(ValueId like, double number) const {
@@ -79,29 +86,41 @@ class MonotonicFunction {
     if (node == nullptr) return visit_leaf(value);
     std::vector<size_t> varying;
     for (size_t n = 0; n < (moves(*node) ? 1 : node->inputs.size()); ++n) {
-      if (!node->inputs[n] || !visit(node->inputs[n])) varying.push_back(n);
+      if (node->inputs[n] && !visit(node->inputs[n])) varying.push_back(n);
     }
     if (varying.empty()) {
       constants_.insert(value);
       steps_.push_back(graph.value(value).producer);
       return true;
     }
-    if (!is_monotonic(*node, varying)) {
-      refuse("'{}' is random, and no choice of what is kept: it is made by {}", name(), node->op);
+    if (!is_monotonic(*node, varying)) refuse_choice(node->op);
+    if (node->is("Cast") && graph.type(value).dtype == ir::DataType::kBool) {
+      made_bool_.push_back(node->inputs[0]);
     }
     made_.insert(value);
     steps_.push_back(graph.value(value).producer);
     return false;
   }
 
-  // Of one operand, the others known.
-  static bool is_monotonic(const Node& node, const std::vector<size_t>& varying) {
+  [[noreturn]] void refuse_choice(const std::string& op) const {
+    refuse("'{}' is random, and no choice of what is kept: it is made by {}", name(), op);
+  }
+
+  // Narrow integers wrap.
+  static bool keeps_order(ir::DataType to) {
+    return is_floating(to) || to == ir::DataType::kInt64 || to == ir::DataType::kInt32 ||
+           to == ir::DataType::kBool;
+  }
+
+  // Of one operand, the others known. What a Cast to bool asks besides, the constructor does.
+  bool is_monotonic(const Node& node, const std::vector<size_t>& varying) const {
     static const std::unordered_set<std::string> kOps = {
-        "Add",   "Sub",  "Mul",         "Neg",     "Not",           "Cast",
-        "Floor", "Ceil", "Round",       "Less",    "LessOrEqual",   "Greater",
-        "Clip",  "Relu", "HardSigmoid", "Sigmoid", "GreaterOrEqual"};
+        "Add",  "Sub",         "Mul",     "Neg",           "Not",     "Floor",
+        "Ceil", "Round",       "Less",    "LessOrEqual",   "Greater", "Clip",
+        "Relu", "HardSigmoid", "Sigmoid", "GreaterOrEqual"};
     if (varying.size() != 1) return false;
     if (moves(node)) return true;
+    if (node.is("Cast")) return keeps_order(cutout_.graph.type(node.outputs[0]).dtype);
     const bool first = varying[0] == 0;
     return node.domain.empty() &&
            (kOps.contains(node.op) || (first && (node.is("Div") || node.is("Where"))));
@@ -125,6 +144,7 @@ class MonotonicFunction {
   std::map<ValueId, double> known_;
   std::unordered_set<ValueId> constants_;  // computed from those
   std::unordered_set<ValueId> made_;       // computed from the draw
+  std::vector<ValueId> made_bool_;         // numbers that a Cast makes bools of
   std::vector<NodeId> steps_;
 };
 

@@ -53,19 +53,23 @@ void Ring::find_attended() {
     steps_ = std::max(steps_, step + 1);
   };
   for (size_t m = 0; m < members(); ++m) attend(m, m);
-  // One mask for all samples, or one for each: whatever anyone sees is attended to.
+  // One mask for all samples, or one for each: whatever anyone sees is attended to, and what lies
+  // between. What is computed during the run may be anything.
   const size_t rows = std::max({queries, begins ? begins->size() : 0, ends ? ends->size() : 0});
-  for (size_t row = 0; row < rows; ++row) {
-    const auto query = static_cast<int64_t>(row % queries);
-    const auto in_queries = [query](const Interval& range) { return query < range.end; };
-    const auto member =
-        static_cast<size_t>(std::ranges::find_if(queries_, in_queries) - queries_.begin());
-    // What is computed during the run may be anything.
-    const int64_t from = begins ? (*begins)[row % begins->size()] : 0;
-    const int64_t to = ends ? (*ends)[row % ends->size()] : key_extent();
+  for (size_t m = 0; m < members(); ++m) {
+    Interval seen{key_extent(), 0};
+    for (size_t first = 0; first < rows; first += queries) {
+      for (int64_t query = queries_[m].begin; query < queries_[m].end; ++query) {
+        const size_t row = first + static_cast<size_t>(query);
+        const int64_t from = begins ? (*begins)[row % begins->size()] : 0;
+        const int64_t to = ends ? (*ends)[row % ends->size()] : key_extent();
+        if (from >= to) continue;
+        seen = {std::min(seen.begin, from), std::max(seen.end, to)};
+      }
+    }
     for (size_t owner = 0; owner < members(); ++owner) {
-      if (std::max(from, keys_[owner].begin) < std::min(to, keys_[owner].end))
-        attend(member, owner);
+      if (std::max(seen.begin, keys_[owner].begin) < std::min(seen.end, keys_[owner].end))
+        attend(m, owner);
     }
   }
 }
@@ -180,8 +184,9 @@ int64_t ring_working_bytes(const SpmdProgram& program, const Compute& compute, i
   int64_t total =
       2 * (bytes(compute.operands[at.key], false) + bytes(compute.operands[at.value], false));
   // A partial result, and the sum of all so far; a gradient that leaves, and one that arrives.
-  total += bytes(compute.operands[at.query], true);
-  if (node.op == "AttentionGrad") {
+  const bool forward = node.op == "Attention";
+  total += bytes(forward ? compute.results[0] : compute.operands[at.query], true);
+  if (!forward) {
     for (size_t k : {1, 2})
       total += 2 * bytes(compute.results[k], false) + bytes(compute.results[k], true);
   }
