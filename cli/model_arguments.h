@@ -42,7 +42,7 @@ struct PlanArguments {
   int64_t dp = 1;
   std::vector<std::string> sp_mesh;  // AXIS=SIZE
   bool strict = false;
-  std::string ring = "off";                // "on", or "auto", which with_ring_chosen settles
+  std::string ring = "off";                // "on", "zigzag"; "auto", which with_ring_chosen settles
   std::filesystem::path deepspeed_config;  // sp and dp may come from it
   std::optional<int64_t> batch;            // samples of a step, as the configuration has it
 

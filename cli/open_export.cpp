@@ -25,9 +25,8 @@ namespace {
 // Names of dimensions, and bodies of attention for every length.
 class OpenExport {
  public:
-  OpenExport(std::vector<int64_t> units, std::vector<ir::Graph> graphs,
-             const transforms::OpenLength& open)
-      : units_(std::move(units)), graphs_(std::move(graphs)), open_(open) {
+  OpenExport(std::vector<int64_t> units, std::vector<ir::Graph> graphs, transforms::OpenLength open)
+      : units_(std::move(units)), graphs_(std::move(graphs)), open_(std::move(open)) {
     for (size_t n = 0; n < graphs_[0].nodes().size(); ++n) {
       nodes_[graphs_[0].nodes()[n].name] = NodeId(n);
     }

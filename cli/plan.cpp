@@ -12,6 +12,7 @@
 #include "prediction.h"
 #include "ring_choice.h"
 #include "training/arguments.h"
+#include "transforms/ring_attention/ring.h"
 
 namespace autosp::cli {
 
@@ -50,6 +51,7 @@ struct Planned {
   Prediction prediction;
   std::string mesh;
   bool ring = false;
+  bool zigzag = false;  // of some attention
   std::string policy;
   int64_t sequence = 0;
 };
@@ -80,6 +82,7 @@ Planned plan_once(const LoadedModel& model, const Arguments& arguments, const co
   return {.prediction = predict(model, program.program, device, arguments.overlap),
           .mesh = plan.mesh.to_string(),
           .ring = plan.has_ring(),
+          .zigzag = transforms::zigzag_use(program.program).rings > 0,
           .policy = program.summary.policy,
           .sequence = plan.sequence_extent};
 }
@@ -211,7 +214,10 @@ void print_report(const Planned& planned, const Arguments& arguments, const cost
   const Prediction& p = planned.prediction;
   fmt::print("{}, {} positions: {}{}; recompute {}; {}\n",
              arguments.model.model.filename().string(), planned.sequence, planned.mesh,
-             planned.ring ? " (a ring)" : "", planned.policy, device.name);
+             planned.zigzag ? " (a ring in zigzag order)"
+             : planned.ring ? " (a ring)"
+                            : "",
+             planned.policy, device.name);
   print_memory(planned, memory);
   fmt::print(
       "work\n  {:<24} {:>12.4g} FLOPs forward, {:.4g} backward, {:.4g} recomputed ({:.1f} %)\n",
@@ -279,6 +285,7 @@ int sweep(const Arguments& arguments, const LoadedModel& model, const cost::Devi
                  "tile", "peak", "fits", "sent", "FLOPs", "again", "seconds");
     }
     Json row = {{"sp", point.plan.ranks()},
+                {"ring", point.plan.ring},
                 {"recompute", point.recompute.policy},
                 {"tile", point.recompute.tile},
                 {"fits", fits}};
@@ -313,6 +320,7 @@ int run(Arguments arguments) {
                  {"memory_limit_bytes", memory},
                  {"mesh", planned.mesh},
                  {"ring", planned.ring},
+                 {"zigzag", planned.zigzag},
                  {"recompute", planned.policy},
                  {"sequence", planned.sequence},
                  {"fits", planned.prediction.peak <= memory}};

@@ -74,9 +74,11 @@ void add_plan_options(CLI::App& command, PlanArguments& arguments) {
       .add_option("--ring", arguments.ring,
                   "How attention on the axis r sees all keys: off: it gathers keys and values; on: "
                   "they travel from rank to rank (ring attention), so that no rank ever has more "
-                  "than two blocks of others' keys; auto: they travel where that saves a fifth of "
-                  "a rank's memory")
-      ->check(CLI::IsMember({"off", "on", "auto"}))
+                  "than two blocks of others' keys; zigzag: besides, under causal masks each rank "
+                  "attends for early and late positions, so that all have as much to do; auto: "
+                  "they travel where that saves a fifth of a rank's memory, in the order that is "
+                  "faster")
+      ->check(CLI::IsMember({"off", "on", "zigzag", "auto"}))
       ->capture_default_str();
   command
       .add_option("--deepspeed-config", arguments.deepspeed_config,
@@ -112,7 +114,8 @@ shard::PlanOptions plan_options(const PlanArguments& arguments) {
           .dp = arguments.dp,
           .sp_mesh = parse_counts(arguments.sp_mesh, "--sp-mesh"),
           .strict = arguments.strict,
-          .ring = arguments.ring == "on"};
+          .ring = arguments.ring == "on" || arguments.ring == "zigzag",
+          .zigzag = arguments.ring == "zigzag"};
 }
 
 shard::Plan plan_model(const LoadedModel& model, const PlanArguments& arguments) {

@@ -1,37 +1,39 @@
 #include "ring_choice.h"
 
-#include <algorithm>
+#include <limits>
 
-#include "rank_kinds.h"
+#include "prediction.h"
 
 namespace autosp::cli {
-
-namespace {
-
-int64_t planned_peak(const shard::Plan& plan, const RecomputeArguments& recompute,
-                     const cost::Device& device) {
-  const transforms::SpmdProgram program =
-      with_recompute(transforms::build_program(plan), recompute, device, 0).program;
-  int64_t peak = 0;
-  for (int64_t rank : rank_kinds(program))
-    peak = std::max(peak, compile_rank(program, rank).memory().arena);
-  return peak;
-}
-
-}  // namespace
 
 PlanArguments with_ring_chosen(PlanArguments plan, const LoadedModel& model,
                                const RecomputeArguments& recompute, const cost::Device& device) {
   if (plan.ring != "auto") return plan;
   plan.ring = "on";
-  const shard::Plan ring = plan_model(model, plan);
-  plan.ring = "off";
-  if (!ring.has_ring()) return plan;
+  if (!plan_model(model, plan).has_ring()) {
+    plan.ring = "off";
+    return plan;
+  }
   RecomputeArguments fixed = recompute;
   if (budget_of(recompute) || recompute.policy == "auto") fixed.policy = "full";
-  const int64_t gathered = planned_peak(plan_model(model, plan), fixed, device);
-  const auto most = static_cast<int64_t>((1 - kRingSaving) * static_cast<double>(gathered));
-  if (planned_peak(ring, fixed, device) <= most) plan.ring = "on";
+  const auto predicted = [&](const char* ring) {
+    plan.ring = ring;
+    const shard::Plan planned = plan_model(model, plan);
+    return predict(model,
+                   with_recompute(transforms::build_program(planned), fixed, device, 0).program,
+                   device);
+  };
+  const auto most =
+      static_cast<int64_t>((1 - kRingSaving) * static_cast<double>(predicted("off").arena));
+  std::string best = "off";
+  double seconds = std::numeric_limits<double>::infinity();
+  for (const char* ring : {"on", "zigzag"}) {
+    const Prediction there = predicted(ring);
+    if (there.arena > most || there.seconds() >= seconds) continue;
+    best = ring;
+    seconds = there.seconds();
+  }
+  plan.ring = best;
   return plan;
 }
 

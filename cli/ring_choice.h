@@ -10,8 +10,9 @@ namespace autosp::cli {
 // in more and smaller pieces, each of which has to be waited for.
 inline constexpr double kRingSaving = 0.2;
 
-// The arguments with `on` or `off` in the place of `auto`, by planning both: with the recomputation
-// asked for, or, where that depends on the memory there is, as much of it as possible.
+// The arguments with `off`, `on` or `zigzag` in the place of `auto`, by planning all three: with
+// the recomputation asked for, or, where that depends on the memory there is, as much of it as
+// possible.
 PlanArguments with_ring_chosen(PlanArguments plan, const LoadedModel& model,
                                const RecomputeArguments& recompute, const cost::Device& device);
 

@@ -125,7 +125,10 @@ void print_report(const shard::Plan& plan, const onnx_io::Manifest& manifest,
   fmt::print("{} over {}: {}\n", manifest.model_name, count_of_ranks(manifest.ranks.size()),
              plan.mesh.to_string());
   for (const std::string& reason : plan.roles.reasons) fmt::print("  {}\n", reason);
-  if (plan.has_ring()) fmt::print("  keys and values travel around a ring over axis r\n");
+  if (plan.has_ring()) {
+    fmt::print("  keys and values travel around a ring over axis r{}\n",
+               plan.zigzag_asked ? ", in zigzag order where masks are uneven" : "");
+  }
   print_lengths(manifest);
   fmt::print("data inputs, and each rank's slice\n");
   print_inputs(manifest);
@@ -180,7 +183,8 @@ void check_open(const Arguments& arguments, const std::set<Dialect>& dialects, c
   if (dialects.contains(Dialect::kTensorRt)) option = "--dialect tensorrt";
   if (arguments.annotate) option = "--annotate";
   if (arguments.training.wanted()) option = "--optimizer";
-  if (arguments.plan.ring == "on") option = "--ring on";
+  const std::string& ring = arguments.plan.ring;
+  if (ring == "on" || ring == "zigzag") option = "--ring " + ring;
   if (option.empty()) return;
   throw Error("{} takes no open length, as --dim {}=dynamic asks for", option, dim.name)
       .note(
@@ -227,11 +231,11 @@ void settle_ring(Arguments& arguments, const std::set<Dialect>& dialects) {
   const bool ort = dialects.contains(Dialect::kOnnxRuntime);
   if (!ort && !dialects.contains(Dialect::kTensorRt)) return;
   if (arguments.plan.ring == "auto") arguments.plan.ring = "off";
-  if (arguments.plan.ring != "on") return;
+  if (arguments.plan.ring == "off") return;
   const char* name = ort ? "ort" : "tensorrt";
-  throw Error("--dialect {} has no ring, as --ring on asks for", name)
+  throw Error("--dialect {} has no ring, as --ring {} asks for", name, arguments.plan.ring)
       .note("a ring's exchanges have pieces of several sizes")
-      .help(fmt::format("leave --ring on or --dialect {} out", name));
+      .help(fmt::format("leave --ring {} or --dialect {} out", arguments.plan.ring, name));
 }
 
 int run(Arguments arguments) {

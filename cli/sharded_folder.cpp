@@ -20,6 +20,7 @@
 #include "onnx/model.h"
 #include "signature.h"
 #include "training/arguments.h"
+#include "transforms/ring_attention/ring.h"
 #include "transforms/spmd/describe_sharding.h"
 #include "transforms/spmd/emit_ranks.h"
 #include "transforms/spmd/geometry.h"
@@ -477,6 +478,13 @@ Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
     manifest.warnings.push_back(
         fmt::format("node '{}' has no ring, its keys and values are gathered: {}",
                     graph.describe(graph.node(entry.node)), entry.reason));
+  }
+  if (plan.zigzag_asked && plan.has_ring()) {
+    const transforms::ZigzagUse use = transforms::zigzag_use(program);
+    if (use.rings == 0) {
+      manifest.warnings.push_back(
+          fmt::format("no attention is in zigzag order: {}", fmt::join(use.why_in_blocks, "; ")));
+    }
   }
   manifest.random = draws_of(model);
   describe_training(program, manifest);

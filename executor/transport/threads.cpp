@@ -40,6 +40,7 @@ struct Meeting {
   std::vector<Post> posts;  // by member
   std::vector<bool> here;
   size_t arrived = 0;
+  size_t inside = 0;                // members that use each other's memory and events, of devices
   std::atomic<uint64_t> round = 0;  // changed with the mutex held, read without it by spin()
 };
 
@@ -162,22 +163,24 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
                 const std::vector<Box>& send, const std::vector<Box>& receive) override {
     const size_t me = member(collective);
     const size_t members = collective.group.size();
-    Meeting& meeting =
-        enter(collective, {&collective, &x, static_cast<std::byte*>(y.data), &send, &receive});
-    for (size_t step = 0; step < members; ++step) {
-      const size_t from = (me + step) % members;  // not all from the same one at once
-      const Post& post = meeting.posts[from];
-      move(collective, *post.x, (*post.send)[me], y, receive[from]);
-    }
-    leave(meeting, members);
+    const Post post{&collective, &x, static_cast<std::byte*>(y.data), &send, &receive};
+    meet_over(collective, post, [&](Meeting& meeting) {
+      for (size_t step = 0; step < members; ++step) {
+        const size_t from = (me + step) % members;  // not all from the same one at once
+        const Post& other = meeting.posts[from];
+        move(collective, *other.x, (*other.send)[me], y, receive[from]);
+      }
+      leave(meeting, members);
+    });
   }
 
   void reduce_boxes(const Collective& collective, const ConstBuffer& x, const Buffer& y,
                     const std::vector<Box>& parts) override {
-    Meeting& meeting = enter(collective, {&collective, &x, static_cast<std::byte*>(y.data)});
-    sum(collective, operands(meeting), x.shape, parts[member(collective)],
-        static_cast<std::byte*>(y.data));
-    leave(meeting, collective.group.size());
+    const Post post{&collective, &x, static_cast<std::byte*>(y.data)};
+    meet_over(collective, post, [&](Meeting& meeting) {
+      sum(collective, operands(meeting), x.shape, parts[member(collective)], post.y);
+      leave(meeting, collective.group.size());
+    });
   }
 
   // Each member sums one part for all; then everybody copies the others' parts.
@@ -188,20 +191,21 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
     const auto size = static_cast<int64_t>(ir::element_size(collective.dtype));
     const std::vector<int64_t> cuts = even_cuts(count, members);
     const ConstBuffer flat{x, {count}};
-    Meeting& meeting = enter(collective, {&collective, &flat, y});
-    std::vector<const std::byte*> terms = operands(meeting);
-    for (const std::byte*& term : terms) term += cuts[me] * size;
-    const ir::Shape own{cuts[me + 1] - cuts[me]};
-    sum(collective, terms, own, whole_box(own), y + cuts[me] * size);
-    leave(meeting, members);
-    for (size_t step = 1; step < members; ++step) {
-      const size_t from = (me + step) % members;
-      const int64_t begin = cuts[from] * size;
-      const ir::Shape part{cuts[from + 1] - cuts[from]};
-      move(collective, {meeting.posts[from].y + begin, part}, whole_box(part), {y + begin, part},
-           whole_box(part));
-    }
-    leave(meeting, members);
+    meet_over(collective, {&collective, &flat, y}, [&](Meeting& meeting) {
+      std::vector<const std::byte*> terms = operands(meeting);
+      for (const std::byte*& term : terms) term += cuts[me] * size;
+      const ir::Shape own{cuts[me + 1] - cuts[me]};
+      sum(collective, terms, own, whole_box(own), y + cuts[me] * size);
+      leave(meeting, members);
+      for (size_t step = 1; step < members; ++step) {
+        const size_t from = (me + step) % members;
+        const int64_t begin = cuts[from] * size;
+        const ir::Shape part{cuts[from + 1] - cuts[from]};
+        move(collective, {meeting.posts[from].y + begin, part}, whole_box(part), {y + begin, part},
+             whole_box(part));
+      }
+      leave(meeting, members);
+    });
   }
 
   void move(const Collective& collective, const ConstBuffer& x, const Box& from, const Buffer& y,
@@ -231,16 +235,32 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
     return result;
   }
 
-  // Posts and waits until all members have; a device will wait for the others' operands. Throws
-  // when that cannot be.
-  Meeting& enter(const Collective& collective, Post post) {
+  // Posts, waits until all members have, and does the work for which each reads what the others
+  // have posted. A device waits for the others' operands. Throws when that cannot be.
+  template <typename Work>
+  void meet_over(const Collective& collective, Post post, const Work& work) {
     post.ready = ready_.get();
     post.done = done_.get();
-    if (device_ != nullptr) device_->record(StreamId::kExchange, *ready_);
+    if (device_ == nullptr) return work(gather(collective, post));
+    device_->record(StreamId::kExchange, *ready_);
     Meeting& meeting = gather(collective, post);
-    if (device_ == nullptr) return meeting;
-    for (const Post& other : meeting.posts) device_->wait(StreamId::kExchange, *other.ready);
-    return meeting;
+    try {
+      for (const Post& other : meeting.posts) device_->wait(StreamId::kExchange, *other.ready);
+      work(meeting);
+    } catch (...) {
+      go_last(meeting, std::current_exception());
+      throw;
+    }
+    const std::lock_guard lock(world_.mutex);
+    --meeting.inside;
+  }
+
+  // Of a member that fails: its memory and events last until the others have let go of them.
+  void go_last(Meeting& meeting, const std::exception_ptr& failure) {
+    std::unique_lock lock(world_.mutex);
+    --meeting.inside;
+    world_.end_all(failure);
+    meeting.changed.wait(lock, [&] { return meeting.inside == 0; });
   }
 
   // Waits until all members have come this far; a device will wait until theirs are done. An event
@@ -267,6 +287,7 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
       for (int other : collective.group) {
         world_.status[static_cast<size_t>(other)].doing = State::Doing::kComputing;
       }
+      meeting.inside = collective.group.size();
       open(meeting);
       return meeting;
     }

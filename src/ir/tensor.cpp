@@ -183,6 +183,22 @@ bool Tensor::identical(const Tensor& other) const {
   return type_ == other.type_ && std::ranges::equal(bytes(), other.bytes());
 }
 
+Tensor concat(const std::vector<Tensor>& parts, size_t axis) {
+  Type type = parts.at(0).type();
+  type.shape[axis] = 0;
+  for (const Tensor& part : parts) type.shape[axis] += part.shape()[axis];
+  Tensor result(type);
+  const Shape outer(type.shape.begin(), type.shape.begin() + static_cast<std::ptrdiff_t>(axis));
+  std::byte* to = result.mutable_bytes();
+  for (int64_t k = 0; k < num_elements(outer); ++k) {
+    for (const Tensor& part : parts) {
+      const size_t piece = part.bytes().size() / static_cast<size_t>(num_elements(outer));
+      to = std::ranges::copy(part.bytes().subspan(static_cast<size_t>(k) * piece, piece), to).out;
+    }
+  }
+  return result;
+}
+
 float bfloat16_to_float(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16U); }
 
 uint16_t float_to_bfloat16(float value) {

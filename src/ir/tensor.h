@@ -101,6 +101,10 @@ class Tensor {
   std::shared_ptr<std::byte[]> bytes_;
 };
 
+// Tensors of one type but for their extents along `axis`, one after the other along it; at least
+// one.
+Tensor concat(const std::vector<Tensor>& parts, size_t axis);
+
 // Conversions of 16-bit floats (round to nearest even).
 float float16_to_float(uint16_t bits);
 uint16_t float_to_float16(float value);

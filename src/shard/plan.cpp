@@ -25,6 +25,7 @@ class PlanMaker {
       : graph_(graph), options_(options), like_(like) {
     plan_.roles = std::move(roles);
     plan_.ring_asked = options.ring;
+    plan_.zigzag_asked = options.zigzag;
     plan_.analysis = std::make_shared<FactorAnalysis>(graph, plan_.roles.is_parameter);
     plan_.home = find_home(*plan_.analysis, plan_.roles);
     plan_.attention = find_attention(*plan_.analysis, plan_.home);

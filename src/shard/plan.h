@@ -26,6 +26,7 @@ struct PlanOptions {
   std::map<std::string, int64_t> sp_mesh;  // sizes of "r", "g" and "u"; empty: chosen
   bool strict = false;                     // an operator that must be gathered is an error
   bool ring = false;                       // on r, keys and values travel instead of being gathered
+  bool zigzag = false;                     // and tokens are in zigzag order where that balances
 };
 
 // An operator that can be neither split nor exchanged: its operands are gathered.
@@ -57,7 +58,8 @@ class Plan {
   std::vector<GatheredOperator> gathered;
   std::vector<bool> on_ring;  // by node: a fused attention whose keys and values travel over axis r
   std::vector<RingRefusal> ring_refusals;
-  bool ring_asked = false;  // whether the options ask for a ring
+  bool ring_asked = false;    // whether the options ask for a ring
+  bool zigzag_asked = false;  // and for zigzag order on it (transforms/ring_attention)
 
   bool has_ring() const { return std::ranges::find(on_ring, true) != on_ring.end(); }
   bool is_on_ring(NodeId node) const { return !on_ring.empty() && on_ring[node.index()]; }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <set>
 
+#include "cost/operator_cost.h"
 #include "ir/operator_traits.h"
 #include "ring_layer.h"
 #include "run_program.h"
@@ -37,6 +38,22 @@ shard::PlanOptions ring(std::map<std::string, int64_t> sizes, int64_t dp = 1) {
   return {.sp = sp, .dp = dp, .sp_mesh = std::move(sizes), .strict = true, .ring = true};
 }
 
+// The same with tokens in zigzag order.
+shard::PlanOptions zigzag(std::map<std::string, int64_t> sizes, int64_t dp = 1) {
+  shard::PlanOptions options = ring(std::move(sizes), dp);
+  options.zigzag = true;
+  return options;
+}
+
+// Of the first attention.
+Ring ring_of(const SpmdProgram& program) {
+  const auto node = std::ranges::find_if(program.instructions, [&](const Instruction& instruction) {
+    const auto* compute = std::get_if<Compute>(&instruction);
+    return compute != nullptr && program.plan->is_on_ring(compute->node);
+  });
+  return Ring(program, std::get<Compute>(*node));
+}
+
 class RingAttention : public testing::TestWithParam<Case> {
  protected:
   RingAttention()
@@ -57,6 +74,7 @@ class RingAttention : public testing::TestWithParam<Case> {
 TEST_P(RingAttention, OfAllRanksInOneGraphEqualsWhole) {
   ASSERT_TRUE(plan.has_ring());
   EXPECT_TRUE(plan.ring_refusals.empty());
+  EXPECT_EQ(ring_of(program).is_zigzag(), GetParam().mesh.zigzag);
   test::expect_close(test::run_graph(emulate(program), feeds), test::run_graph(graph, feeds),
                      tolerance());
 }
@@ -166,6 +184,35 @@ INSTANTIATE_TEST_SUITE_P(
                          ring({{"r", 4}})}),
     [](const auto& tested) { return tested.param.name; });
 
+INSTANTIATE_TEST_SUITE_P(
+    Zigzag, RingAttention,
+    testing::Values(
+        Case{"zigzag_over_two", {}, zigzag({{"r", 2}})},
+        Case{"zigzag_over_three", {}, zigzag({{"r", 3}})},
+        Case{"zigzag_over_four", {}, zigzag({{"r", 4}})},
+        Case{"zigzag_ragged_over_five", {.sequence = 23}, zigzag({{"r", 5}})},
+        Case{"zigzag_beside_heads", {}, zigzag({{"r", 2}, {"u", 2}})},
+        Case{"zigzag_on_three_axes", {}, zigzag({{"r", 3}, {"g", 2}, {"u", 2}})},
+        Case{"zigzag_of_batches", {}, zigzag({{"r", 2}, {"u", 2}}, 2)},
+        Case{"zigzag_long_window", {.sequence = 24, .window = 20}, zigzag({{"r", 4}})},
+        Case{"zigzag_key_mask", {.key_mask = true, .dead_rows = "zero"}, zigzag({{"r", 4}})},
+        Case{"zigzag_segments", {.segments = true}, zigzag({{"r", 4}})},
+        Case{"zigzag_key_bias", {.key_bias = true}, zigzag({{"r", 2}, {"u", 2}})},
+        Case{"zigzag_full_bias", {.full_bias = true, .sink = true}, zigzag({{"r", 4}})},
+        Case{"zigzag_sink", {.sink = true}, zigzag({{"r", 4}})},
+        Case{"zigzag_softcap", {.softcap = 1.5F}, zigzag({{"r", 3}})},
+        Case{"zigzag_rows_that_weigh_all_keys",
+             {.sequence = 29,
+              .group = 3,
+              .key_mask = true,
+              .dead_rows = "uniform",
+              .dead_row_gradient = true},
+             zigzag({{"r", 4}, {"u", 2}, {"g", 3}}, 2)},
+        Case{
+            "zigzag_run_time_begins", {.sequence = 16, .run_time_begin = true}, zigzag({{"r", 4}})},
+        Case{"zigzag_bfloat16", {.dtype = DataType::kBFloat16}, zigzag({{"r", 4}})}),
+    [](const auto& tested) { return tested.param.name; });
+
 // The error of a tensor's entries, as a root mean square relative to theirs.
 double error_of(const ir::Tensor& got, const ir::Tensor& exact) {
   double difference = 0;
@@ -247,11 +294,7 @@ TEST(RingAttentionBlocks, GoNoFurtherThanTheyAreSeen) {
   const Graph graph = build_layer({.sequence = 16});
   const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));
   const SpmdProgram program = build_program(plan);
-  const auto node = std::ranges::find_if(program.instructions, [&](const Instruction& instruction) {
-    const auto* compute = std::get_if<Compute>(&instruction);
-    return compute != nullptr && plan.is_on_ring(compute->node);
-  });
-  const Ring around(program, std::get<Compute>(*node));
+  const Ring around = ring_of(program);
   EXPECT_EQ(around.steps(), 4U);
   int64_t sent = 0;
   for (const RingTransfer& transfer : around.transfers()) {
@@ -259,6 +302,84 @@ TEST(RingAttentionBlocks, GoNoFurtherThanTheyAreSeen) {
   }
   const int64_t block = kBatch * 2 * 4 * kWidth * 4;
   EXPECT_EQ(sent, block * 2 * (3 + 2 + 1));
+}
+
+// Multiplications of scores and weights on a rank, by what it sees.
+double attention_flops(const Graph& graph) {
+  double flops = 0;
+  for (const ir::Node& node : graph.nodes()) {
+    if (node.domain != ir::kAutospDomain || !node.op.starts_with("Attention")) continue;
+    std::vector<ir::Type> operands;
+    for (ValueId operand : node.inputs)
+      operands.push_back(operand ? graph.type(operand) : ir::Type());
+    std::vector<ir::Type> results;
+    for (ValueId result : node.outputs) results.push_back(result ? graph.type(result) : ir::Type());
+    flops +=
+        cost::operator_cost(node, operands, results, cost::visible_fraction(graph, node)).flops;
+  }
+  return flops;
+}
+
+// Of causal attention the last of four blocks is 7 / 16 of the work, one in zigzag order a quarter.
+TEST(RingAttentionZigzag, GivesAllMembersAsMuch) {
+  const Options layer{.sequence = 64};
+  const Graph graph = build_layer(layer);
+  const shard::Plan plan = shard::make_plan(graph, roles_of(graph), zigzag({{"r", 4}}));
+  const SpmdProgram program = build_program(plan);
+  std::vector<double> work;
+  for (int64_t rank = 0; rank < 4; ++rank)
+    work.push_back(attention_flops(emit_rank(program, rank)));
+  EXPECT_LT(std::ranges::max(work), 1.001 * std::ranges::min(work));
+  const double last = attention_flops(rank_graph(layer, ring({{"r", 4}}), 3));
+  EXPECT_NEAR(last / work[0], 7.0 / 4, 0.05);
+}
+
+TEST(RingAttentionZigzag, LeavesBlocksWhereNothingIsWonOrNumbersMustFollow) {
+  struct Kept {
+    Options layer;
+    const char* why;
+  };
+  for (const Kept& kept : {Kept{{.causal = false}, "no known mask"},
+                           Kept{{.sequence = 16, .window = 2}, "no known mask"},
+                           Kept{{.causal = false, .run_time_end = true}, "no known mask"},
+                           Kept{{.dropout = true}, "dropped at random"}}) {
+    const Graph graph = build_layer(kept.layer);
+    const shard::Plan plan = shard::make_plan(graph, roles_of(graph), zigzag({{"r", 4}}));
+    const SpmdProgram program = build_program(plan);
+    EXPECT_FALSE(ring_of(program).is_zigzag());
+    EXPECT_NE(ring_of(program).why_in_blocks().find(kept.why), std::string::npos)
+        << ring_of(program).why_in_blocks();
+    const test::Tensors feeds = feeds_of(graph, kept.layer);
+    test::expect_close(test::run_graph(emulate(program), feeds), test::run_graph(graph, feeds));
+  }
+}
+
+// Every position is attended for once, by the member that gets it, under all divisions.
+TEST(RingAttentionZigzag, DealsEveryPositionOnce) {
+  for (size_t members = 2; members < 9; ++members) {
+    for (int64_t extent = static_cast<int64_t>(members); extent < 40; ++extent) {
+      const shard::Cuts cuts = shard::even_cuts(extent, static_cast<int64_t>(members));
+      std::vector<shard::Interval> blocks;
+      for (size_t m = 0; m < members; ++m) blocks.push_back({cuts[m], cuts[m + 1]});
+      const TokenOrder order = TokenOrder::in_zigzag(blocks);
+      std::vector<int> attended(static_cast<size_t>(extent), 0);
+      for (size_t member = 0; member < members; ++member) {
+        ASSERT_GT(count(order.of(member)), 0);
+        std::vector<int64_t> positions(static_cast<size_t>(count(order.of(member))), -1);
+        for (size_t holder = 0; holder < members; ++holder) {
+          const auto [in_block, in_order] = order.share(holder, member);
+          for (int64_t k = 0; k < in_block.extent(); ++k) {
+            const int64_t position = blocks[holder].begin + in_block.begin + k;
+            positions.at(static_cast<size_t>(in_order.begin + k)) = position;
+            ++attended.at(static_cast<size_t>(position));
+          }
+        }
+        EXPECT_TRUE(std::ranges::is_sorted(positions) && positions.front() >= 0);
+        EXPECT_EQ(count_below(order.of(member), positions.back()), std::ssize(positions) - 1);
+      }
+      EXPECT_EQ(std::ranges::count(attended, 1), extent);
+    }
+  }
 }
 
 // Whether the node, or what it depends on, is attention.

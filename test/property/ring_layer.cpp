@@ -77,6 +77,8 @@ class Layer {
     if (options_.key_bias) masks[0] = input("bias", {1, heads_, 1, s});
     if (options_.full_bias) masks[0] = input("bias", {kBatch, 1, s, s});
     if (options_.window > 0) masks[1] = bound([&](int64_t i) { return i + 1 - options_.window; });
+    if (options_.run_time_begin)
+      masks[1] = graph_.add_input("begins", {DataType::kInt64, {kBatch, s}});
     if (options_.causal) masks[2] = bound([](int64_t i) { return i + 1; });
     if (options_.run_time_end) masks[2] = graph_.add_input("ends", {DataType::kInt64, {kBatch, s}});
     if (options_.key_mask) masks[3] = graph_.add_input("mask", {DataType::kBool, {kBatch, s}});
@@ -142,6 +144,11 @@ shard::Roles roles_of(const Graph& graph) {
 test::Tensors feeds_of(const Graph& graph, const Options& options) {
   test::Tensors feeds = test::random_feeds(graph, {.num_tokens = 2});
   const int64_t s = options.sequence;
+  if (options.run_time_begin) {
+    auto begins = feeds.at("begins").mutable_values<int64_t>();
+    for (int64_t k = 0; k < kBatch * s; ++k)
+      begins[static_cast<size_t>(k)] = 5 * k % s * (k % s) / s;
+  }
   if (options.run_time_end) {
     auto ends = feeds.at("ends").mutable_values<int64_t>();
     for (int64_t k = 0; k < kBatch * s; ++k) ends[static_cast<size_t>(k)] = 1 + (7 * k) % s;

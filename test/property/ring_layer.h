@@ -14,9 +14,10 @@ struct Options {
   int64_t sequence = 13;
   int64_t kv_heads = 2;
   int64_t group = 2;
-  int64_t window = 0;         // keys that a query sees; 0: all before it
-  bool causal = true;         // else no interval
-  bool run_time_end = false;  // the interval's end is an input
+  int64_t window = 0;           // keys that a query sees; 0: all before it
+  bool causal = true;           // else no interval
+  bool run_time_begin = false;  // the interval's beginning is an input
+  bool run_time_end = false;    // or its end
   bool key_mask = false;
   bool segments = false;
   bool key_bias = false;   // [1, heads, 1, keys]

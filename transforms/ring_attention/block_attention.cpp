@@ -11,7 +11,6 @@
 namespace autosp::transforms {
 
 using ir::DataType;
-using shard::Interval;
 
 namespace {
 
@@ -99,8 +98,8 @@ std::vector<ValueId> BlockAttention::emit(size_t step, const RingBlock& block,
   attributes.set("dead_rows", std::string("zero"));
   attributes.erase("dead_row_gradient");
   if (auto dropout = local_dropout(program_, compute_, rank_)) {
-    const int64_t own = ring_.keys(member_).begin;
-    const int64_t first = ring_.keys(ring_.owner(member_, step)).begin;
+    const int64_t own = ring_.keys(member_).front().begin;
+    const int64_t first = ring_.keys(ring_.owner(member_, step)).front().begin;
     dropout->offset += (first - own) * dropout->strides[4];
     reference::set_attention_dropout(attributes, *dropout);
   }
@@ -118,7 +117,7 @@ std::vector<ValueId> BlockAttention::emit(size_t step, const RingBlock& block,
 }
 
 std::vector<ValueId> BlockAttention::operands_of(size_t step, const RingBlock& block) {
-  const Interval& keys = ring_.keys(ring_.owner(member_, step));
+  const Positions& keys = ring_.keys(ring_.owner(member_, step));
   std::vector<ValueId> result = operands_;
   result[at_.key] = block.key;
   result[at_.value] = block.value;
@@ -137,25 +136,43 @@ std::vector<ValueId> BlockAttention::operands_of(size_t step, const RingBlock& b
   return result;
 }
 
-// Intervals count keys of the whole sequence; here, those from the block's first one on. No bound
-// at all where it hides none of the block.
-ValueId BlockAttention::interval_bound(ValueId bound, const Interval& keys, bool is_end) {
+// Intervals count keys of the whole sequence; here, those of the block. No bound at all where it
+// hides none of them.
+ValueId BlockAttention::interval_bound(ValueId bound, const Positions& keys, bool is_end) {
   ir::Graph& graph = build_.graph();
-  if (!graph.is_constant(bound)) {
-    const ValueId first = build_.scalar(DataType::kInt64, static_cast<double>(keys.begin));
-    return build_.binary("Sub", bound, first);
-  }
+  if (!graph.is_constant(bound)) return run_time_bound(bound, keys);
   std::vector<int64_t> values = *graph.constant_ints(bound);
-  for (int64_t& value : values) value = std::clamp<int64_t>(value - keys.begin, 0, keys.extent());
-  const int64_t nothing_hidden = is_end ? keys.extent() : 0;
+  for (int64_t& value : values) value = count_below(keys, value);
+  const int64_t nothing_hidden = is_end ? count(keys) : 0;
   if (std::ranges::all_of(values, [&](int64_t value) { return value == nothing_hidden; }))
     return {};
   const ir::Shape shape = build_.shape(bound);
   return build_.constant(ir::Tensor::int64s(std::move(values)).reshaped(shape));
 }
 
-ValueId BlockAttention::along_keys(ValueId x, int64_t axis, const Interval& keys) {
-  return build_.slice(x, axis, keys.begin, keys.end);
+// Of one interval, a difference, which may lie outside of the block; of several, what count_below
+// says.
+ValueId BlockAttention::run_time_bound(ValueId bound, const Positions& keys) {
+  const auto number = [&](int64_t value) {
+    return build_.scalar(DataType::kInt64, static_cast<double>(value));
+  };
+  if (keys.size() == 1) return build_.binary("Sub", bound, number(keys[0].begin));
+  std::vector<ValueId> terms;
+  for (const shard::Interval& interval : keys) {
+    const ValueId inside = build_.binary("Min", build_.binary("Max", bound, number(interval.begin)),
+                                         number(interval.end));
+    terms.push_back(build_.binary("Sub", inside, number(interval.begin)));
+  }
+  ValueId total = terms[0];
+  for (size_t k = 1; k < terms.size(); ++k) total = build_.binary("Add", total, terms[k]);
+  return total;
+}
+
+ValueId BlockAttention::along_keys(ValueId x, int64_t axis, const Positions& keys) {
+  std::vector<ValueId> parts;
+  for (const shard::Interval& interval : keys)
+    parts.push_back(build_.slice(x, axis, interval.begin, interval.end));
+  return build_.concat(std::move(parts), axis);
 }
 
 // A bias of -inf hides a key from a row. Where it hides a whole block, the row's maximum there
@@ -197,10 +214,11 @@ std::string BlockAttention::name_of(size_t k) const {
   return program_.graph().name_of(node_.outputs[k]) + suffix_;
 }
 
-// In the type of the operator's result, and with its name.
+// In the type of the operator's result, and with its name, unless it is still to be returned.
 ValueId BlockAttention::result(size_t k, ValueId wide) {
   if (!wide) return {};
   const DataType dtype = program_.graph().type(node_.outputs[k]).dtype;
+  if (ring_.result_positions(k)) return build_.cast(wide, dtype);
   if (build_.dtype(wide) != dtype) return build_.cast(wide, dtype, name_of(k));
   return build_.identity(wide, name_of(k));
 }

@@ -21,7 +21,8 @@ struct RingBlock {
 class BlockAttention {
  public:
   // `operands` are those of the whole operator on a rank, its own block of keys and values among
-  // them. Names of what is emitted are those of the whole operator and `suffix`.
+  // them, in the ring's order of positions. Names of what is emitted are those of the whole
+  // operator and `suffix`.
   BlockAttention(const SpmdProgram& program, const Compute& compute, const Ring& ring, int64_t rank,
                  const std::vector<ValueId>& operands, std::string suffix, ir::Builder& build);
 
@@ -36,8 +37,8 @@ class BlockAttention {
   // What is to be summed over all members for rows that see no key, before any step; often nothing.
   std::vector<ValueId> unseen_terms();
 
-  // The results of the operator, all blocks together; invalid where it has none. `unseen` are the
-  // sums of unseen_terms().
+  // The results of the operator, all blocks together, in the ring's order of positions; invalid
+  // where it has none. `unseen` are the sums of unseen_terms().
   std::vector<ValueId> finish(const std::vector<ValueId>& unseen);
 
  private:
@@ -54,8 +55,9 @@ class BlockAttention {
   std::vector<ValueId> emit(size_t step, const RingBlock& block,
                             const std::vector<ir::Type>& types);
   std::vector<ValueId> operands_of(size_t step, const RingBlock& block);
-  ValueId interval_bound(ValueId bound, const shard::Interval& keys, bool is_end);
-  ValueId along_keys(ValueId x, int64_t axis, const shard::Interval& keys);
+  ValueId interval_bound(ValueId bound, const Positions& keys, bool is_end);
+  ValueId run_time_bound(ValueId bound, const Positions& keys);
+  ValueId along_keys(ValueId x, int64_t axis, const Positions& keys);
   ValueId finite(ValueId bias);
   Partial merged(const Partial& a, const Partial& b);
   // A sum in the type to compute in; `sum` may be invalid.

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "transforms/ring_attention/block_attention.h"
+#include "transforms/ring_attention/deal.h"
 
 namespace autosp::transforms {
 
@@ -12,17 +13,26 @@ using What = RingTransfer::What;
 
 namespace {
 
+std::string result_name(const SpmdProgram& program, const Compute& compute, size_t k) {
+  return program.graph().name_of(program.graph().node(compute.node).outputs[k]);
+}
+
 class RingEmitter {
  public:
   RingEmitter(const SpmdProgram& program, const Compute& compute, int64_t rank,
               const std::vector<ValueId>& operands, const std::string& suffix, ir::Builder& build)
-      : ring_(program, compute),
+      : program_(program),
+        compute_(compute),
+        rank_(rank),
+        suffix_(suffix),
+        ring_(program, compute),
         group_(ring_.ranks_with(rank)),
         member_(ring_.member_of(rank)),
-        attention_(program, compute, ring_, rank, operands, suffix, build),
-        build_(build) {
+        build_(build),
+        operands_(dealt(operands)),
+        attention_(program, compute, ring_, rank, operands_, suffix, build) {
     const auto at = *shard::attention_operands(program.graph().node(compute.node));
-    own_ = {operands[at.key], operands[at.value]};
+    own_ = {operands_[at.key], operands_[at.value]};
   }
 
   std::vector<ValueId> emit() {
@@ -49,10 +59,34 @@ class RingEmitter {
       attention_.add_home(gradients);
       block = following;
     }
-    return attention_.finish(unseen);
+    return given_back(attention_.finish(unseen));
   }
 
  private:
+  std::vector<ValueId> dealt(std::vector<ValueId> operands) {
+    Dealer dealer(ring_, rank_, build_);
+    for (size_t k = 0; k < operands.size(); ++k) {
+      const auto positions = ring_.operand_positions(k);
+      if (!operands[k] || !positions) continue;
+      operands[k] = program_.is_constant(compute_.operands[k])
+                        ? build_.constant(dealt_constant(program_, compute_, ring_, k, rank_))
+                        : dealer.deal(*positions, operands[k], ring_.find(What::kDeal, k)->node);
+    }
+    return operands;
+  }
+
+  std::vector<ValueId> given_back(std::vector<ValueId> results) {
+    Dealer dealer(ring_, rank_, build_);
+    for (size_t k = 0; k < results.size(); ++k) {
+      const auto positions = ring_.result_positions(k);
+      if (!results[k] || !positions) continue;
+      const ValueId own =
+          dealer.give_back(*positions, results[k], ring_.find(What::kReturn, k)->node);
+      results[k] = build_.identity(own, result_name(program_, compute_, k) + suffix_);
+    }
+    return results;
+  }
+
   // To one member, from one member; each may be missing.
   struct Route {
     std::optional<size_t> to;
@@ -66,7 +100,7 @@ class RingEmitter {
     if (ring_.holds(next, step)) route.to = next;
     if (ring_.holds(member_, step)) {
       route.from = ring_.next(member_, ring_.members() - 1);
-      route.received = ring_.keys(ring_.owner(member_, step)).extent();
+      route.received = count(ring_.keys(ring_.owner(member_, step)));
     }
     return exchange(*ring_.find(what, step), x, route);
   }
@@ -81,7 +115,7 @@ class RingEmitter {
     const size_t from = ring_.next(member_, step);
     if (ring_.attends(from, step)) {
       route.from = from;
-      route.received = ring_.keys(member_).extent();
+      route.received = count(ring_.keys(member_));
     }
     const ValueId arrived = exchange(*transfer, route.to ? gradient : like, route);
     return route.from ? arrived : ValueId();
@@ -110,12 +144,17 @@ class RingEmitter {
                        std::string(ir::kAutospDomain), transfer.node);
   }
 
+  const SpmdProgram& program_;
+  const Compute& compute_;
+  int64_t rank_;
+  std::string suffix_;
   Ring ring_;
   std::vector<int64_t> group_;
   size_t member_;
-  RingBlock own_;
-  BlockAttention attention_;
   ir::Builder& build_;
+  std::vector<ValueId> operands_;  // in the ring's order
+  BlockAttention attention_;
+  RingBlock own_;
 };
 
 }  // namespace
@@ -126,41 +165,113 @@ std::vector<ValueId> emit_ring(const SpmdProgram& program, const Compute& comput
   return RingEmitter(program, compute, rank, operands, suffix, build).emit();
 }
 
+namespace {
+
+// All ranks' rings in one graph.
+class RingEmulator {
+ public:
+  RingEmulator(const SpmdProgram& program, const Compute& compute, const std::string& suffix,
+               ir::Builder& build)
+      : program_(program),
+        compute_(compute),
+        suffix_(suffix),
+        ring_(program, compute),
+        build_(build) {}
+
+  // `held` and the results are by rank.
+  std::vector<std::vector<ValueId>> emulate(const std::vector<std::vector<ValueId>>& held) {
+    const auto at = *shard::attention_operands(program_.graph().node(compute_.node));
+    const std::vector<std::vector<ValueId>> operands = dealt(held);
+    std::vector<BlockAttention> attentions;
+    for (size_t rank = 0; rank < operands.size(); ++rank) {
+      attentions.emplace_back(program_, compute_, ring_, static_cast<int64_t>(rank), operands[rank],
+                              suffix_of(rank), build_);
+    }
+    std::vector<std::vector<ValueId>> unseen;  // by rank
+    for (BlockAttention& attention : attentions) unseen.push_back(attention.unseen_terms());
+    for (size_t step = 0; step < ring_.steps(); ++step) {
+      for (size_t rank = 0; rank < operands.size(); ++rank) {
+        const size_t member = member_of(rank);
+        if (!ring_.attends(member, step)) continue;
+        const size_t owner = ranks_with(rank)[ring_.owner(member, step)];
+        const RingBlock gradients =
+            attentions[rank].attend(step, {operands[owner][at.key], operands[owner][at.value]});
+        attentions[owner].add_home(gradients);
+      }
+    }
+    std::vector<std::vector<ValueId>> results;
+    for (size_t rank = 0; rank < attentions.size(); ++rank) {
+      std::vector<ValueId> sums;
+      for (size_t k = 0; k < unseen[rank].size(); ++k) {
+        std::vector<ValueId> terms;
+        for (size_t other : ranks_with(rank)) terms.push_back(unseen[other][k]);
+        sums.push_back(build_.sum(terms));
+      }
+      results.push_back(attentions[rank].finish(sums));
+    }
+    return given_back(results);
+  }
+
+ private:
+  size_t member_of(size_t rank) const { return ring_.member_of(static_cast<int64_t>(rank)); }
+  std::vector<size_t> ranks_with(size_t rank) const {
+    const auto ranks = ring_.ranks_with(static_cast<int64_t>(rank));
+    return {ranks.begin(), ranks.end()};
+  }
+  std::string suffix_of(size_t rank) const { return fmt::format("{}@{}", suffix_, rank); }
+
+  // Of the ranks of a ring, by member.
+  std::vector<ValueId> of_ring(const std::vector<std::vector<ValueId>>& values, size_t rank,
+                               size_t k) const {
+    std::vector<ValueId> result;
+    for (size_t other : ranks_with(rank)) result.push_back(values[other][k]);
+    return result;
+  }
+
+  std::vector<std::vector<ValueId>> dealt(const std::vector<std::vector<ValueId>>& held) {
+    std::vector<std::vector<ValueId>> result = held;
+    for (size_t rank = 0; rank < held.size(); ++rank) {
+      for (size_t k = 0; k < held[rank].size(); ++k) {
+        const auto positions = ring_.operand_positions(k);
+        if (!held[rank][k] || !positions) continue;
+        result[rank][k] =
+            program_.is_constant(compute_.operands[k])
+                ? build_.constant(
+                      dealt_constant(program_, compute_, ring_, k, static_cast<int64_t>(rank)))
+                : emulate_deal(*positions, of_ring(held, rank, k), member_of(rank), build_);
+      }
+    }
+    return result;
+  }
+
+  std::vector<std::vector<ValueId>> given_back(const std::vector<std::vector<ValueId>>& attended) {
+    std::vector<std::vector<ValueId>> result = attended;
+    for (size_t rank = 0; rank < attended.size(); ++rank) {
+      for (size_t k = 0; k < attended[rank].size(); ++k) {
+        const auto positions = ring_.result_positions(k);
+        if (!attended[rank][k] || !positions) continue;
+        const ValueId own =
+            emulate_return(*positions, of_ring(attended, rank, k), member_of(rank), build_);
+        result[rank][k] =
+            build_.identity(own, result_name(program_, compute_, k) + suffix_of(rank));
+      }
+    }
+    return result;
+  }
+
+  const SpmdProgram& program_;
+  const Compute& compute_;
+  std::string suffix_;
+  Ring ring_;
+  ir::Builder& build_;
+};
+
+}  // namespace
+
 std::vector<std::vector<ValueId>> emulate_ring(const SpmdProgram& program, const Compute& compute,
                                                const std::vector<std::vector<ValueId>>& operands,
                                                const std::string& suffix, ir::Builder& build) {
-  const Ring ring(program, compute);
-  const auto at = *shard::attention_operands(program.graph().node(compute.node));
-  std::vector<BlockAttention> attentions;
-  for (size_t rank = 0; rank < operands.size(); ++rank) {
-    attentions.emplace_back(program, compute, ring, static_cast<int64_t>(rank), operands[rank],
-                            fmt::format("{}@{}", suffix, rank), build);
-  }
-  std::vector<std::vector<ValueId>> unseen;  // by rank
-  for (BlockAttention& attention : attentions) unseen.push_back(attention.unseen_terms());
-  for (size_t step = 0; step < ring.steps(); ++step) {
-    for (size_t rank = 0; rank < operands.size(); ++rank) {
-      const size_t member = ring.member_of(static_cast<int64_t>(rank));
-      if (!ring.attends(member, step)) continue;
-      const auto group = ring.ranks_with(static_cast<int64_t>(rank));
-      const auto owner = static_cast<size_t>(group[ring.owner(member, step)]);
-      const RingBlock gradients =
-          attentions[rank].attend(step, {operands[owner][at.key], operands[owner][at.value]});
-      attentions[owner].add_home(gradients);
-    }
-  }
-  std::vector<std::vector<ValueId>> results;
-  for (size_t rank = 0; rank < attentions.size(); ++rank) {
-    std::vector<ValueId> sums;
-    for (size_t k = 0; k < unseen[rank].size(); ++k) {
-      std::vector<ValueId> terms;
-      for (int64_t other : ring.ranks_with(static_cast<int64_t>(rank)))
-        terms.push_back(unseen[static_cast<size_t>(other)][k]);
-      sums.push_back(build.sum(terms));
-    }
-    results.push_back(attentions[rank].finish(sums));
-  }
-  return results;
+  return RingEmulator(program, compute, suffix, build).emulate(operands);
 }
 
 }  // namespace autosp::transforms

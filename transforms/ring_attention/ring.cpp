@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "ir/operator_traits.h"
 #include "transforms/sixteen_bit.h"
 #include "transforms/spmd/geometry.h"
 
@@ -11,6 +12,13 @@ namespace autosp::transforms {
 using shard::Interval;
 using What = RingTransfer::What;
 
+namespace {
+
+// Of the busiest member's keys, what zigzag order has to save.
+constexpr double kLeastSaving = 0.1;
+
+}  // namespace
+
 Ring::Ring(const SpmdProgram& program, const Compute& compute)
     : program_(program),
       compute_(compute),
@@ -18,7 +26,8 @@ Ring::Ring(const SpmdProgram& program, const Compute& compute)
       axis_(program.plan->axis_named("r")) {
   const ir::Graph& graph = program.graph();
   unseen_ = shard::has_unseen_rows(graph, graph.node(compute.node));
-  find_ranges();
+  find_intervals();
+  choose_order();
   find_attended();
   list_transfers();
 }
@@ -31,45 +40,93 @@ std::vector<int64_t> Ring::ranks_with(int64_t rank) const {
   return group_of(rank, {axis_}, program_.plan->mesh);
 }
 
-// Positions follow from the place along axis r alone: inside attention the other axes split heads
-// and batches.
-void Ring::find_ranges() {
-  for (int64_t rank : ranks_with(0)) {
-    keys_.push_back(input_slice(program_, program_.at(compute_.operands[at_.key]), rank)[2]);
-    queries_.push_back(input_slice(program_, program_.at(compute_.operands[at_.query]), rank)[2]);
-  }
-}
-
-void Ring::find_attended() {
+// One mask for all samples, or one for each, after one another. What is computed during the run may
+// be anything.
+void Ring::find_intervals() {
   const ir::Graph& graph = program_.graph();
   const ir::Node& node = graph.node(compute_.node);
   const auto begins = graph.constant_ints(node.input(at_.begin));
   const auto ends = graph.constant_ints(node.input(at_.end));
-  const auto queries = static_cast<size_t>(queries_.back().end);
-  attends_.assign(members(), std::vector<bool>(members(), false));
-  const auto attend = [&](size_t member, size_t owner) {
-    const size_t step = (member + members() - owner) % members();
-    attends_[member][step] = true;
-    steps_ = std::max(steps_, step + 1);
-  };
-  for (size_t m = 0; m < members(); ++m) attend(m, m);
-  // One mask for all samples, or one for each: whatever anyone sees is attended to, and what lies
-  // between. What is computed during the run may be anything.
-  const size_t rows = std::max({queries, begins ? begins->size() : 0, ends ? ends->size() : 0});
-  for (size_t m = 0; m < members(); ++m) {
-    Interval seen{key_extent(), 0};
-    for (size_t first = 0; first < rows; first += queries) {
-      for (int64_t query = queries_[m].begin; query < queries_[m].end; ++query) {
-        const size_t row = first + static_cast<size_t>(query);
-        const int64_t from = begins ? (*begins)[row % begins->size()] : 0;
-        const int64_t to = ends ? (*ends)[row % ends->size()] : key_extent();
-        if (from >= to) continue;
-        seen = {std::min(seen.begin, from), std::max(seen.end, to)};
+  const int64_t keys = graph.shape(node.inputs[at_.key])[2];
+  const size_t rows = std::max(begins ? begins->size() : 0, ends ? ends->size() : 0);
+  for (size_t row = 0; row < rows; ++row) {
+    const int64_t from = begins ? (*begins)[row % begins->size()] : 0;
+    const int64_t to = ends ? (*ends)[row % ends->size()] : keys;
+    intervals_.push_back({std::max<int64_t>(from, 0), std::min(to, keys)});
+  }
+}
+
+// Positions follow from the place along axis r alone: inside attention the other axes split heads
+// and batches.
+void Ring::choose_order() {
+  std::vector<Interval> keys;
+  std::vector<Interval> queries;
+  for (int64_t rank : ranks_with(0)) {
+    keys.push_back(input_slice(program_, program_.at(compute_.operands[at_.key]), rank)[2]);
+    queries.push_back(input_slice(program_, program_.at(compute_.operands[at_.query]), rank)[2]);
+  }
+  keys_ = TokenOrder::in_blocks(keys);
+  queries_ = TokenOrder::in_blocks(queries);
+  const TokenOrder zigzag = TokenOrder::in_zigzag(std::move(queries));
+  const auto in_blocks = static_cast<double>(keys_seen_by_busiest(queries_));
+  const auto in_zigzag = static_cast<double>(keys_seen_by_busiest(zigzag));
+  if (!program_.plan->zigzag_asked) {
+    why_in_blocks_ = "nobody asks for another order";
+  } else if (ir::drops_weights(program_.graph().node(compute_.node))) {
+    why_in_blocks_ = "its weights are dropped at random, by numbers that follow each other";
+  } else if (in_zigzag >= (1 - kLeastSaving) * in_blocks) {
+    why_in_blocks_ = "no known mask gives its members unequal work";
+  } else {
+    queries_ = zigzag;
+    keys_ = TokenOrder::in_zigzag(std::move(keys));
+  }
+}
+
+int64_t Ring::keys_seen_by_busiest(const TokenOrder& queries) const {
+  const auto rows = static_cast<size_t>(queries.extent());
+  int64_t most = 0;
+  for (size_t member = 0; member < queries.members(); ++member) {
+    int64_t seen = 0;
+    for (size_t first = 0; first < intervals_.size(); first += rows) {
+      for (const Interval& positions : queries.of(member)) {
+        for (int64_t query = positions.begin; query < positions.end; ++query) {
+          const Interval& keys = intervals_[first + static_cast<size_t>(query)];
+          seen += std::max<int64_t>(keys.extent(), 0);
+        }
       }
     }
-    for (size_t owner = 0; owner < members(); ++owner) {
-      if (std::max(seen.begin, keys_[owner].begin) < std::min(seen.end, keys_[owner].end))
-        attend(m, owner);
+    most = std::max(most, seen);
+  }
+  return most;
+}
+
+// Whether any of the queries sees any of the keys, or some before and some behind them.
+bool Ring::sees(const Interval& queries, const Interval& keys) const {
+  if (intervals_.empty()) return true;
+  Interval seen{key_extent(), 0};
+  for (size_t first = 0; first < intervals_.size();
+       first += static_cast<size_t>(queries_.extent())) {
+    for (int64_t query = queries.begin; query < queries.end; ++query) {
+      const Interval& row = intervals_[first + static_cast<size_t>(query)];
+      if (row.extent() <= 0) continue;
+      seen = {std::min(seen.begin, row.begin), std::max(seen.end, row.end)};
+    }
+  }
+  return std::max(seen.begin, keys.begin) < std::min(seen.end, keys.end);
+}
+
+// Every member attends to its own block, whatever is seen of it.
+void Ring::find_attended() {
+  attends_.assign(members(), std::vector<bool>(members(), false));
+  for (size_t member = 0; member < members(); ++member) {
+    for (size_t step = 0; step < members(); ++step) {
+      const bool attends = std::ranges::any_of(queries_.of(member), [&](const Interval& queries) {
+        return std::ranges::any_of(keys_.of(owner(member, step)),
+                                   [&](const Interval& keys) { return sees(queries, keys); });
+      });
+      if (step > 0 && !attends) continue;
+      attends_[member][step] = true;
+      steps_ = std::max(steps_, step + 1);
     }
   }
 }
@@ -85,6 +142,10 @@ bool Ring::holds(size_t member, size_t step) const {
 void Ring::list_transfers() {
   const ir::Node& node = program_.graph().node(compute_.node);
   const bool gradient = node.op == "AttentionGrad";
+  for (size_t k = 0; k < compute_.operands.size(); ++k) {
+    const PlacedId operand = compute_.operands[k];
+    if (operand_positions(k) && !program_.is_constant(operand)) add(What::kDeal, k);
+  }
   if (unseen_) {
     for (size_t k = 0; k < unseen_shapes(0).size(); ++k) add(What::kUnseen, k);
   }
@@ -97,6 +158,29 @@ void Ring::list_transfers() {
     if (compute_.results[1]) add(What::kKeyGradient, step);
     if (compute_.results[2]) add(What::kValueGradient, step);
   }
+  for (size_t k = 0; k < compute_.results.size(); ++k) {
+    if (compute_.results[k] && result_positions(k)) add(What::kReturn, k);
+  }
+}
+
+// Keys' positions are those of keys and values alone: what else runs over keys, all have whole.
+std::optional<Ring::PositionDim> Ring::operand_positions(size_t operand) const {
+  if (!is_zigzag() || !compute_.operands[operand]) return std::nullopt;
+  if (operand == at_.key || operand == at_.value) return PositionDim{2, keys_};
+  const bool is_vector = operand == at_.begin || operand == at_.end || operand == at_.query_segment;
+  const bool of_keys = operand == at_.key_mask || operand == at_.key_segment;
+  if (is_vector) return PositionDim{1, queries_};
+  if (operand > at_.query_segment || of_keys) return std::nullopt;  // sink, step
+  const ir::Graph& graph = program_.graph();
+  const ir::Node& node = graph.node(compute_.node);
+  if (operand == at_.bias && graph.shape(node.inputs[operand])[2] == 1) return std::nullopt;
+  return PositionDim{2, queries_};
+}
+
+std::optional<Ring::PositionDim> Ring::result_positions(size_t result) const {
+  if (!is_zigzag() || result > 2) return std::nullopt;  // gradients of bias and sink
+  const bool of_keys = program_.graph().node(compute_.node).op == "AttentionGrad" && result > 0;
+  return PositionDim{2, of_keys ? keys_ : queries_};
 }
 
 // As UnseenRows::terms() has them.
@@ -115,8 +199,12 @@ std::vector<ir::Shape> Ring::unseen_shapes(int64_t rank) const {
   return {of_values, products, of_keys, products, of_keys};
 }
 
-PlacedId Ring::value_of(What what) const {
+PlacedId Ring::value_of(What what, size_t step) const {
   switch (what) {
+    case What::kDeal:
+      return compute_.operands[step];
+    case What::kReturn:
+      return compute_.results[step];
     case What::kKey:
       return compute_.operands[at_.key];
     case What::kValue:
@@ -135,13 +223,14 @@ PlacedId Ring::value_of(What what) const {
 void Ring::add(What what, size_t step) {
   const std::vector<PlacedId>& results = compute_.results;
   const PlacedId made = *std::ranges::find_if(results, [](PlacedId id) { return id.valid(); });
-  static constexpr std::string_view kKinds[] = {"key", "value", "home-key", "home-value", "unseen"};
+  static constexpr std::string_view kKinds[] = {"key",    "value", "home-key", "home-value",
+                                                "unseen", "deal",  "return"};
   transfers_.push_back(
       {.what = what,
        .step = step,
-       .value = value_of(what),
+       .value = value_of(what, step),
        .node = fmt::format(
-           "{}@ring-{}{}#{}{}", program_.graph().name_of(program_.at(value_of(what)).value),
+           "{}@ring-{}{}#{}{}", program_.graph().name_of(program_.at(value_of(what, step)).value),
            kKinds[static_cast<size_t>(what)], step, made.index(), name_suffix(compute_.phase))});
 }
 
@@ -161,13 +250,36 @@ int64_t Ring::bytes_sent(const RingTransfer& transfer, int64_t rank) const {
     return 2 * type.num_bytes() * (count - 1) / count;
   }
   const size_t member = member_of(rank);
+  type.shape = local_shape(placed, program_.plan->mesh, rank);
+  if (transfer.what == What::kDeal || transfer.what == What::kReturn) {
+    const bool deals = transfer.what == What::kDeal;
+    const auto [dim, order] =
+        *(deals ? operand_positions(transfer.step) : result_positions(transfer.step));
+    const int64_t all = deals ? order.block(member).extent() : count(order.of(member));
+    type.shape[dim] = all - order.share(member, member).in_block.extent();
+    return type.num_bytes();
+  }
   const bool is_block = transfer.what == What::kKey || transfer.what == What::kValue;
   const bool sends = is_block ? holds(next(member), transfer.step) : attends(member, transfer.step);
   if (!sends) return 0;
   const size_t block = owner(member, is_block ? transfer.step - 1 : transfer.step);
-  type.shape = local_shape(placed, program_.plan->mesh, rank);
-  type.shape[2] = keys(block).extent();
+  type.shape[2] = count(keys(block));
   return type.num_bytes();
+}
+
+ZigzagUse zigzag_use(const SpmdProgram& program) {
+  ZigzagUse use;
+  for (const Instruction& instruction : program.instructions) {
+    const auto* compute = std::get_if<Compute>(&instruction);
+    if (compute == nullptr || !program.plan->is_on_ring(compute->node)) continue;
+    const Ring ring(program, *compute);
+    if (ring.is_zigzag()) {
+      ++use.rings;
+    } else {
+      use.why_in_blocks.insert(ring.why_in_blocks());
+    }
+  }
+  return use;
 }
 
 int64_t ring_working_bytes(const SpmdProgram& program, const Compute& compute, int64_t rank) {
@@ -190,6 +302,12 @@ int64_t ring_working_bytes(const SpmdProgram& program, const Compute& compute, i
     for (size_t k : {1, 2})
       total += 2 * bytes(compute.results[k], false) + bytes(compute.results[k], true);
   }
+  // What is dealt out is held twice, and a result once more before it is returned.
+  const Ring ring(program, compute);
+  for (const RingTransfer& transfer : ring.transfers()) {
+    if (transfer.what == What::kDeal) total += bytes(transfer.value, false);
+  }
+  if (ring.is_zigzag() && forward) total += bytes(compute.results[0], false);
   return total;
 }
 
