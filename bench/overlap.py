@@ -22,6 +22,9 @@ WAYS = {
     "sp": (),
     "sp, buckets of 4 MiB": ("--optimizer", "sgd", "--bucket", "4MiB"),
     "sp, zero 3": ("--optimizer", "sgd", "--zero", "3"),
+    "keys gathered": ("--sp-mesh", "r={ranks}"),
+    "ring": ("--sp-mesh", "r={ranks}", "--ring", "on"),
+    "ring in zigzag order": ("--sp-mesh", "r={ranks}", "--ring", "zigzag"),
 }
 """What is measured, by the options of `shard`."""
 
@@ -59,7 +62,7 @@ def main() -> None:
         for way, shard_options in WAYS.items():
             out = tool.folder / "overlap"
             shard = [tool.binary, "shard", tool.model, "--dim", f"seq={options.seq}", "--sp", tool.ranks, "-o", out]
-            call([*map(str, shard), *shard_options])
+            call([*map(str, shard), *(option.format(ranks=tool.ranks) for option in shard_options)])
             for name, link in links.items():
                 rows: dict[bool, list[dict[str, float]]] = {False: [], True: []}
                 for _ in range(options.rounds):
