@@ -82,7 +82,7 @@ Planned plan_once(const LoadedModel& model, const Arguments& arguments, const co
   return {.prediction = predict(model, program.program, device, arguments.overlap),
           .mesh = plan.mesh.to_string(),
           .ring = plan.has_ring(),
-          .zigzag = transforms::zigzag_use(program.program).rings > 0,
+          .zigzag = transforms::zigzag_use(program.program).zigzag > 0,
           .policy = program.summary.policy,
           .sequence = plan.sequence_extent};
 }
@@ -277,18 +277,17 @@ int sweep(const Arguments& arguments, const LoadedModel& model, const cost::Devi
   }
   Json rows = Json::array();
   for (Arguments& point : points) {
-    point.plan = with_ring_chosen(point.plan, model, point.recompute, device);
-    const Prediction p = plan_once(model, point, device, memory).prediction;
+    point.plan = with_ring_chosen(point.plan, model, point.recompute, device, point.overlap);
+    const Planned planned = plan_once(model, point, device, memory);
+    const Prediction& p = planned.prediction;
     const bool fits = p.peak <= memory;
     if (rows.empty() && !arguments.json) {
       fmt::print("{:>4}  {:<14} {:<6} {:>12} {:>6} {:>12} {:>12} {:>8} {:>10}\n", "sp", "recompute",
                  "tile", "peak", "fits", "sent", "FLOPs", "again", "seconds");
     }
-    Json row = {{"sp", point.plan.ranks()},
-                {"ring", point.plan.ring},
-                {"recompute", point.recompute.policy},
-                {"tile", point.recompute.tile},
-                {"fits", fits}};
+    Json row = {{"sp", point.plan.ranks()},     {"recompute", point.recompute.policy},
+                {"tile", point.recompute.tile}, {"ring", planned.ring},
+                {"zigzag", planned.zigzag},     {"fits", fits}};
     row.update(to_json(p));
     rows.push_back(row);
     if (!arguments.json) print_row(point, p, fits);
@@ -304,7 +303,8 @@ int run(Arguments arguments) {
   arguments.model.train = arguments.training.wanted();
   const LoadedModel model = load(arguments);
   if (arguments.sweep) return sweep(arguments, model, device, memory);
-  arguments.plan = with_ring_chosen(arguments.plan, model, arguments.recompute, device);
+  arguments.plan =
+      with_ring_chosen(arguments.plan, model, arguments.recompute, device, arguments.overlap);
   const Planned planned = plan_once(model, arguments, device, memory);
   std::optional<int64_t> longest;
   if (const std::string dim = sequence_dimension(model); !dim.empty()) {

@@ -75,9 +75,9 @@ void add_plan_options(CLI::App& command, PlanArguments& arguments) {
                   "How attention on the axis r sees all keys: off: it gathers keys and values; on: "
                   "they travel from rank to rank (ring attention), so that no rank ever has more "
                   "than two blocks of others' keys; zigzag: besides, under causal masks each rank "
-                  "attends for early and late positions, so that all have as much to do; auto: "
-                  "they travel where that saves a fifth of a rank's memory, in the order that is "
-                  "faster")
+                  "attends for early and late positions, dealt out before attention and returned "
+                  "behind it, so that all have as much to do; auto: they travel where that saves a "
+                  "fifth of a rank's memory, in the order whose predicted step is shorter")
       ->check(CLI::IsMember({"off", "on", "zigzag", "auto"}))
       ->capture_default_str();
   command

@@ -14,6 +14,7 @@ inline constexpr double kRingSaving = 0.2;
 // the recomputation asked for, or, where that depends on the memory there is, as much of it as
 // possible.
 PlanArguments with_ring_chosen(PlanArguments plan, const LoadedModel& model,
-                               const RecomputeArguments& recompute, const cost::Device& device);
+                               const RecomputeArguments& recompute, const cost::Device& device,
+                               bool overlap = false);
 
 }  // namespace autosp::cli

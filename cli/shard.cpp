@@ -17,6 +17,7 @@
 #include "ring_choice.h"
 #include "sharded_folder.h"
 #include "training/arguments.h"
+#include "transforms/ring_attention/ring.h"
 
 namespace autosp::cli {
 
@@ -120,14 +121,16 @@ void print_lengths(const onnx_io::Manifest& manifest) {
              manifest.open_length->planned);
 }
 
-void print_report(const shard::Plan& plan, const onnx_io::Manifest& manifest,
-                  const std::filesystem::path& out) {
+void print_report(const shard::Plan& plan, const transforms::ZigzagUse& ring,
+                  const onnx_io::Manifest& manifest, const std::filesystem::path& out) {
   fmt::print("{} over {}: {}\n", manifest.model_name, count_of_ranks(manifest.ranks.size()),
              plan.mesh.to_string());
   for (const std::string& reason : plan.roles.reasons) fmt::print("  {}\n", reason);
-  if (plan.has_ring()) {
+  if (ring.rings > 0) {
     fmt::print("  keys and values travel around a ring over axis r{}\n",
-               plan.zigzag_asked ? ", in zigzag order where masks are uneven" : "");
+               ring.zigzag == 0 ? ""
+                                : fmt::format(", {} of {} attention operators in zigzag order",
+                                              ring.zigzag, ring.rings));
   }
   print_lengths(manifest);
   fmt::print("data inputs, and each rank's slice\n");
@@ -167,12 +170,12 @@ void write_depfile(const Arguments& arguments, const Files& files) {
 }
 
 int finish(const Arguments& arguments, const Files& files, const shard::Plan& plan,
-           const onnx_io::Manifest& manifest) {
+           const transforms::ZigzagUse& ring, const onnx_io::Manifest& manifest) {
   write_depfile(arguments, files);
   if (arguments.json) {
     fmt::print("{}", onnx_io::to_json(manifest));
   } else {
-    print_report(plan, manifest, arguments.out);
+    print_report(plan, ring, manifest, arguments.out);
   }
   return 0;
 }
@@ -209,7 +212,7 @@ int run_open(const Arguments& arguments, const OpenDim& dim) {
       .annotated = {},
       .training = nullptr};
   write_folder(sharding.model(), graphs, sharding.manifest(), dialects, arguments.out);
-  return finish(arguments, files, sharding.plan(), sharding.manifest());
+  return finish(arguments, files, sharding.plan(), {}, sharding.manifest());
 }
 
 // Updates are written once, for all dialects: with our collectives, which the others do not know.
@@ -259,7 +262,7 @@ int run(Arguments arguments) {
   check_update(dialects_of(arguments), manifest);
   write_folder(model, graphs_of(program, arguments.annotate), manifest, dialects_of(arguments),
                arguments.out);
-  return finish(arguments, files, plan, manifest);
+  return finish(arguments, files, plan, transforms::zigzag_use(program), manifest);
 }
 
 }  // namespace

@@ -481,7 +481,7 @@ Manifest make_manifest(const LoadedModel& model, const SpmdProgram& program) {
   }
   if (plan.zigzag_asked && plan.has_ring()) {
     const transforms::ZigzagUse use = transforms::zigzag_use(program);
-    if (use.rings == 0) {
+    if (use.zigzag == 0) {
       manifest.warnings.push_back(
           fmt::format("no attention is in zigzag order: {}", fmt::join(use.why_in_blocks, "; ")));
     }

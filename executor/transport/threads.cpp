@@ -40,7 +40,9 @@ struct Meeting {
   std::vector<Post> posts;  // by member
   std::vector<bool> here;
   size_t arrived = 0;
-  size_t inside = 0;                // members that use each other's memory and events, of devices
+  // Of devices: members that use each other's memory and events, and whether one of them fails.
+  size_t inside = 0;
+  bool fails = false;
   std::atomic<uint64_t> round = 0;  // changed with the mutex held, read without it by spin()
 };
 
@@ -248,18 +250,21 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
       for (const Post& other : meeting.posts) device_->wait(StreamId::kExchange, *other.ready);
       work(meeting);
     } catch (...) {
-      go_last(meeting, std::current_exception());
+      go_last(meeting);
       throw;
     }
+    // All have come to the end.
     const std::lock_guard lock(world_.mutex);
     --meeting.inside;
   }
 
-  // Of a member that fails: its memory and events last until the others have let go of them.
-  void go_last(Meeting& meeting, const std::exception_ptr& failure) {
+  // Of a member whose device fails: the others come no further either, and queue nothing more with
+  // its memory and events. Until then it keeps these, and does not return.
+  void go_last(Meeting& meeting) {
     std::unique_lock lock(world_.mutex);
     --meeting.inside;
-    world_.end_all(failure);
+    meeting.fails = true;
+    meeting.changed.notify_all();
     meeting.changed.wait(lock, [&] { return meeting.inside == 0; });
   }
 
@@ -307,14 +312,13 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
     throw Interrupted();
   }
 
-  // Waits until all members have come this far. They all will, unless a device fails.
+  // Waits until all members have come this far. They all will, unless the device of one fails.
   void meet(Meeting& meeting, size_t members) {
     std::unique_lock lock(world_.mutex);
     if (++meeting.arrived == members) return open(meeting);
     const uint64_t round = meeting.round;
     spin(lock, meeting, round);
-    meeting.changed.wait(
-        lock, [&] { return meeting.round != round || (device_ != nullptr && world_.failure); });
+    meeting.changed.wait(lock, [&] { return meeting.round != round || meeting.fails; });
     if (meeting.round == round) throw Interrupted();
   }
 

@@ -2,10 +2,11 @@
 //
 // A collective is a meeting: every member posts where its data is and waits until all have; then
 // each pulls what it needs straight out of the others' memory, one copy, and waits again so that
-// nobody overwrites what another still reads. Once all have come, a collective always completes;
-// only the first wait can end early: because members called different collectives, because nobody
-// can ever come (all others wait elsewhere or have finished), because the time is up, or because
-// some rank failed. Then every rank is ended at its next collective.
+// nobody overwrites what another still reads. Once all have come, a collective completes, unless a
+// member's device fails in it. Only the first wait can end early otherwise: because members called
+// different collectives, because nobody can ever come (all others wait elsewhere or have finished),
+// because the time is up, or because some rank failed. Then every rank is ended at its next
+// collective.
 #pragma once
 
 #include <exception>

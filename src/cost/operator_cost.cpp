@@ -118,7 +118,7 @@ double visible_fraction(const ir::Graph& graph, const ir::Node& node) {
   const auto keys = graph.shape(key)[graph.shape(key).size() - 2];
   const auto begins = graph.constant_ints(begin);
   const auto ends = graph.constant_ints(end);
-  if ((begin && !begins) || (end && !ends)) return 0.5;
+  if (!begins && !ends) return 0.5;
   const size_t rows = ends ? ends->size() : begins->size();
   double sum = 0;
   for (size_t k = 0; k < rows; ++k) {

@@ -37,8 +37,9 @@ struct Cost {
 Cost operator_cost(const ir::Node& node, std::span<const ir::Type> operands,
                    std::span<const ir::Type> results, double visible = 1.0);
 
-// Of a fused attention (or its gradient): exact where its ranges of keys are constants, a half
-// where ranges are computed, 1 where there are none. 1 for other nodes.
+// Of a fused attention (or its gradient): exact where its ranges of keys are constants, as if
+// unbounded on the side where only the other is, a half where all of them are computed, 1 where
+// there are none. 1 for other nodes.
 double visible_fraction(const ir::Graph& graph, const ir::Node& node);
 
 }  // namespace autosp::cost

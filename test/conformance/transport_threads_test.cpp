@@ -4,10 +4,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <array>
+#include <atomic>
 #include <chrono>
+#include <functional>
 #include <thread>
 
 #include "base/error.h"
+#include "executor/device.h"
 #include "ir/tensor.h"
 #include "transport_suite.h"
 
@@ -143,6 +147,97 @@ TEST(ThreadTransportErrors, TheErrorOfTheRankThatFailedIsTheOneReported) {
     reduce(world, "b", {0, 1, 2, 3});
   });
   EXPECT_THAT(failure, HasSubstr("index 12 is outside the table"));
+}
+
+// Memory of the host, on which a rank's second wait of a collective (for the others to be done) and
+// its copies can be told what to do. Says when its events go.
+class StubDevice final : public Device {
+ public:
+  struct Event final : DeviceEvent {
+    explicit Event(std::atomic<bool>& any_gone) : gone(any_gone) {}
+    ~Event() override { gone = true; }
+    std::atomic<bool>& gone;
+  };
+  struct Behaviour {
+    std::function<void()> wait = [] {};
+    std::function<void()> sum = [] {};
+  };
+  explicit StubDevice(Behaviour behaviour) : behaviour_(std::move(behaviour)) {}
+
+  bool has_lost_events() const { return gone_; }
+
+  std::byte* allocate(int64_t) override { return nullptr; }
+  void release(std::byte*) override {}
+  Memory memory() const override { return {}; }
+  void upload(StreamId, std::byte*, const void*, int64_t) override {}
+  void download(StreamId, void*, const std::byte*, int64_t) override {}
+  std::unique_ptr<DeviceEvent> make_event() override { return std::make_unique<Event>(gone_); }
+  void record(StreamId, DeviceEvent&) override {}
+  void wait(StreamId, DeviceEvent&) override { behaviour_.wait(); }
+  double seconds_between(DeviceEvent&, DeviceEvent&) override { return 0; }
+  void synchronize() override {}
+  void copy_box(StreamId, size_t, const ConstBuffer&, const Box&, const Buffer&,
+                const Box&) override {}
+  void sum_boxes(StreamId, ir::DataType, std::span<const std::byte* const>, const ir::Shape&,
+                 const Box&, std::byte*) override {
+    behaviour_.sum();
+  }
+  int32_t* faults() override { return nullptr; }
+  bool capture(const std::function<void()>&) override { return false; }
+  void replay() override {}
+
+ private:
+  Behaviour behaviour_;
+  std::atomic<bool> gone_ = false;
+};
+
+void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(50)); }
+
+// A rank that fails in a collective keeps its events while the others are on their way to them.
+TEST(ThreadTransportDevices, OfARankThatFailsStayUntilTheOthersHaveGone) {
+  StubDevice failing({.sum = [] { throw Error("the sum is lost"); }});
+  std::atomic<bool> were_lost = false;
+  StubDevice slow({.wait = [&] {
+    pause();
+    were_lost = were_lost || failing.has_lost_events();
+  }});
+  StubDevice waiting({});
+  const std::array<StubDevice*, 3> devices = {&slow, &failing, &waiting};
+  const std::string failure = run_world(3, 60, [&](Communicator& world) {
+    world.use(devices[static_cast<size_t>(world.rank())]);
+    try {
+      reduce(world, "layer0/dw", {0, 1, 2});
+    } catch (...) {
+      world.use(nullptr);
+      throw;
+    }
+  });
+  EXPECT_THAT(failure, HasSubstr("the sum is lost"));
+  EXPECT_FALSE(were_lost);
+  EXPECT_TRUE(failing.has_lost_events());
+}
+
+// A failure elsewhere ends nobody in the middle of a collective; the next one does not begin.
+TEST(ThreadTransportDevices, OfOtherGroupsEndBehindTheCollectiveTheyAreIn) {
+  StubDevice slow({.wait = pause});
+  StubDevice fast({});
+  std::atomic<int> completed = 0;
+  const std::string failure = run_world(4, 60, [&](Communicator& world) {
+    const int me = world.rank();
+    world.use(me == 1 ? &slow : &fast);
+    if (me == 2) {
+      pause();
+      throw Error("rank 2 computes nonsense");
+    }
+    reduce(world, "layer0/dw", me < 2 ? std::vector<int>{0, 1} : std::vector<int>{2, 3});
+    ++completed;
+    pause();
+    pause();
+    reduce(world, "layer1/dw", {0, 1});
+    ++completed;
+  });
+  EXPECT_THAT(failure, HasSubstr("rank 2 computes nonsense"));
+  EXPECT_EQ(completed, 2);
 }
 
 TEST(ThreadTransportErrors, WrongSizesInOneRankGraphAreAnError) {

@@ -339,9 +339,9 @@ TEST(RingAttentionZigzag, LeavesBlocksWhereNothingIsWonOrNumbersMustFollow) {
     Options layer;
     const char* why;
   };
-  for (const Kept& kept : {Kept{{.causal = false}, "no known mask"},
-                           Kept{{.sequence = 16, .window = 2}, "no known mask"},
-                           Kept{{.causal = false, .run_time_end = true}, "no known mask"},
+  for (const Kept& kept : {Kept{{.causal = false}, "no causal mask"},
+                           Kept{{.sequence = 16, .window = 2}, "would not save"},
+                           Kept{{.causal = false, .run_time_end = true}, "no causal mask"},
                            Kept{{.dropout = true}, "dropped at random"}}) {
     const Graph graph = build_layer(kept.layer);
     const shard::Plan plan = shard::make_plan(graph, roles_of(graph), zigzag({{"r", 4}}));

@@ -125,7 +125,7 @@ std::vector<ValueId> BlockAttention::operands_of(size_t step, const RingBlock& b
     if (k < result.size() && result[k]) result[k] = make(result[k]);
   };
   replace(at_.bias, [&](ValueId bias) {
-    return build_.shape(bias)[3] == 1 ? bias : finite(along_keys(bias, 3, keys));
+    return build_.shape(bias)[3] == 1 ? bias : finite(bias, along_keys(bias, 3, keys));
   });
   replace(at_.begin, [&](ValueId begin) { return interval_bound(begin, keys, false); });
   replace(at_.end, [&](ValueId end) { return interval_bound(end, keys, true); });
@@ -177,12 +177,11 @@ ValueId BlockAttention::along_keys(ValueId x, int64_t axis, const Positions& key
 
 // A bias of -inf hides a key from a row. Where it hides a whole block, the row's maximum there
 // would be -inf, and the difference of two such maxima is no number.
-ValueId BlockAttention::finite(ValueId bias) {
+ValueId BlockAttention::finite(ValueId bias, ValueId of_block) {
   const ir::Graph& graph = build_.graph();
-  const ir::Node* sliced = graph.producer(bias);
-  const ValueId whole = sliced != nullptr && sliced->is("Slice") ? sliced->inputs[0] : bias;
-  if (graph.is_constant(whole) && is_finite(graph.constant(whole))) return bias;
-  return build_.binary("Max", bias, build_.scalar_like(bias, lowest_of(build_.dtype(bias))));
+  if (graph.is_constant(bias) && is_finite(graph.constant(bias))) return of_block;
+  return build_.binary("Max", of_block,
+                       build_.scalar_like(of_block, lowest_of(build_.dtype(of_block))));
 }
 
 // The rule of online softmax: both sums are brought to the larger maximum, and the outputs, which

@@ -58,7 +58,7 @@ class BlockAttention {
   ValueId interval_bound(ValueId bound, const Positions& keys, bool is_end);
   ValueId run_time_bound(ValueId bound, const Positions& keys);
   ValueId along_keys(ValueId x, int64_t axis, const Positions& keys);
-  ValueId finite(ValueId bias);
+  ValueId finite(ValueId bias, ValueId of_block);
   Partial merged(const Partial& a, const Partial& b);
   // A sum in the type to compute in; `sum` may be invalid.
   ValueId added(ValueId sum, ValueId term);

@@ -68,18 +68,21 @@ void Ring::choose_order() {
   keys_ = TokenOrder::in_blocks(keys);
   queries_ = TokenOrder::in_blocks(queries);
   const TokenOrder zigzag = TokenOrder::in_zigzag(std::move(queries));
+  why_in_blocks_ = why_no_zigzag(zigzag);
+  if (!is_zigzag()) return;
+  queries_ = zigzag;
+  keys_ = TokenOrder::in_zigzag(std::move(keys));
+}
+
+std::string Ring::why_no_zigzag(const TokenOrder& zigzag) const {
+  if (!program_.plan->zigzag_asked) return "nobody asks for another order";
+  if (ir::drops_weights(program_.graph().node(compute_.node)))
+    return "its weights are dropped at random, by numbers that follow each other";
+  if (intervals_.empty()) return "no causal mask or window is known";
   const auto in_blocks = static_cast<double>(keys_seen_by_busiest(queries_));
   const auto in_zigzag = static_cast<double>(keys_seen_by_busiest(zigzag));
-  if (!program_.plan->zigzag_asked) {
-    why_in_blocks_ = "nobody asks for another order";
-  } else if (ir::drops_weights(program_.graph().node(compute_.node))) {
-    why_in_blocks_ = "its weights are dropped at random, by numbers that follow each other";
-  } else if (in_zigzag >= (1 - kLeastSaving) * in_blocks) {
-    why_in_blocks_ = "no known mask gives its members unequal work";
-  } else {
-    queries_ = zigzag;
-    keys_ = TokenOrder::in_zigzag(std::move(keys));
-  }
+  const bool saves = in_zigzag < (1 - kLeastSaving) * in_blocks;
+  return saves ? "" : "it would not save the busiest member a tenth of its keys";
 }
 
 int64_t Ring::keys_seen_by_busiest(const TokenOrder& queries) const {
@@ -100,9 +103,9 @@ int64_t Ring::keys_seen_by_busiest(const TokenOrder& queries) const {
   return most;
 }
 
-// Whether any of the queries sees any of the keys, or some before and some behind them.
-bool Ring::sees(const Interval& queries, const Interval& keys) const {
-  if (intervals_.empty()) return true;
+// The keys that any of the queries sees, and what lies between them.
+Interval Ring::keys_seen_by(const Interval& queries) const {
+  if (intervals_.empty()) return {0, key_extent()};
   Interval seen{key_extent(), 0};
   for (size_t first = 0; first < intervals_.size();
        first += static_cast<size_t>(queries_.extent())) {
@@ -112,19 +115,22 @@ bool Ring::sees(const Interval& queries, const Interval& keys) const {
       seen = {std::min(seen.begin, row.begin), std::max(seen.end, row.end)};
     }
   }
-  return std::max(seen.begin, keys.begin) < std::min(seen.end, keys.end);
+  return seen;
 }
 
 // Every member attends to its own block, whatever is seen of it.
 void Ring::find_attended() {
   attends_.assign(members(), std::vector<bool>(members(), false));
   for (size_t member = 0; member < members(); ++member) {
-    for (size_t step = 0; step < members(); ++step) {
-      const bool attends = std::ranges::any_of(queries_.of(member), [&](const Interval& queries) {
-        return std::ranges::any_of(keys_.of(owner(member, step)),
-                                   [&](const Interval& keys) { return sees(queries, keys); });
+    std::vector<Interval> seen;
+    for (const Interval& queries : queries_.of(member)) seen.push_back(keys_seen_by(queries));
+    const auto sees = [&](const Interval& keys) {
+      return std::ranges::any_of(seen, [&](const Interval& interval) {
+        return std::max(interval.begin, keys.begin) < std::min(interval.end, keys.end);
       });
-      if (step > 0 && !attends) continue;
+    };
+    for (size_t step = 0; step < members(); ++step) {
+      if (step > 0 && std::ranges::none_of(keys_.of(owner(member, step)), sees)) continue;
       attends_[member][step] = true;
       steps_ = std::max(steps_, step + 1);
     }
@@ -273,8 +279,9 @@ ZigzagUse zigzag_use(const SpmdProgram& program) {
     const auto* compute = std::get_if<Compute>(&instruction);
     if (compute == nullptr || !program.plan->is_on_ring(compute->node)) continue;
     const Ring ring(program, *compute);
+    ++use.rings;
     if (ring.is_zigzag()) {
-      ++use.rings;
+      ++use.zigzag;
     } else {
       use.why_in_blocks.insert(ring.why_in_blocks());
     }

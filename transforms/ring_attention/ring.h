@@ -99,9 +99,10 @@ class Ring {
  private:
   void find_intervals();
   void choose_order();
+  std::string why_no_zigzag(const TokenOrder& zigzag) const;
   int64_t keys_seen_by_busiest(const TokenOrder& queries) const;
   void find_attended();
-  bool sees(const shard::Interval& queries, const shard::Interval& keys) const;
+  shard::Interval keys_seen_by(const shard::Interval& queries) const;
   void list_transfers();
   std::vector<ir::Shape> unseen_shapes(int64_t rank) const;
   PlacedId value_of(RingTransfer::What what, size_t step) const;
@@ -122,9 +123,10 @@ class Ring {
   std::vector<RingTransfer> transfers_;
 };
 
-// Of a program's rings, how many are in zigzag order, and why the others are not.
+// Of a program's rings: how many there are, how many in zigzag order, why the others are not.
 struct ZigzagUse {
   int64_t rings = 0;
+  int64_t zigzag = 0;
   std::set<std::string> why_in_blocks;
 };
 ZigzagUse zigzag_use(const SpmdProgram& program);

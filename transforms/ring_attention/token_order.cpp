@@ -37,7 +37,10 @@ int64_t count_below(const Positions& positions, int64_t bound) {
 
 TokenOrder TokenOrder::in_blocks(std::vector<Interval> blocks) {
   TokenOrder order;
-  for (const Interval& block : blocks) order.positions_.push_back({block});
+  for (const Interval& block : blocks) {
+    AUTOSP_CHECK(block.extent() > 0, "a member without positions");
+    order.positions_.push_back({block});
+  }
   order.blocks_ = std::move(blocks);
   return order;
 }
@@ -54,6 +57,7 @@ TokenOrder TokenOrder::in_zigzag(std::vector<Interval> blocks) {
     Positions& positions = order.positions_.emplace_back();
     append(halves[member], positions);
     append(halves[halves.size() - 1 - member], positions);
+    AUTOSP_CHECK(!positions.empty(), "a member without positions");
   }
   order.blocks_ = std::move(blocks);
   return order;
