@@ -170,11 +170,11 @@ namespace {
 // All ranks' rings in one graph.
 class RingEmulator {
  public:
-  RingEmulator(const SpmdProgram& program, const Compute& compute, const std::string& suffix,
+  RingEmulator(const SpmdProgram& program, const Compute& compute, std::string suffix,
                ir::Builder& build)
       : program_(program),
         compute_(compute),
-        suffix_(suffix),
+        suffix_(std::move(suffix)),
         ring_(program, compute),
         build_(build) {}
 
