@@ -309,6 +309,7 @@ int64_t ring_working_bytes(const SpmdProgram& program, const Compute& compute, i
     for (size_t k : {1, 2})
       total += 2 * bytes(compute.results[k], false) + bytes(compute.results[k], true);
   }
+  if (!program.plan->zigzag_asked) return total;
   // What is dealt out is held twice, and a result once more before it is returned.
   const Ring ring(program, compute);
   for (const RingTransfer& transfer : ring.transfers()) {
