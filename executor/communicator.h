@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "executor/resident.h"
 #include "executor/shared_memory.h"
 #include "ir/type.h"
 
@@ -55,6 +56,10 @@ class Communicator {
 
   // Memory that it holds between collectives, bytes; it only grows.
   virtual int64_t staging_bytes() const { return 0; }
+
+  // This process's high-water mark of resident memory, bytes, without pages of other processes that
+  // it reads where they lie.
+  virtual int64_t resident_peak() { return executor::resident_peak(); }
 
   // Whether the other ranks read operands where they lie, if these lie in memory that was offered.
   virtual bool reads_in_place() const { return false; }

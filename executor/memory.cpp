@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
 #include <vector>
 
 namespace autosp::executor {
@@ -129,19 +128,6 @@ const std::byte* MappedFiles::data(const ir::Value& value) {
     copy = ir::Tensor(value.type, {at, static_cast<size_t>(bytes)});
   }
   return copy.bytes().data();
-}
-
-int64_t resident_peak() {
-  std::ifstream status("/proc/self/status");
-  std::string word;
-  while (status >> word) {
-    if (word == "VmHWM:") {
-      int64_t kibibytes = 0;
-      status >> kibibytes;
-      return kibibytes * 1024;
-    }
-  }
-  return 0;
 }
 
 }  // namespace autosp::executor

@@ -66,7 +66,4 @@ class MappedFiles {
   std::map<std::string, ir::Tensor> copies_;  // of data that is not aligned for its type, by name
 };
 
-// This process's high-water mark of resident memory, in bytes.
-int64_t resident_peak();
-
 }  // namespace autosp::executor

@@ -65,7 +65,7 @@ struct RankResult {
 
 struct RunResult {
   std::vector<RankResult> ranks;
-  int64_t resident_peak = 0;  // bytes: this process's high-water mark (VmHWM)
+  int64_t resident_peak = 0;  // bytes: high-water mark of this process, without pages of others
   std::vector<TraceEvent> events;
 };
 

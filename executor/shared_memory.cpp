@@ -6,18 +6,25 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <utility>
 
 namespace autosp::executor {
 
-int64_t token_offset(int64_t bytes) {
-  const auto page = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
-  return (bytes + page - 1) / page * page;
+namespace {
+
+int64_t page_size() {
+  static const auto size = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+  return size;
 }
 
-int64_t file_bytes(int64_t bytes) {
-  return token_offset(bytes) + static_cast<int64_t>(sysconf(_SC_PAGESIZE));
-}
+int64_t num_pages(int64_t bytes) { return (bytes + page_size() - 1) / page_size(); }
+
+}  // namespace
+
+int64_t token_offset(int64_t bytes) { return num_pages(bytes) * page_size(); }
+
+int64_t file_bytes(int64_t bytes) { return token_offset(bytes) + page_size(); }
 
 int64_t SharedRegion::offset_of(const void* data, int64_t bytes_needed) const {
   if (file < 0) return -1;
@@ -26,8 +33,6 @@ int64_t SharedRegion::offset_of(const void* data, int64_t bytes_needed) const {
 }
 
 namespace {
-
-constexpr int64_t kChunk = int64_t{256} << 10;
 
 // The region's file under that process's number, or -1. What is opened there may be anything: a
 // shorter file, whose end must not be mapped, or a pipe, on which opening would wait.
@@ -49,20 +54,20 @@ int open_region(pid_t owner, const SharedRegion& region) {
 
 }  // namespace
 
-PeerRegion::PeerRegion(std::byte* base, int64_t bytes, int64_t most_resident)
+PeerRegion::PeerRegion(std::byte* base, int64_t bytes, OwnResidentPeak& resident)
     : base_(base),
       bytes_(bytes),
-      most_resident_(most_resident),
-      was_read_(static_cast<size_t>((bytes + kChunk - 1) / kChunk)) {}
+      resident_(&resident),
+      is_mapped_(static_cast<size_t>(num_pages(bytes))) {}
 
 std::optional<PeerRegion> PeerRegion::map(pid_t owner, const SharedRegion& region,
-                                          int64_t most_resident) {
+                                          OwnResidentPeak& resident) {
   const int file = open_region(owner, region);
   if (file < 0) return std::nullopt;
   void* base = mmap(nullptr, static_cast<size_t>(region.bytes), PROT_READ, MAP_SHARED, file, 0);
   close(file);
   if (base == MAP_FAILED) return std::nullopt;
-  return PeerRegion(static_cast<std::byte*>(base), region.bytes, most_resident);
+  return PeerRegion(static_cast<std::byte*>(base), region.bytes, resident);
 }
 
 PeerRegion::PeerRegion(PeerRegion&& other) noexcept { *this = std::move(other); }
@@ -70,25 +75,32 @@ PeerRegion::PeerRegion(PeerRegion&& other) noexcept { *this = std::move(other); 
 PeerRegion& PeerRegion::operator=(PeerRegion&& other) noexcept {
   std::swap(base_, other.base_);
   std::swap(bytes_, other.bytes_);
-  std::swap(most_resident_, other.most_resident_);
-  std::swap(was_read_, other.was_read_);
-  std::swap(chunks_read_, other.chunks_read_);
+  std::swap(resident_, other.resident_);
+  std::swap(is_mapped_, other.is_mapped_);
+  std::swap(pages_mapped_, other.pages_mapped_);
   return *this;
 }
 
 PeerRegion::~PeerRegion() {
-  if (base_ != nullptr) munmap(base_, static_cast<size_t>(bytes_));
+  if (base_ == nullptr) return;
+  munmap(base_, static_cast<size_t>(bytes_));
+  resident_->add_foreign(-pages_mapped_ * page_size());
 }
 
-void PeerRegion::note_read(int64_t offset, int64_t bytes) {
-  for (int64_t k = offset / kChunk; k * kChunk < offset + bytes; ++k) {
-    chunks_read_ += was_read_[static_cast<size_t>(k)] ? 0 : 1;
-    was_read_[static_cast<size_t>(k)] = true;
+const std::byte* PeerRegion::at(int64_t offset, int64_t bytes) {
+  const int64_t first = offset / page_size();
+  const int64_t end = num_pages(offset + bytes);
+  const auto pages = std::ranges::subrange(is_mapped_.begin() + first, is_mapped_.begin() + end);
+  const int64_t missing = std::ranges::count(pages, false);
+  if (missing > 0) {
+    resident_->add_foreign(missing * page_size());
+    // All at once costs less than a fault for each. Where the system cannot, faults map them.
+    madvise(base_ + first * page_size(), static_cast<size_t>((end - first) * page_size()),
+            MADV_POPULATE_READ);
+    std::fill(pages.begin(), pages.end(), true);  // vector<bool> has no ranges to write to
+    pages_mapped_ += missing;
   }
-  if (chunks_read_ * kChunk <= most_resident_) return;
-  madvise(base_, static_cast<size_t>(bytes_), MADV_DONTNEED);
-  was_read_.assign(was_read_.size(), false);
-  chunks_read_ = 0;
+  return base_ + offset;
 }
 
 }  // namespace autosp::executor

@@ -9,6 +9,8 @@
 #include <optional>
 #include <vector>
 
+#include "executor/resident.h"
+
 namespace autosp::executor {
 
 // Random bytes that tell one region's file from every other.
@@ -30,32 +32,30 @@ struct SharedRegion {
   int64_t offset_of(const void* data, int64_t bytes_needed) const;
 };
 
-// Another process's region, mapped for reading. Its pages count as resident here too once they have
-// been read, and mapping a page costs about as much as copying it.
+// Another process's region, mapped for reading. Its pages stay mapped from the first time they are
+// read: mapping a page costs about as much as copying it.
 class PeerRegion {
  public:
-  // At most about `most_resident` bytes of it stay mapped between reads. Nothing when the region's
-  // file cannot be reached from here, which its token tells: a process of that number may be
-  // another one here (two containers or machines that share a name).
+  // Nothing when the region's file cannot be reached from here, which its token tells: a process of
+  // that number may be another one here (two containers or machines that share a name). `resident`,
+  // which outlives this object, is told of the pages.
   static std::optional<PeerRegion> map(pid_t owner, const SharedRegion& region,
-                                       int64_t most_resident);
+                                       OwnResidentPeak& resident);
   PeerRegion(PeerRegion&& other) noexcept;
   PeerRegion& operator=(PeerRegion&& other) noexcept;
   ~PeerRegion();
 
-  const std::byte* at(int64_t offset) const { return base_ + offset; }
-
-  // To be called after these bytes have been read.
-  void note_read(int64_t offset, int64_t bytes);
+  // Where these bytes of the region can be read.
+  const std::byte* at(int64_t offset, int64_t bytes);
 
  private:
-  PeerRegion(std::byte* base, int64_t bytes, int64_t most_resident);
+  PeerRegion(std::byte* base, int64_t bytes, OwnResidentPeak& resident);
 
   std::byte* base_ = nullptr;
   int64_t bytes_ = 0;
-  int64_t most_resident_ = 0;
-  std::vector<bool> was_read_;  // by kChunk bytes
-  int64_t chunks_read_ = 0;
+  OwnResidentPeak* resident_ = nullptr;
+  std::vector<bool> is_mapped_;  // by page
+  int64_t pages_mapped_ = 0;
 };
 
 }  // namespace autosp::executor

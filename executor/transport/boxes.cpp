@@ -180,6 +180,14 @@ const std::byte* box_start(size_t element_size, const void* data, const Box& box
 
 }  // namespace
 
+ElementRange range_of(const Box& box, const ir::Shape& shape) {
+  if (box.num_elements() == 0) return {};
+  const auto strides = row_major_strides(shape);
+  int64_t last = 0;  // after the first
+  for (size_t k = 0; k < strides.size(); ++k) last += (box.extent[k] - 1) * strides[k];
+  return {offset_of(box, strides), last + 1};
+}
+
 std::span<const RowCopy> row_copies() {
   static const std::vector<RowCopy> kCopies = find_row_copies();
   return kCopies;

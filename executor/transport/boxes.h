@@ -16,6 +16,14 @@ std::vector<Box> slabs(const ir::Shape& shape, size_t axis, const std::vector<in
 // True when the box lies inside a tensor of this shape.
 bool fits(const Box& box, const ir::Shape& shape);
 
+// From the first of a box's elements to behind its last, in a row-major tensor; no elements of an
+// empty box.
+struct ElementRange {
+  int64_t begin = 0;
+  int64_t count = 0;
+};
+ElementRange range_of(const Box& box, const ir::Shape& shape);
+
 // Copies box `from` of x to box `to` of y, element by element in row-major order of each; the boxes
 // have equal element counts.
 void copy_box(size_t element_size, const ConstBuffer& x, const Box& from, const Buffer& y,

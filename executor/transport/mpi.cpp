@@ -21,10 +21,6 @@ constexpr int kDoneTag = 3;
 constexpr int kOfferTag = 4;
 constexpr size_t kMostAxes = 8;  // of an operand that is read in place
 
-// How much of its peers' memory a rank keeps mapped, in relation to its own.
-constexpr int64_t kLeastMapped = int64_t{16} << 20;
-constexpr int64_t kMappedFraction = 64;
-
 struct Header {
   char description[448];  // describe(collective), cut to fit
   uint64_t identity;      // hash of all that must be equal among members
@@ -63,6 +59,7 @@ class MpiCommunicator final : public CheckedCommunicator {
   int64_t staging_bytes() const override {
     return static_cast<int64_t>(send_staging_.capacity() + receive_staging_.capacity());
   }
+  int64_t resident_peak() override { return resident_.bytes(); }
   bool reads_in_place() const override { return size_ > 1; }
   void give_up(const std::exception_ptr&) override { given_up_ = true; }
 
@@ -77,8 +74,6 @@ class MpiCommunicator final : public CheckedCommunicator {
     int length = 0;
     MPI_Get_processor_name(own.machine, &length);
     const std::vector<Offer> offers = from_everyone(std::vector{own});
-    const int64_t mapped =
-        std::max(kLeastMapped, region.bytes / kMappedFraction) / std::max(1, size_ - 1);
     std::vector<int> reads(peers_.size());
     for (size_t k = 0; k < peers_.size(); ++k) {
       const Offer& other = offers[k];
@@ -88,7 +83,7 @@ class MpiCommunicator final : public CheckedCommunicator {
         continue;
       }
       if (other.region.file < 0 || std::strcmp(other.machine, own.machine) != 0) continue;
-      peers_[k] = PeerRegion::map(static_cast<pid_t>(other.owner), other.region, mapped);
+      peers_[k] = PeerRegion::map(static_cast<pid_t>(other.owner), other.region, resident_);
       reads[k] = peers_[k] ? 1 : 0;
     }
     // read_by_[i * size + k]: rank i reads the memory of rank k.
@@ -160,9 +155,8 @@ class MpiCommunicator final : public CheckedCommunicator {
     const std::vector<int64_t> sizes = bytes_of(collective, parts);
     const std::vector<Header> headers = announce_sum(collective, sizes, {x, y, nullptr});
     if (in_place(collective, headers)) {
-      sum_boxes(collective.dtype, peer_operands(collective, headers, x.data), x.shape, parts[me],
-                static_cast<std::byte*>(y.data));
-      note_operands_read(collective, headers, x);
+      const auto terms = operands(collective, headers, x.data, range_of(parts[me], x.shape));
+      sum_boxes(collective.dtype, terms, x.shape, parts[me], static_cast<std::byte*>(y.data));
       return acknowledge(collective);
     }
     const size_t element = ir::element_size(collective.dtype);
@@ -177,29 +171,29 @@ class MpiCommunicator final : public CheckedCommunicator {
     const size_t me = member(collective);
     const size_t members = collective.group.size();
     const auto element = static_cast<int64_t>(ir::element_size(collective.dtype));
-    std::vector<int64_t> cuts = even_cuts(count, members);
-    for (int64_t& cut : cuts) cut *= element;  // bytes from here on
+    const std::vector<int64_t> counts = even_cuts(count, members);
+    std::vector<ElementRange> ranges(members);
+    std::vector<int64_t> cuts(members);  // bytes, as sizes
     std::vector<int64_t> sizes(members);
     std::vector<std::byte*> parts(members);
     for (size_t i = 0; i < members; ++i) {
-      sizes[i] = cuts[i + 1] - cuts[i];
+      ranges[i] = {counts[i], counts[i + 1] - counts[i]};
+      cuts[i] = ranges[i].begin * element;
+      sizes[i] = ranges[i].count * element;
       parts[i] = const_cast<std::byte*>(x) + cuts[i];  // NOLINT: only read
     }
     const std::vector<Header> headers =
         announce_sum(collective, sizes, {{x, {count}}, {y, {count}}, nullptr});
     if (in_place(collective, headers) &&
         std::ranges::all_of(headers, [](const Header& h) { return h.y_offset >= 0; })) {
-      std::vector<const std::byte*> terms = peer_operands(collective, headers, x);
+      std::vector<const std::byte*> terms = operands(collective, headers, x, ranges[me]);
       for (const std::byte*& term : terms) term += cuts[me];
       sum_in_order(collective.dtype, terms, sizes[me] / element, y + cuts[me]);
-      note_operands_read(collective, headers, {x, {count}});
       acknowledge(collective);
       for (size_t step = 1; step < members; ++step) {
         const size_t from = (me + step) % members;
-        PeerRegion& region = peer(collective, from);
-        const int64_t begin = headers[from].y_offset + cuts[from];
-        std::copy_n(region.at(begin), sizes[from], y + cuts[from]);
-        region.note_read(begin, sizes[from]);
+        const std::byte* sums = of_peer(collective, from, headers[from].y_offset, ranges[from]);
+        std::copy_n(sums + cuts[from], sizes[from], y + cuts[from]);
       }
       return acknowledge(collective);
     }
@@ -345,40 +339,35 @@ class MpiCommunicator final : public CheckedCommunicator {
     return true;
   }
 
-  PeerRegion& peer(const Collective& collective, size_t i) {
-    return *peers_[static_cast<size_t>(collective.group[i])];
+  // Data at `offset` of what member i has offered, of which `range` is to be read.
+  const std::byte* of_peer(const Collective& collective, size_t i, int64_t offset,
+                           ElementRange range) {
+    PeerRegion& region = *peers_[static_cast<size_t>(collective.group[i])];
+    const auto element = static_cast<int64_t>(ir::element_size(collective.dtype));
+    const int64_t begin = range.begin * element;
+    return region.at(offset + begin, range.count * element) - begin;
   }
 
   void pull_box(const Collective& collective, const Header& header, size_t from, const Buffer& y,
                 const Box& to) {
     const auto axes = static_cast<size_t>(header.axes);
-    const ConstBuffer x{peer(collective, from).at(header.x_offset),
-                        {header.shape, header.shape + axes}};
+    const ir::Shape shape(header.shape, header.shape + axes);
     const Box box{{header.begin, header.begin + axes}, {header.extent, header.extent + axes}};
-    copy_box(ir::element_size(collective.dtype), x, box, y, to);
-    peer(collective, from)
-        .note_read(header.x_offset, ir::num_elements(x.shape) *
-                                        static_cast<int64_t>(ir::element_size(collective.dtype)));
+    const std::byte* x = of_peer(collective, from, header.x_offset, range_of(box, shape));
+    copy_box(ir::element_size(collective.dtype), {x, shape}, box, y, to);
   }
 
-  std::vector<const std::byte*> peer_operands(const Collective& collective,
-                                              const std::vector<Header>& headers, const void* own) {
-    std::vector<const std::byte*> operands;
+  // Every member's operand, of which `range` is to be read.
+  std::vector<const std::byte*> operands(const Collective& collective,
+                                         const std::vector<Header>& headers, const void* own,
+                                         ElementRange range) {
+    std::vector<const std::byte*> result;
     for (size_t i = 0; i < headers.size(); ++i) {
-      operands.push_back(collective.group[i] == rank_
-                             ? static_cast<const std::byte*>(own)
-                             : peer(collective, i).at(headers[i].x_offset));
+      result.push_back(collective.group[i] == rank_
+                           ? static_cast<const std::byte*>(own)
+                           : of_peer(collective, i, headers[i].x_offset, range));
     }
-    return operands;
-  }
-
-  void note_operands_read(const Collective& collective, const std::vector<Header>& headers,
-                          const ConstBuffer& x) {
-    const int64_t bytes =
-        ir::num_elements(x.shape) * static_cast<int64_t>(ir::element_size(collective.dtype));
-    for (size_t i = 0; i < headers.size(); ++i) {
-      if (collective.group[i] != rank_) peer(collective, i).note_read(headers[i].x_offset, bytes);
-    }
+    return result;
   }
 
   // Returns when all members have come this far.
@@ -438,6 +427,7 @@ class MpiCommunicator final : public CheckedCommunicator {
   bool failed_ = false;
   std::atomic<bool> given_up_ = false;
   SharedRegion own_;
+  OwnResidentPeak resident_;
   std::vector<std::optional<PeerRegion>> peers_;  // what other ranks offered, if it can be mapped
   std::vector<int> read_by_;  // [reader * size + owner]: whether it can; empty before any offer
   std::vector<std::byte> send_staging_;  // kept from one collective to the next

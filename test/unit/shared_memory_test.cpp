@@ -4,8 +4,11 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
+#include <string>
+#include <vector>
 
 #include "executor/memory.h"
 
@@ -14,12 +17,12 @@ namespace {
 
 constexpr int64_t kMebibyte = int64_t{1} << 20;
 
-// Bytes of shared memory that count as resident in this process.
-int64_t resident_shared() {
+// What /proc/self/status says of this process, bytes.
+int64_t status_bytes(const std::string& field) {
   std::ifstream status("/proc/self/status");
   std::string word;
   while (status >> word) {
-    if (word != "RssShmem:") continue;
+    if (word != field + ":") continue;
     int64_t kibibytes = 0;
     status >> kibibytes;
     return kibibytes * 1024;
@@ -27,30 +30,65 @@ int64_t resident_shared() {
   return -1;
 }
 
-TEST(PeerRegion, KeepsLittleOfWhatWasReadResident) {
+// Pages of this process alone; touched, so that they are resident.
+std::vector<std::byte> touched(int64_t bytes) {
+  return std::vector<std::byte>(static_cast<size_t>(std::max<int64_t>(bytes, 0)), std::byte{1});
+}
+
+constexpr int64_t kTolerance = kMebibyte;  // of the system's counters
+
+TEST(PeerRegion, MapsWhatIsReadOnce) {
   constexpr int64_t kBytes = 64 * kMebibyte;
-  constexpr int64_t kWindow = 8 * kMebibyte;
   const Arena arena(kBytes, true);
   for (int64_t at = 0; at < kBytes; at += kMebibyte) {
     std::memset(arena.at(at), static_cast<int>(at / kMebibyte), kMebibyte);
   }
-  auto peer = PeerRegion::map(getpid(), arena.region(), kWindow);
+  OwnResidentPeak resident;
+  auto peer = PeerRegion::map(getpid(), arena.region(), resident);
   ASSERT_TRUE(peer.has_value());
-  const int64_t before = resident_shared();
-  std::vector<std::byte> piece(kMebibyte);
-  for (int64_t at = 0; at < kBytes; at += kMebibyte) {
-    std::memcpy(piece.data(), peer->at(at), piece.size());
-    peer->note_read(at, kMebibyte);
-    ASSERT_EQ(piece.front(), static_cast<std::byte>(at / kMebibyte));
-    ASSERT_EQ(piece.back(), static_cast<std::byte>(at / kMebibyte));
-    EXPECT_LE(resident_shared() - before, kWindow + kMebibyte);
+  const int64_t before = status_bytes("RssShmem");
+  for (int64_t at = 0; at < kBytes; at += 2 * kMebibyte) {
+    for (int time = 0; time < 2; ++time) {
+      const std::byte* piece = peer->at(at, kMebibyte);
+      ASSERT_EQ(piece[0], static_cast<std::byte>(at / kMebibyte));
+      ASSERT_EQ(piece[kMebibyte - 1], static_cast<std::byte>(at / kMebibyte));
+    }
   }
-  EXPECT_GT(resident_shared(), before) << "nothing stays mapped";
+  EXPECT_NEAR(static_cast<double>(status_bytes("RssShmem") - before), kBytes / 2, 2 * kTolerance);
+}
+
+TEST(OwnResidentPeak, LeavesOutWhatIsMappedOfOthers) {
+  constexpr int64_t kBytes = 64 * kMebibyte;
+  const Arena arena(kBytes, true);
+  std::memset(arena.at(0), 1, kBytes);
+  // Earlier tests may have set a mark above what is resident now.
+  const auto up_to_the_mark = touched(resident_peak() - status_bytes("VmRSS"));
+  const auto above_it = touched(kMebibyte);
+
+  OwnResidentPeak resident;
+  const int64_t alone = resident.bytes();
+  EXPECT_EQ(alone, resident_peak());
+  {
+    auto peer = PeerRegion::map(getpid(), arena.region(), resident);
+    ASSERT_TRUE(peer.has_value());
+    (void)peer->at(0, kBytes / 2);
+    EXPECT_NEAR(static_cast<double>(resident_peak() - alone), kBytes / 2, kTolerance);
+    EXPECT_NEAR(static_cast<double>(resident.bytes()), static_cast<double>(alone), kTolerance);
+
+    const auto own = touched(kBytes / 4);
+    (void)peer->at(kBytes / 2, kBytes / 2);
+    EXPECT_NEAR(static_cast<double>(resident.bytes() - alone), kBytes / 4, kTolerance);
+  }
+  // What the process has of its own up to the old mark cannot be told from pages that are gone.
+  EXPECT_NEAR(static_cast<double>(resident.bytes() - alone), kBytes / 4, kTolerance);
+  const auto own = touched(2 * kBytes);
+  EXPECT_NEAR(static_cast<double>(resident.bytes() - alone), 2 * kBytes, kTolerance);
 }
 
 TEST(PeerRegion, IsNothingWithoutADescriptor) {
   SharedRegion region{nullptr, kMebibyte, 1 << 20, {}};
-  EXPECT_FALSE(PeerRegion::map(getpid(), region, kMebibyte).has_value());
+  OwnResidentPeak resident;
+  EXPECT_FALSE(PeerRegion::map(getpid(), region, resident).has_value());
 }
 
 // Under another process's number and descriptor there may be anything.
@@ -58,14 +96,15 @@ TEST(PeerRegion, IsNothingUnlessTheFileIsTheOneOffered) {
   const Arena arena(kMebibyte, true);
   const Arena another(kMebibyte, true);
   const Arena shorter(kMebibyte / 2, true);
-  ASSERT_TRUE(PeerRegion::map(getpid(), arena.region(), kMebibyte).has_value());
+  OwnResidentPeak resident;
+  ASSERT_TRUE(PeerRegion::map(getpid(), arena.region(), resident).has_value());
   ASSERT_NE(arena.region().token, another.region().token);
   int pipe_ends[2];
   ASSERT_EQ(pipe(pipe_ends), 0);
   for (int file : {another.region().file, shorter.region().file, pipe_ends[0], pipe_ends[1]}) {
     SharedRegion region = arena.region();
     region.file = file;
-    EXPECT_FALSE(PeerRegion::map(getpid(), region, kMebibyte).has_value()) << file;
+    EXPECT_FALSE(PeerRegion::map(getpid(), region, resident).has_value()) << file;
   }
   close(pipe_ends[0]);
   close(pipe_ends[1]);
@@ -75,7 +114,8 @@ TEST(Arena, KeepsItsTokenWhenPagesAreGivenBack) {
   Arena arena(kMebibyte + 100, true);
   std::memset(arena.at(0), 1, kMebibyte + 100);
   arena.keep_only({});
-  EXPECT_TRUE(PeerRegion::map(getpid(), arena.region(), kMebibyte).has_value());
+  OwnResidentPeak resident;
+  EXPECT_TRUE(PeerRegion::map(getpid(), arena.region(), resident).has_value());
 }
 
 }  // namespace
