@@ -295,7 +295,7 @@ TEST(RingAttentionBlocks, GoNoFurtherThanTheyAreSeen) {
   const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));
   const SpmdProgram program = build_program(plan);
   const Ring around = ring_of(program);
-  EXPECT_EQ(around.steps(), 4U);
+  EXPECT_EQ(around.schedule().steps(), 4U);
   int64_t sent = 0;
   for (const RingTransfer& transfer : around.transfers()) {
     for (int64_t rank = 0; rank < 4; ++rank) sent += around.bytes_sent(transfer, rank);
@@ -347,8 +347,8 @@ TEST(RingAttentionZigzag, LeavesBlocksWhereNothingIsWonOrNumbersMustFollow) {
     const shard::Plan plan = shard::make_plan(graph, roles_of(graph), zigzag({{"r", 4}}));
     const SpmdProgram program = build_program(plan);
     EXPECT_FALSE(ring_of(program).is_zigzag());
-    EXPECT_NE(ring_of(program).why_in_blocks().find(kept.why), std::string::npos)
-        << ring_of(program).why_in_blocks();
+    EXPECT_NE(ring_of(program).schedule().why_in_blocks().find(kept.why), std::string::npos)
+        << ring_of(program).schedule().why_in_blocks();
     const test::Tensors feeds = feeds_of(graph, kept.layer);
     test::expect_close(test::run_graph(emulate(program), feeds), test::run_graph(graph, feeds));
   }

@@ -22,7 +22,8 @@ class Applier {
            .placed = program.placed,
            .inputs = program.inputs,
            .outputs = program.outputs,
-           .instructions = {}};
+           .instructions = {},
+           .ring_schedules = program.ring_schedules};
     for (size_t k = 0; k < from_.instructions.size(); ++k) {
       for (PlacedId result : results_of(from_.instructions[k])) {
         producer_[result.index()] = static_cast<int>(k);

@@ -45,7 +45,7 @@ class Prices {
     const ir::Node& node = program_.graph().node(compute.node);
     const Ring ring(program_, compute);
     const auto at = *shard::attention_operands(node);
-    for (size_t k : {at.key, at.value}) operands[k].shape[2] = ring.key_extent();
+    for (size_t k : {at.key, at.value}) operands[k].shape[2] = ring.schedule().keys().extent();
     const bool wide = ir::element_size(operands[0].dtype) >= 4;
     double seconds =
         cost::seconds(device_, cost::operator_cost(node, operands, results, visible), wide);

@@ -51,7 +51,8 @@ BlockAttention::BlockAttention(const SpmdProgram& program, const Compute& comput
       suffix_(std::move(suffix)),
       build_(build),
       sums_(node_.outputs.size()) {
-  if (ring.has_unseen_rows()) unseen_.emplace(node_, operands, ring.key_extent(), build);
+  if (ring.has_unseen_rows())
+    unseen_.emplace(node_, operands, ring.schedule().keys().extent(), build);
 }
 
 RingBlock BlockAttention::attend(size_t step, const RingBlock& block) {
@@ -98,8 +99,9 @@ std::vector<ValueId> BlockAttention::emit(size_t step, const RingBlock& block,
   attributes.set("dead_rows", std::string("zero"));
   attributes.erase("dead_row_gradient");
   if (auto dropout = local_dropout(program_, compute_, rank_)) {
-    const int64_t own = ring_.keys(member_).front().begin;
-    const int64_t first = ring_.keys(ring_.owner(member_, step)).front().begin;
+    const int64_t own = ring_.schedule().keys().of(member_).front().begin;
+    const int64_t first =
+        ring_.schedule().keys().of(ring_.schedule().owner(member_, step)).front().begin;
     dropout->offset += (first - own) * dropout->strides[4];
     reference::set_attention_dropout(attributes, *dropout);
   }
@@ -117,7 +119,7 @@ std::vector<ValueId> BlockAttention::emit(size_t step, const RingBlock& block,
 }
 
 std::vector<ValueId> BlockAttention::operands_of(size_t step, const RingBlock& block) {
-  const Positions& keys = ring_.keys(ring_.owner(member_, step));
+  const Positions& keys = ring_.schedule().keys().of(ring_.schedule().owner(member_, step));
   std::vector<ValueId> result = operands_;
   result[at_.key] = block.key;
   result[at_.value] = block.value;

@@ -1,6 +1,7 @@
 #include "transforms/ring_attention/deal.h"
 
-#include <algorithm>
+#include <map>
+#include <ranges>
 
 #include "transforms/spmd/localize.h"
 
@@ -27,38 +28,42 @@ ir::Tensor dealt_constant(const SpmdProgram& program, const Compute& compute, co
   return ir::concat(parts, dim);
 }
 
+std::vector<Interval> Dealer::held(const TokenOrder& order) const {
+  std::vector<Interval> result;
+  for (size_t k = 0; k < ring_.members(); ++k) result.push_back(order.share(me_, k).in_block);
+  return result;
+}
+
+std::vector<Interval> Dealer::attended(const TokenOrder& order) const {
+  std::vector<Interval> result;
+  for (size_t k = 0; k < ring_.members(); ++k) result.push_back(order.share(k, me_).in_order);
+  return result;
+}
+
 ValueId Dealer::deal(const Ring::PositionDim& positions, ValueId block, const std::string& node) {
-  const TokenOrder& order = positions.order;
-  Routes routes{.extent = count(order.of(me_))};
-  for (size_t member = 0; member < ring_.members(); ++member) {
-    routes.sent.push_back(order.share(me_, member).in_block);
-    routes.received.push_back(order.share(member, me_).in_order);
-  }
-  return exchange(positions.dim, block, routes, node);
+  const auto& [dim, order] = positions;
+  return exchange(dim, block, held(order), attended(order), count(order.of(me_)), node);
 }
 
-ValueId Dealer::give_back(const Ring::PositionDim& positions, ValueId attended,
+ValueId Dealer::give_back(const Ring::PositionDim& positions, ValueId result,
                           const std::string& node) {
-  const TokenOrder& order = positions.order;
-  Routes routes{.extent = order.block(me_).extent()};
-  for (size_t member = 0; member < ring_.members(); ++member) {
-    routes.sent.push_back(order.share(member, me_).in_order);
-    routes.received.push_back(order.share(me_, member).in_block);
-  }
-  return exchange(positions.dim, attended, routes, node);
+  const auto& [dim, order] = positions;
+  return exchange(dim, result, attended(order), held(order), order.block(me_).extent(), node);
 }
 
-ValueId Dealer::exchange(size_t dim, ValueId x, const Routes& routes, const std::string& node) {
-  const ir::Type sent = build_.graph().type(x);
-  ir::Shape shape = sent.shape;
-  shape[dim] = routes.extent;
+ValueId Dealer::exchange(size_t dim, ValueId x, const std::vector<Interval>& sent,
+                         const std::vector<Interval>& received, int64_t extent,
+                         const std::string& node) {
+  const ir::Type type = build_.graph().type(x);
+  ir::Shape shape = type.shape;
+  shape[dim] = extent;
   // An empty box has no extent at all.
   const auto append = [&](const Interval& interval, std::vector<int64_t>& begin,
-                          std::vector<int64_t>& extent) {
+                          std::vector<int64_t>& extents) {
     for (size_t d = 0; d < shape.size(); ++d) {
       const bool is_empty = interval.extent() == 0;
       begin.push_back(d == dim && !is_empty ? interval.begin : 0);
-      extent.push_back(is_empty ? 0 : d == dim ? interval.extent() : shape[d]);
+      extents.push_back(is_empty ? 0 : d == dim ? interval.extent() : shape[d]);
     }
   };
   std::vector<int64_t> send_begin;
@@ -66,8 +71,8 @@ ValueId Dealer::exchange(size_t dim, ValueId x, const Routes& routes, const std:
   std::vector<int64_t> recv_begin;
   std::vector<int64_t> recv_extent;
   for (size_t member = 0; member < ring_.members(); ++member) {
-    append(routes.sent[member], send_begin, send_extent);
-    append(routes.received[member], recv_begin, recv_extent);
+    append(sent[member], send_begin, send_extent);
+    append(received[member], recv_begin, recv_extent);
   }
   ir::Attributes attributes{{"group", group_},
                             {"shape", shape},
@@ -75,51 +80,52 @@ ValueId Dealer::exchange(size_t dim, ValueId x, const Routes& routes, const std:
                             {"send_extent", std::move(send_extent)},
                             {"recv_begin", std::move(recv_begin)},
                             {"recv_extent", std::move(recv_extent)}};
-  return build_.node("AllToAll", {x}, ir::Type{sent.dtype, shape}, std::move(attributes),
+  return build_.node("AllToAll", {x}, ir::Type{type.dtype, shape}, std::move(attributes),
                      std::string(ir::kAutospDomain), node);
 }
 
 namespace {
 
-struct Piece {
-  int64_t place;  // among what it is put together to
-  ValueId value;
+// Slices of values, put together in the order of their places.
+class Pieces {
+ public:
+  Pieces(size_t dim, ir::Builder& build) : dim_(static_cast<int64_t>(dim)), build_(build) {}
+
+  void add(ValueId x, const Interval& of_x, int64_t place) {
+    if (of_x.extent() == 0) return;
+    by_place_[place] = build_.slice(x, dim_, of_x.begin, of_x.end);
+  }
+  ValueId joined() const {
+    const auto values = by_place_ | std::views::values;
+    return build_.concat({values.begin(), values.end()}, dim_);
+  }
+
+ private:
+  int64_t dim_;
+  ir::Builder& build_;
+  std::map<int64_t, ValueId> by_place_;
 };
-
-ValueId joined(std::vector<Piece> pieces, size_t dim, ir::Builder& build) {
-  std::ranges::sort(pieces, {}, &Piece::place);
-  std::vector<ValueId> parts;
-  for (const Piece& piece : pieces) parts.push_back(piece.value);
-  return build.concat(std::move(parts), static_cast<int64_t>(dim));
-}
-
-ValueId piece_of(ValueId x, size_t dim, const Interval& interval, ir::Builder& build) {
-  return build.slice(x, static_cast<int64_t>(dim), interval.begin, interval.end);
-}
 
 }  // namespace
 
 ValueId emulate_deal(const Ring::PositionDim& positions, const std::vector<ValueId>& held,
                      size_t attendant, ir::Builder& build) {
-  std::vector<Piece> pieces;
+  Pieces pieces(positions.dim, build);
   for (size_t holder = 0; holder < held.size(); ++holder) {
     const auto [in_block, in_order] = positions.order.share(holder, attendant);
-    if (in_block.extent() == 0) continue;
-    pieces.push_back({in_order.begin, piece_of(held[holder], positions.dim, in_block, build)});
+    pieces.add(held[holder], in_block, in_order.begin);
   }
-  return joined(std::move(pieces), positions.dim, build);
+  return pieces.joined();
 }
 
 ValueId emulate_return(const Ring::PositionDim& positions, const std::vector<ValueId>& attended,
                        size_t holder, ir::Builder& build) {
-  std::vector<Piece> pieces;
+  Pieces pieces(positions.dim, build);
   for (size_t attendant = 0; attendant < attended.size(); ++attendant) {
     const auto [in_block, in_order] = positions.order.share(holder, attendant);
-    if (in_block.extent() == 0) continue;
-    pieces.push_back(
-        {in_block.begin, piece_of(attended[attendant], positions.dim, in_order, build)});
+    pieces.add(attended[attendant], in_order, in_block.begin);
   }
-  return joined(std::move(pieces), positions.dim, build);
+  return pieces.joined();
 }
 
 }  // namespace autosp::transforms

@@ -21,16 +21,17 @@ class Dealer {
       : ring_(ring), group_(ring.ranks_with(rank)), me_(ring.member_of(rank)), build_(build) {}
 
   ValueId deal(const Ring::PositionDim& positions, ValueId block, const std::string& node);
-  ValueId give_back(const Ring::PositionDim& positions, ValueId attended, const std::string& node);
+  ValueId give_back(const Ring::PositionDim& positions, ValueId result, const std::string& node);
 
  private:
-  // Along the dimension: what goes to each member, and what comes from it.
-  struct Routes {
-    std::vector<shard::Interval> sent;
-    std::vector<shard::Interval> received;
-    int64_t extent = 0;  // of what is received, together
-  };
-  ValueId exchange(size_t dim, ValueId x, const Routes& routes, const std::string& node);
+  // By member, along the dimension: positions of this member's block that the other attends for, in
+  // the block; and those of the other's block that this one attends for, in its order.
+  std::vector<shard::Interval> held(const TokenOrder& order) const;
+  std::vector<shard::Interval> attended(const TokenOrder& order) const;
+  // `extent`: of all that is received.
+  ValueId exchange(size_t dim, ValueId x, const std::vector<shard::Interval>& sent,
+                   const std::vector<shard::Interval>& received, int64_t extent,
+                   const std::string& node);
 
   const Ring& ring_;
   std::vector<int64_t> group_;

@@ -44,14 +44,14 @@ class RingEmitter {
                                    transfer.node));
     }
     RingBlock block = own_;
-    for (size_t step = 0; step < ring_.steps(); ++step) {
+    for (size_t step = 0; step < ring_.schedule().steps(); ++step) {
       RingBlock following;
-      if (step + 1 < ring_.steps()) {
+      if (step + 1 < ring_.schedule().steps()) {
         following = {hand_on(What::kKey, step + 1, block.key),
                      hand_on(What::kValue, step + 1, block.value)};
       }
       RingBlock gradients;
-      if (ring_.attends(member_, step)) gradients = attention_.attend(step, block);
+      if (ring_.schedule().attends(member_, step)) gradients = attention_.attend(step, block);
       if (step > 0) {
         gradients = {bring_home(What::kKeyGradient, step, gradients.key, own_.key),
                      bring_home(What::kValueGradient, step, gradients.value, own_.value)};
@@ -96,11 +96,11 @@ class RingEmitter {
 
   ValueId hand_on(What what, size_t step, ValueId x) {
     Route route;
-    const size_t next = ring_.next(member_);
-    if (ring_.holds(next, step)) route.to = next;
-    if (ring_.holds(member_, step)) {
-      route.from = ring_.next(member_, ring_.members() - 1);
-      route.received = count(ring_.keys(ring_.owner(member_, step)));
+    const size_t next = ring_.schedule().next(member_);
+    if (ring_.schedule().holds(next, step)) route.to = next;
+    if (ring_.schedule().holds(member_, step)) {
+      route.from = ring_.schedule().next(member_, ring_.members() - 1);
+      route.received = count(ring_.schedule().keys().of(ring_.schedule().owner(member_, step)));
     }
     return exchange(*ring_.find(what, step), x, route);
   }
@@ -111,11 +111,11 @@ class RingEmitter {
     const RingTransfer* transfer = ring_.find(what, step);
     if (transfer == nullptr) return {};
     Route route;
-    if (ring_.attends(member_, step)) route.to = ring_.owner(member_, step);
-    const size_t from = ring_.next(member_, step);
-    if (ring_.attends(from, step)) {
+    if (ring_.schedule().attends(member_, step)) route.to = ring_.schedule().owner(member_, step);
+    const size_t from = ring_.schedule().next(member_, step);
+    if (ring_.schedule().attends(from, step)) {
       route.from = from;
-      route.received = count(ring_.keys(member_));
+      route.received = count(ring_.schedule().keys().of(member_));
     }
     const ValueId arrived = exchange(*transfer, route.to ? gradient : like, route);
     return route.from ? arrived : ValueId();
@@ -189,11 +189,11 @@ class RingEmulator {
     }
     std::vector<std::vector<ValueId>> unseen;  // by rank
     for (BlockAttention& attention : attentions) unseen.push_back(attention.unseen_terms());
-    for (size_t step = 0; step < ring_.steps(); ++step) {
+    for (size_t step = 0; step < ring_.schedule().steps(); ++step) {
       for (size_t rank = 0; rank < operands.size(); ++rank) {
         const size_t member = member_of(rank);
-        if (!ring_.attends(member, step)) continue;
-        const size_t owner = ranks_with(rank)[ring_.owner(member, step)];
+        if (!ring_.schedule().attends(member, step)) continue;
+        const size_t owner = ranks_with(rank)[ring_.schedule().owner(member, step)];
         const RingBlock gradients =
             attentions[rank].attend(step, {operands[owner][at.key], operands[owner][at.value]});
         attentions[owner].add_home(gradients);

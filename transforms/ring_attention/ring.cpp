@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "ir/operator_traits.h"
 #include "transforms/sixteen_bit.h"
 #include "transforms/spmd/geometry.h"
 
@@ -12,23 +11,14 @@ namespace autosp::transforms {
 using shard::Interval;
 using What = RingTransfer::What;
 
-namespace {
-
-// Of the busiest member's keys, what zigzag order has to save.
-constexpr double kLeastSaving = 0.1;
-
-}  // namespace
-
 Ring::Ring(const SpmdProgram& program, const Compute& compute)
     : program_(program),
       compute_(compute),
       at_(*shard::attention_operands(program.graph().node(compute.node))),
-      axis_(program.plan->axis_named("r")) {
+      axis_(program.plan->axis_named("r")),
+      schedule_(program.ring_schedules->of(program, compute)) {
   const ir::Graph& graph = program.graph();
   unseen_ = shard::has_unseen_rows(graph, graph.node(compute.node));
-  find_intervals();
-  choose_order();
-  find_attended();
   list_transfers();
 }
 
@@ -38,111 +28,6 @@ size_t Ring::member_of(int64_t rank) const {
 
 std::vector<int64_t> Ring::ranks_with(int64_t rank) const {
   return group_of(rank, {axis_}, program_.plan->mesh);
-}
-
-// One mask for all samples, or one for each, after one another. What is computed during the run may
-// be anything.
-void Ring::find_intervals() {
-  const ir::Graph& graph = program_.graph();
-  const ir::Node& node = graph.node(compute_.node);
-  const auto begins = graph.constant_ints(node.input(at_.begin));
-  const auto ends = graph.constant_ints(node.input(at_.end));
-  const int64_t keys = graph.shape(node.inputs[at_.key])[2];
-  const size_t rows = std::max(begins ? begins->size() : 0, ends ? ends->size() : 0);
-  for (size_t row = 0; row < rows; ++row) {
-    const int64_t from = begins ? (*begins)[row % begins->size()] : 0;
-    const int64_t to = ends ? (*ends)[row % ends->size()] : keys;
-    intervals_.push_back({std::max<int64_t>(from, 0), std::min(to, keys)});
-  }
-}
-
-// Positions follow from the place along axis r alone: inside attention the other axes split heads
-// and batches.
-void Ring::choose_order() {
-  std::vector<Interval> keys;
-  std::vector<Interval> queries;
-  for (int64_t rank : ranks_with(0)) {
-    keys.push_back(input_slice(program_, program_.at(compute_.operands[at_.key]), rank)[2]);
-    queries.push_back(input_slice(program_, program_.at(compute_.operands[at_.query]), rank)[2]);
-  }
-  keys_ = TokenOrder::in_blocks(keys);
-  queries_ = TokenOrder::in_blocks(queries);
-  const TokenOrder zigzag = TokenOrder::in_zigzag(std::move(queries));
-  why_in_blocks_ = why_no_zigzag(zigzag);
-  if (!is_zigzag()) return;
-  queries_ = zigzag;
-  keys_ = TokenOrder::in_zigzag(std::move(keys));
-}
-
-std::string Ring::why_no_zigzag(const TokenOrder& zigzag) const {
-  if (!program_.plan->zigzag_asked) return "nobody asks for another order";
-  if (ir::drops_weights(program_.graph().node(compute_.node)))
-    return "its weights are dropped at random, by numbers that follow each other";
-  if (intervals_.empty()) return "no causal mask or window is known";
-  const auto in_blocks = static_cast<double>(keys_seen_by_busiest(queries_));
-  const auto in_zigzag = static_cast<double>(keys_seen_by_busiest(zigzag));
-  const bool saves = in_zigzag < (1 - kLeastSaving) * in_blocks;
-  return saves ? "" : "it would not save the busiest member a tenth of its keys";
-}
-
-int64_t Ring::keys_seen_by_busiest(const TokenOrder& queries) const {
-  const auto rows = static_cast<size_t>(queries.extent());
-  int64_t most = 0;
-  for (size_t member = 0; member < queries.members(); ++member) {
-    int64_t seen = 0;
-    for (size_t first = 0; first < intervals_.size(); first += rows) {
-      for (const Interval& positions : queries.of(member)) {
-        for (int64_t query = positions.begin; query < positions.end; ++query) {
-          const Interval& keys = intervals_[first + static_cast<size_t>(query)];
-          seen += std::max<int64_t>(keys.extent(), 0);
-        }
-      }
-    }
-    most = std::max(most, seen);
-  }
-  return most;
-}
-
-// The keys that any of the queries sees, and what lies between them.
-Interval Ring::keys_seen_by(const Interval& queries) const {
-  if (intervals_.empty()) return {0, key_extent()};
-  Interval seen{key_extent(), 0};
-  for (size_t first = 0; first < intervals_.size();
-       first += static_cast<size_t>(queries_.extent())) {
-    for (int64_t query = queries.begin; query < queries.end; ++query) {
-      const Interval& row = intervals_[first + static_cast<size_t>(query)];
-      if (row.extent() <= 0) continue;
-      seen = {std::min(seen.begin, row.begin), std::max(seen.end, row.end)};
-    }
-  }
-  return seen;
-}
-
-// Every member attends to its own block, whatever is seen of it.
-void Ring::find_attended() {
-  attends_.assign(members(), std::vector<bool>(members(), false));
-  for (size_t member = 0; member < members(); ++member) {
-    std::vector<Interval> seen;
-    for (const Interval& queries : queries_.of(member)) seen.push_back(keys_seen_by(queries));
-    const auto sees = [&](const Interval& keys) {
-      return std::ranges::any_of(seen, [&](const Interval& interval) {
-        return std::max(interval.begin, keys.begin) < std::min(interval.end, keys.end);
-      });
-    };
-    for (size_t step = 0; step < members(); ++step) {
-      if (step > 0 && std::ranges::none_of(keys_.of(owner(member, step)), sees)) continue;
-      attends_[member][step] = true;
-      steps_ = std::max(steps_, step + 1);
-    }
-  }
-}
-
-bool Ring::holds(size_t member, size_t step) const {
-  const size_t block = owner(member, step);
-  for (size_t later = step; later < steps_; ++later) {
-    if (attends(next(block, later), later)) return true;
-  }
-  return false;
 }
 
 void Ring::list_transfers() {
@@ -155,8 +40,8 @@ void Ring::list_transfers() {
   if (unseen_) {
     for (size_t k = 0; k < unseen_shapes(0).size(); ++k) add(What::kUnseen, k);
   }
-  for (size_t step = 0; step < steps_; ++step) {
-    if (step + 1 < steps_) {
+  for (size_t step = 0; step < schedule_->steps(); ++step) {
+    if (step + 1 < schedule_->steps()) {
       add(What::kKey, step + 1);
       add(What::kValue, step + 1);
     }
@@ -172,21 +57,21 @@ void Ring::list_transfers() {
 // Keys' positions are those of keys and values alone: what else runs over keys, all have whole.
 std::optional<Ring::PositionDim> Ring::operand_positions(size_t operand) const {
   if (!is_zigzag() || !compute_.operands[operand]) return std::nullopt;
-  if (operand == at_.key || operand == at_.value) return PositionDim{2, keys_};
+  if (operand == at_.key || operand == at_.value) return PositionDim{2, schedule_->keys()};
   const bool is_vector = operand == at_.begin || operand == at_.end || operand == at_.query_segment;
   const bool of_keys = operand == at_.key_mask || operand == at_.key_segment;
-  if (is_vector) return PositionDim{1, queries_};
+  if (is_vector) return PositionDim{1, schedule_->queries()};
   if (operand > at_.query_segment || of_keys) return std::nullopt;  // sink, step
   const ir::Graph& graph = program_.graph();
   const ir::Node& node = graph.node(compute_.node);
   if (operand == at_.bias && graph.shape(node.inputs[operand])[2] == 1) return std::nullopt;
-  return PositionDim{2, queries_};
+  return PositionDim{2, schedule_->queries()};
 }
 
 std::optional<Ring::PositionDim> Ring::result_positions(size_t result) const {
   if (!is_zigzag() || result > 2) return std::nullopt;  // gradients of bias and sink
   const bool of_keys = program_.graph().node(compute_.node).op == "AttentionGrad" && result > 0;
-  return PositionDim{2, of_keys ? keys_ : queries_};
+  return PositionDim{2, of_keys ? schedule_->keys() : schedule_->queries()};
 }
 
 // As UnseenRows::terms() has them.
@@ -266,10 +151,11 @@ int64_t Ring::bytes_sent(const RingTransfer& transfer, int64_t rank) const {
     return type.num_bytes();
   }
   const bool is_block = transfer.what == What::kKey || transfer.what == What::kValue;
-  const bool sends = is_block ? holds(next(member), transfer.step) : attends(member, transfer.step);
+  const bool sends = is_block ? schedule_->holds(schedule_->next(member), transfer.step)
+                              : schedule_->attends(member, transfer.step);
   if (!sends) return 0;
-  const size_t block = owner(member, is_block ? transfer.step - 1 : transfer.step);
-  type.shape[2] = count(keys(block));
+  const size_t block = schedule_->owner(member, is_block ? transfer.step - 1 : transfer.step);
+  type.shape[2] = count(schedule_->keys().of(block));
   return type.num_bytes();
 }
 
@@ -283,7 +169,7 @@ ZigzagUse zigzag_use(const SpmdProgram& program) {
     if (ring.is_zigzag()) {
       ++use.zigzag;
     } else {
-      use.why_in_blocks.insert(ring.why_in_blocks());
+      use.why_in_blocks.insert(ring.schedule().why_in_blocks());
     }
   }
   return use;

@@ -1,21 +1,5 @@
-// The ring of one fused attention, or of its gradient: which rank attends to which block of keys in
-// which step, and what passes between the ranks.
-//
-// The ranks along axis r are the members of a ring, and each owns a block of keys and values. In
-// step s a member holds the block of the member s places before it; then it hands the block on to
-// the next one. Known intervals of keys (causal masks, windows) tell before the run which blocks a
-// member sees nothing of: it computes nothing then, and a block goes no further than the last
-// member that sees some of it. All members take part in every exchange, though, be it with nothing.
-//
-//   step            0    1    2    3        causal, four members: owner of the block that is used
-//   member 0        0    .    .    .
-//   member 1        1    0    .    .
-//   member 2        2    1    0    .
-//   member 3        3    2    1    0
-//
-// In zigzag order (token_order.h) the blocks are dealt out first, with the queries and all that
-// belongs to them: then every member attends in every step, to about as many keys. What it makes of
-// them is returned in the end, so that outside the ring nothing is in another place.
+// The ring of one fused attention, or of its gradient (ring_schedule.h), and what passes between
+// its ranks.
 #pragma once
 
 #include <optional>
@@ -23,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "transforms/ring_attention/token_order.h"
+#include "transforms/ring_attention/ring_schedule.h"
 #include "transforms/spmd/program.h"
 
 namespace autosp::transforms {
@@ -52,30 +36,12 @@ class Ring {
   // `compute` is on a ring in the program's plan.
   Ring(const SpmdProgram& program, const Compute& compute);
 
-  size_t members() const { return keys_.members(); }
-  // Steps in which anybody attends to anything; at least 1.
-  size_t steps() const { return steps_; }
+  const RingSchedule& schedule() const { return *schedule_; }
+  size_t members() const { return schedule_->members(); }
   size_t member_of(int64_t rank) const;
   // The ranks of the ring that `rank` is in, by member.
   std::vector<int64_t> ranks_with(int64_t rank) const;
-
-  // Whose block a member holds in a step.
-  size_t owner(size_t member, size_t step) const { return (member + members() - step) % members(); }
-  size_t next(size_t member, size_t distance = 1) const { return (member + distance) % members(); }
-  // Every member attends to its own block, which step 0 is.
-  bool attends(size_t member, size_t step) const { return attends_[member][step]; }
-  // Whether the block of that step comes to the member at all, to be used there or handed on.
-  bool holds(size_t member, size_t step) const;
-
-  // Positions of the keys that are a member's block.
-  const Positions& keys(size_t member) const { return keys_.of(member); }
-  int64_t key_extent() const { return keys_.extent(); }
-
-  // Whether blocks are dealt out in zigzag order: as the plan asks, where known intervals of keys
-  // (causal masks) give the busiest member less to do that way.
-  bool is_zigzag() const { return why_in_blocks_.empty(); }
-  // Why not, in a few words.
-  const std::string& why_in_blocks() const { return why_in_blocks_; }
+  bool is_zigzag() const { return schedule_->why_in_blocks().empty(); }
 
   // The dimension of an operand or a result that runs over positions which are dealt out, in that
   // order; nullopt where none does, and of an absent operand.
@@ -97,12 +63,6 @@ class Ring {
   int64_t bytes_sent(const RingTransfer& transfer, int64_t rank) const;
 
  private:
-  void find_intervals();
-  void choose_order();
-  std::string why_no_zigzag(const TokenOrder& zigzag) const;
-  int64_t keys_seen_by_busiest(const TokenOrder& queries) const;
-  void find_attended();
-  shard::Interval keys_seen_by(const shard::Interval& queries) const;
   void list_transfers();
   std::vector<ir::Shape> unseen_shapes(int64_t rank) const;
   PlacedId value_of(RingTransfer::What what, size_t step) const;
@@ -112,13 +72,7 @@ class Ring {
   const Compute& compute_;
   shard::AttentionOperands at_;
   size_t axis_;  // of the mesh
-  // Known intervals of keys by query, for one sample after the other or all at once; empty: none.
-  std::vector<shard::Interval> intervals_;
-  TokenOrder keys_;
-  TokenOrder queries_;
-  std::string why_in_blocks_;
-  std::vector<std::vector<bool>> attends_;  // by member and step
-  size_t steps_ = 1;
+  std::shared_ptr<const RingSchedule> schedule_;
   bool unseen_ = false;
   std::vector<RingTransfer> transfers_;
 };

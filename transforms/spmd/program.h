@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "shard/plan.h"
+#include "transforms/ring_attention/ring_schedule.h"
 #include "transforms/spmd/reshard.h"
 
 namespace autosp::transforms {
@@ -78,6 +79,9 @@ struct SpmdProgram {
   std::vector<Instruction> instructions;
   std::vector<TileLoop> tile_loops = {};               // in order, apart
   std::shared_ptr<const Exchange> exchange = nullptr;  // null: moves carry every gradient
+
+  // Shared with the programs that are made of this one.
+  std::shared_ptr<RingSchedules> ring_schedules = std::make_shared<RingSchedules>();
 
   const ir::Graph& graph() const { return plan->graph(); }
   const Placed& at(PlacedId id) const { return placed[id.index()]; }
