@@ -303,34 +303,6 @@ bool drawable(const RooflinePoint& point) {
          std::isfinite(point.rate);
 }
 
-std::string roofs(const RooflineChart& chart, const LogScale& x, const LogScale& y) {
-  std::string result;
-  const double last = std::pow(10, x.high);
-  double highest_roof = 0;
-  for (const RooflineRoof& roof : chart.roofs) highest_roof = std::max(highest_roof, roof.rate);
-  double below = -1;
-  std::vector<RooflineRoof> sorted = chart.roofs;
-  std::ranges::sort(sorted, std::greater(), &RooflineRoof::rate);
-  for (const RooflineRoof& roof : sorted) {
-    const double from = std::min(std::max(roof.rate / chart.bandwidth, std::pow(10, x.low)), last);
-    result += line(x.at(from), y.at(roof.rate), x.at(last), y.at(roof.rate), "roof");
-    // Above the highest roof, below the others, and apart from each other.
-    const double label =
-        below < 0 ? y.at(roof.rate) - 5 : std::max(y.at(roof.rate) + 13, below + 13);
-    below = label;
-    result += text_at(x.at(last) - 2, label, "label note end",
-                      fmt::format("{}: {}", roof.name, format_rate(roof.rate, "FLOP/s")));
-  }
-  const double ridge = std::min(highest_roof / chart.bandwidth, last);
-  const double first = std::max(std::pow(10, x.low), std::pow(10, y.low) / chart.bandwidth);
-  result += line(x.at(first), y.at(first * chart.bandwidth), x.at(ridge),
-                 y.at(ridge * chart.bandwidth), "roof");
-  const double early = std::pow(first, 0.75) * std::pow(ridge, 0.25);
-  result += text_at(x.at(early) - 8, y.at(early * chart.bandwidth) - 6, "label note end",
-                    fmt::format("memory: {}", format_rate(chart.bandwidth, "B/s")));
-  return result;
-}
-
 struct PlacedLabel {
   double x = 0;
   double y = 0;
@@ -351,11 +323,49 @@ PlacedLabel place_label(PlacedLabel label, const std::vector<PlacedLabel>& other
   return label;
 }
 
-std::string points(const RooflineChart& chart, const LogScale& x, const LogScale& y) {
+// Text that ends at x and stays where it is.
+std::string fixed_label(double x, double y, const std::string& text,
+                        std::vector<PlacedLabel>& labels) {
+  const double width = kLetter * static_cast<double>(text.size());
+  labels.push_back({x - width, y, width});
+  return text_at(x, y, "label note end", text);
+}
+
+std::string roofs(const RooflineChart& chart, const LogScale& x, const LogScale& y,
+                  std::vector<PlacedLabel>& labels) {
+  std::string result;
+  const double last = std::pow(10, x.high);
+  double highest_roof = 0;
+  for (const RooflineRoof& roof : chart.roofs) highest_roof = std::max(highest_roof, roof.rate);
+  double below = -1;
+  std::vector<RooflineRoof> sorted = chart.roofs;
+  std::ranges::sort(sorted, std::greater(), &RooflineRoof::rate);
+  for (const RooflineRoof& roof : sorted) {
+    const double from = std::min(std::max(roof.rate / chart.bandwidth, std::pow(10, x.low)), last);
+    result += line(x.at(from), y.at(roof.rate), x.at(last), y.at(roof.rate), "roof");
+    // Above the highest roof, below the others, and apart from each other.
+    const double label =
+        below < 0 ? y.at(roof.rate) - 5 : std::max(y.at(roof.rate) + 13, below + 13);
+    below = label;
+    result +=
+        fixed_label(x.at(last) - 2, label,
+                    fmt::format("{}: {}", roof.name, format_rate(roof.rate, "FLOP/s")), labels);
+  }
+  const double ridge = std::min(highest_roof / chart.bandwidth, last);
+  const double first = std::max(std::pow(10, x.low), std::pow(10, y.low) / chart.bandwidth);
+  result += line(x.at(first), y.at(first * chart.bandwidth), x.at(ridge),
+                 y.at(ridge * chart.bandwidth), "roof");
+  const double early = std::pow(first, 0.75) * std::pow(ridge, 0.25);
+  result += fixed_label(x.at(early) - 8, y.at(early * chart.bandwidth) - 6,
+                        fmt::format("memory: {}", format_rate(chart.bandwidth, "B/s")), labels);
+  return result;
+}
+
+std::string points(const RooflineChart& chart, const LogScale& x, const LogScale& y,
+                   std::vector<PlacedLabel> labels) {
   constexpr double kLabelled = 0.025;  // of the time, at least
   std::string marks;
   std::string names;
-  std::vector<PlacedLabel> labels;
   for (const RooflinePoint& point : chart.points) {
     if (!drawable(point)) continue;
     const double radius = 3.5 + 9 * std::sqrt(std::clamp(point.weight, 0.0, 1.0));
@@ -405,7 +415,9 @@ std::string roofline_chart(const RooflineChart& chart) {
   }
   content += text_at(frame.left + frame.width / 2, kHeight - 6, "label middle",
                      "operations per byte of operands and results");
-  content += roofs(chart, x, y) + points(chart, x, y);
+  std::vector<PlacedLabel> labels;
+  content += roofs(chart, x, y, labels);
+  content += points(chart, x, y, std::move(labels));
   return picture(chart.text, kHeight, content);
 }
 
