@@ -181,9 +181,9 @@ int check_mutants(const Graph& canonical) {
 TEST(FusedMutants, AreRefusedOrEqual) {
   using test::LayerMask;
   for (const LayerMask mask :
-       {LayerMask::kNone, LayerMask::kCausal, LayerMask::kWindow, LayerMask::kLeftPadding,
-        LayerMask::kSegments, LayerMask::kZeroDeadRows, LayerMask::kDistances,
-        LayerMask::kGuarded}) {
+       {LayerMask::kNone, LayerMask::kCausal, LayerMask::kWindow, LayerMask::kBand,
+        LayerMask::kLeftPadding, LayerMask::kSegments, LayerMask::kZeroDeadRows,
+        LayerMask::kDistances, LayerMask::kGuarded}) {
     SCOPED_TRACE(static_cast<int>(mask));
     EXPECT_GE(check_mutants(run_passes(test::attention_layer({.softcap = 1.5F, .mask = mask}))), 8);
   }

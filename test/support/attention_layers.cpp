@@ -188,6 +188,14 @@ class Layer {
         const ValueId near = build_.binary("Less", distance, build_.scalar(DataType::kInt64, 3));
         return added(s, build_.binary("And", causal(), near), -kInfinity);
       }
+      case LayerMask::kBand: {
+        const ValueId difference =
+            build_.binary("Sub", build_.unsqueeze(positions_, {0}), column(positions_));
+        const ValueId distance = build_.unary("Abs", difference);
+        const ValueId far = build_.binary("Less", build_.scalar(DataType::kInt64, 2), distance);
+        const ValueId valid = over_keys(data("attention_mask", DataType::kBool));
+        return added(s, build_.binary("And", build_.unary("Not", far), valid), hidden);
+      }
       case LayerMask::kLeftPadding: {
         const ValueId valid = over_keys(data("attention_mask", DataType::kBool));
         return added(s, build_.binary("And", causal(), valid),

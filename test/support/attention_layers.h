@@ -29,6 +29,7 @@ enum class LayerMask {
   kKeysOfOne,  // keys whose run-time segment id is 1, repeated over queries before the comparison
   kBatchBits,  // causal, and a run-time bool per batch entry
   kWrapped,    // equal bytes of run-time segment ids times 128, made bytes after they are repeated
+  kBand,       // not those of which 2 < |j - i|, and a run-time bool vector, -FLT_MAX added
   kTruncated,  // keys from half the query's position on, made an integer after it is repeated
 };
 

@@ -124,6 +124,9 @@ TEST(AttentionMasks, IntervalsHaveNames) {
   EXPECT_EQ(name_intervals({0, 0, 0}, {3, 3, 3}, 3, 3), "full");
   EXPECT_EQ(name_intervals({0, 0, 0}, {1, 2, 3}, 3, 3), "causal");
   EXPECT_EQ(name_intervals({0, 0, 1}, {1, 2, 3}, 3, 3), "causal, window 2");
+  EXPECT_EQ(name_intervals({0, 0, 1, 2}, {2, 3, 4, 4}, 4, 4), "1 position to both sides");
+  EXPECT_EQ(name_intervals({0, 0, 1, 2}, {3, 4, 4, 4}, 4, 4), "intervals");
+  EXPECT_EQ(name_intervals({0, 0, 1, 1}, {2, 3, 4, 4}, 4, 4), "intervals");
   EXPECT_EQ(name_intervals({0, 0}, {2, 3}, 2, 3), "causal");
   EXPECT_EQ(name_intervals({0, 1, 1}, {1, 2, 3}, 3, 3), "intervals");
   EXPECT_EQ(name_intervals({0, 0, 0}, {2, 3, 3}, 3, 3), "intervals");
@@ -225,9 +228,9 @@ std::vector<TermParts> mistakes(const TermParts& right) {
 TEST(AttentionMasks, PartsThatSayAnotherMaskAreRefused) {
   using test::LayerMask;
   for (const LayerMask mask :
-       {LayerMask::kCausal, LayerMask::kWindow, LayerMask::kLeftPadding, LayerMask::kSegments,
-        LayerMask::kZeroDeadRows, LayerMask::kDistances, LayerMask::kPositions,
-        LayerMask::kKeysOfOne, LayerMask::kBatchBits}) {
+       {LayerMask::kCausal, LayerMask::kWindow, LayerMask::kBand, LayerMask::kLeftPadding,
+        LayerMask::kSegments, LayerMask::kZeroDeadRows, LayerMask::kDistances,
+        LayerMask::kPositions, LayerMask::kKeysOfOne, LayerMask::kBatchBits}) {
     for (const int64_t sequence : {12, 1024}) {
       SCOPED_TRACE(fmt::format("mask {}, sequence {}", static_cast<int>(mask), sequence));
       Analysed layer({.sequence = sequence, .mask = mask});

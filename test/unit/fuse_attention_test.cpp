@@ -194,6 +194,7 @@ TEST(FuseAttention, RefusesDropoutThatItCannotSay) {
 TEST(FuseAttention, NamesMasks) {
   expect_fused({.mask = LayerMask::kNone}, "none");
   expect_fused({.mask = LayerMask::kWindow}, "causal, window 3");
+  expect_fused({.mask = LayerMask::kBand}, "2 positions to both sides, key mask");
   expect_fused({.mask = LayerMask::kSegments}, "causal, segments");
   expect_fused({.mask = LayerMask::kDistances}, "causal, bias vector");
   expect_fused({.mask = LayerMask::kPositions}, "positions");
@@ -209,8 +210,9 @@ TEST(FuseAttention, DistancesOf16BitsStayABiasOverPairs) {
 
 // A mask over two sequences is 2^34 entries here: nothing of that size may be formed on the way.
 TEST(FuseAttention, LongSequencesCostNothingPerPair) {
-  for (const LayerMask mask : {LayerMask::kCausal, LayerMask::kWindow, LayerMask::kSegments,
-                               LayerMask::kDistances, LayerMask::kLeftPadding}) {
+  for (const LayerMask mask :
+       {LayerMask::kCausal, LayerMask::kWindow, LayerMask::kBand, LayerMask::kSegments,
+        LayerMask::kDistances, LayerMask::kLeftPadding}) {
     const Fusion fusion = fuse(attention_layer({.sequence = 131072, .mask = mask}));
     ASSERT_EQ(fusion.regions.size(), 1U);
     EXPECT_TRUE(fusion.regions[0].fused) << fusion.regions[0].reason;

@@ -68,6 +68,7 @@ class Dissector {
   ValueId stripped(ValueId value) const;
   bool keeps_numbers(const ir::Node& cast) const;
   void compare(const ir::Node& node, Comparison comparison, bool wanted);
+  void distance(ValueId difference, Comparison comparison, double number, const std::string& name);
   // left comparison right + shift
   struct Compared {
     ValueId left;

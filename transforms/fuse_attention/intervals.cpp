@@ -92,7 +92,17 @@ std::string name_intervals(const std::vector<int64_t>& begin, const std::vector<
     window = std::max(window, end[r] - begin[r]);
   }
   if (full) return "full";
-  if (!causal) return "intervals";
+  if (!causal) {
+    const int64_t reach = end[0] - 1;  // of the first query
+    for (size_t r = 0; r < begin.size(); ++r) {
+      const int64_t own = static_cast<int64_t>(r) % queries;
+      if (begin[r] != std::max<int64_t>(0, own - reach) ||
+          end[r] != std::min(keys, own + reach + 1)) {
+        return "intervals";
+      }
+    }
+    return fmt::format("{} position{} to both sides", reach, reach == 1 ? "" : "s");
+  }
   if (from_start) return "causal";
   for (size_t r = 0; r < begin.size(); ++r) {
     if (begin[r] != std::max<int64_t>(0, end[r] - window)) return "intervals";

@@ -217,13 +217,32 @@ void Dissector::compare(const Node& node, Comparison comparison, bool wanted) {
     std::swap(left, right);
     comparison = swapped(comparison);
   }
+  const auto number = uniform(right);
   const Node* difference = graph_.producer(left);
-  if (uniform(right) && difference != nullptr && difference->is("Sub")) {
-    shift = *uniform(right);
+  if (number && difference != nullptr && difference->is("Abs")) {
+    return distance(stripped(difference->inputs[0]), wanted ? comparison : negated(comparison),
+                    *number, name);
+  }
+  if (number && difference != nullptr && difference->is("Sub")) {
+    shift = *number;
     left = stripped(difference->inputs[0]);
     right = stripped(difference->inputs[1]);
   }
   literal({left, comparison, right, shift}, wanted, name);
+}
+
+// A distance is below a number where the difference lies between two.
+void Dissector::distance(ValueId difference, Comparison comparison, double number,
+                         const std::string& name) {
+  const Node* node = graph_.producer(difference);
+  const bool below = comparison == Comparison::kLess || comparison == Comparison::kLessOrEqual;
+  if (!below || node == nullptr || !node->is("Sub")) {
+    stop("'{}' asks for other distances than small ones", name);
+  }
+  const ValueId left = stripped(node->inputs[0]);
+  const ValueId right = stripped(node->inputs[1]);
+  literal({left, comparison, right, number}, true, name);
+  literal({left, swapped(comparison), right, -number}, true, name);
 }
 
 void Dissector::literal(Compared c, bool wanted, const std::string& name) {
