@@ -298,12 +298,13 @@ class PendingFolder {
         ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target_.c_str(), RENAME_EXCHANGE) == 0) {
       return;  // what was there before is removed with this object
     }
-    if (replaces) fs::rename(target_, old);
     std::error_code code;
-    fs::rename(path_, target_, code);
+    if (replaces) fs::rename(target_, old, code);
+    const bool moved = replaces && !code;
+    if (!code) fs::rename(path_, target_, code);
     if (code) {
       std::error_code ignored;
-      if (replaces) fs::rename(old, target_, ignored);
+      if (moved) fs::rename(old, target_, ignored);
       throw Error("'{}' cannot be put in place: {}", target_.string(), code.message())
           .note("the graphs were complete, in a folder beside it, and are removed again")
           .help("check that the folder around it is writable");
@@ -531,6 +532,7 @@ void write_folder(const LoadedModel& model, const Graphs& graphs, const Manifest
   }
   onnx_io::write_manifest(manifest, pending.path());
   HeldSignals::check();
+  check_replaceable(target);  // again: writing takes long, and somebody may have put a file there
   pending.commit();
 }
 

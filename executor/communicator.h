@@ -59,7 +59,7 @@ class Communicator {
 
   // This process's high-water mark of resident memory, bytes, without pages of other processes that
   // it reads where they lie.
-  virtual int64_t resident_peak() { return executor::resident_peak(); }
+  virtual int64_t own_resident_peak() { return resident_peak(); }
 
   // Whether the other ranks read operands where they lie, if these lie in memory that was offered.
   virtual bool reads_in_place() const { return false; }

@@ -229,6 +229,7 @@ class Execution {
         ir::Tensor& tensor = copied[place.buffer];
         if (tensor.dtype() == ir::DataType::kUndefined) {
           tensor = copy(output.value);
+          if (communicator_.reads_in_place()) (void)communicator_.own_resident_peak();
           arena_.release(stretch(place.buffer));
         }
         result_.outputs[output.name] = tensor.reshaped(type.shape);

@@ -6,23 +6,35 @@
 
 namespace autosp::executor {
 
-int64_t resident_peak() {
+namespace {
+
+struct Resident {
+  int64_t now = 0;   // bytes
+  int64_t peak = 0;  // bytes
+};
+
+Resident resident() {
   std::ifstream status("/proc/self/status");
+  Resident result;
   std::string word;
   while (status >> word) {
-    if (word == "VmHWM:") {
-      int64_t kibibytes = 0;
-      status >> kibibytes;
-      return kibibytes * 1024;
-    }
+    int64_t* field = word == "VmRSS:" ? &result.now : word == "VmHWM:" ? &result.peak : nullptr;
+    if (field == nullptr) continue;
+    status >> *field;
+    *field *= 1024;
+    if (result.now > 0 && result.peak > 0) break;
   }
-  return 0;
+  return result;
 }
 
+}  // namespace
+
+int64_t resident_peak() { return resident().peak; }
+
 int64_t OwnResidentPeak::bytes() {
-  // Where the mark has not risen, what this process has itself has not either: foreign pages only
-  // become more, but for those of a finished run.
-  const int64_t mark = resident_peak();
+  const auto [now, mark] = resident();
+  own_ = std::max(own_, now - foreign_);
+  // A mark that has risen since was set beside as many foreign pages as there are now.
   if (mark > mark_) own_ = std::max(own_, mark - foreign_);
   mark_ = mark;
   return own_;

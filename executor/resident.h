@@ -9,7 +9,9 @@ namespace autosp::executor {
 int64_t resident_peak();
 
 // The same without pages of other processes, which the system counts in every process that maps
-// them.
+// them. Exact where it is asked for before such pages become more or fewer, and whenever this
+// process may have most of its own afterwards: then nothing of its own hides below a mark that
+// others' pages have set. What another thread takes and gives back meanwhile may be missed.
 class OwnResidentPeak {
  public:
   int64_t bytes();

@@ -134,7 +134,7 @@ RunResult run_mpi_rank(MpiSession& session, std::shared_ptr<const ir::Graph> gra
       execute(program, feeds, session.communicator(options.timeout),
               {options.data_folder, options.trace ? &result.events : nullptr, Clock::now(),
                options.repeat, options.link, device ? &*device : nullptr}));
-  result.resident_peak = session.communicator(options.timeout).resident_peak();
+  result.resident_peak = session.communicator(options.timeout).own_resident_peak();
   return result;
 }
 

@@ -9,20 +9,27 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/error.h"
+
 namespace autosp::executor {
 
 namespace {
+
+// The system maps the pages around one that is asked for together with it, where they are there.
+constexpr int64_t kMappedTogether = int64_t{64} << 10;
 
 int64_t page_size() {
   static const auto size = static_cast<int64_t>(sysconf(_SC_PAGESIZE));
   return size;
 }
 
-int64_t num_pages(int64_t bytes) { return (bytes + page_size() - 1) / page_size(); }
+int64_t num_chunks(int64_t bytes) { return (bytes + kMappedTogether - 1) / kMappedTogether; }
 
 }  // namespace
 
-int64_t token_offset(int64_t bytes) { return num_pages(bytes) * page_size(); }
+int64_t token_offset(int64_t bytes) {
+  return (bytes + page_size() - 1) / page_size() * page_size();
+}
 
 int64_t file_bytes(int64_t bytes) { return token_offset(bytes) + page_size(); }
 
@@ -58,7 +65,7 @@ PeerRegion::PeerRegion(std::byte* base, int64_t bytes, OwnResidentPeak& resident
     : base_(base),
       bytes_(bytes),
       resident_(&resident),
-      is_mapped_(static_cast<size_t>(num_pages(bytes))) {}
+      is_mapped_(static_cast<size_t>(num_chunks(bytes))) {}
 
 std::optional<PeerRegion> PeerRegion::map(pid_t owner, const SharedRegion& region,
                                           OwnResidentPeak& resident) {
@@ -77,30 +84,32 @@ PeerRegion& PeerRegion::operator=(PeerRegion&& other) noexcept {
   std::swap(bytes_, other.bytes_);
   std::swap(resident_, other.resident_);
   std::swap(is_mapped_, other.is_mapped_);
-  std::swap(pages_mapped_, other.pages_mapped_);
+  std::swap(chunks_mapped_, other.chunks_mapped_);
   return *this;
 }
 
 PeerRegion::~PeerRegion() {
   if (base_ == nullptr) return;
   munmap(base_, static_cast<size_t>(bytes_));
-  resident_->add_foreign(-pages_mapped_ * page_size());
+  resident_->add_foreign(-chunks_mapped_ * kMappedTogether);
 }
 
-const std::byte* PeerRegion::at(int64_t offset, int64_t bytes) {
-  const int64_t first = offset / page_size();
-  const int64_t end = num_pages(offset + bytes);
-  const auto pages = std::ranges::subrange(is_mapped_.begin() + first, is_mapped_.begin() + end);
-  const int64_t missing = std::ranges::count(pages, false);
-  if (missing > 0) {
-    resident_->add_foreign(missing * page_size());
-    // All at once costs less than a fault for each. Where the system cannot, faults map them.
-    madvise(base_ + first * page_size(), static_cast<size_t>((end - first) * page_size()),
-            MADV_POPULATE_READ);
-    std::fill(pages.begin(), pages.end(), true);  // vector<bool> has no ranges to write to
-    pages_mapped_ += missing;
+void PeerRegion::map_pages(int64_t offset, int64_t bytes) {
+  AUTOSP_CHECK(offset >= 0 && bytes >= 0 && bytes <= bytes_ - offset);
+  const auto chunks = std::ranges::subrange(is_mapped_.begin() + offset / kMappedTogether,
+                                            is_mapped_.begin() + num_chunks(offset + bytes));
+  const int64_t missing = std::ranges::count(chunks, false);
+  if (bytes == 0 || missing == 0) return;
+  resident_->add_foreign(missing * kMappedTogether);
+  std::fill(chunks.begin(), chunks.end(), true);  // vector<bool> has no ranges to write to
+  chunks_mapped_ += missing;
+
+  std::byte* first = base_ + offset / page_size() * page_size();
+  const auto size = static_cast<size_t>(base_ + offset + bytes - first);
+  if (madvise(first, size, MADV_POPULATE_READ) == 0) return;
+  for (size_t k = 0; k < size; k += static_cast<size_t>(page_size())) {
+    static_cast<void>(static_cast<const volatile std::byte*>(first)[k]);
   }
-  return base_ + offset;
 }
 
 }  // namespace autosp::executor

@@ -32,8 +32,8 @@ struct SharedRegion {
   int64_t offset_of(const void* data, int64_t bytes_needed) const;
 };
 
-// Another process's region, mapped for reading. Its pages stay mapped from the first time they are
-// read: mapping a page costs about as much as copying it.
+// Another process's region, mapped for reading. Its pages stay mapped once they have been: mapping
+// a page costs about as much as copying it.
 class PeerRegion {
  public:
   // Nothing when the region's file cannot be reached from here, which its token tells: a process of
@@ -45,8 +45,9 @@ class PeerRegion {
   PeerRegion& operator=(PeerRegion&& other) noexcept;
   ~PeerRegion();
 
-  // Where these bytes of the region can be read.
-  const std::byte* at(int64_t offset, int64_t bytes);
+  const std::byte* at(int64_t offset) const { return base_ + offset; }
+  // Maps these bytes' pages, which are to be read, at less cost than faults would.
+  void map_pages(int64_t offset, int64_t bytes);
 
  private:
   PeerRegion(std::byte* base, int64_t bytes, OwnResidentPeak& resident);
@@ -54,8 +55,8 @@ class PeerRegion {
   std::byte* base_ = nullptr;
   int64_t bytes_ = 0;
   OwnResidentPeak* resident_ = nullptr;
-  std::vector<bool> is_mapped_;  // by page
-  int64_t pages_mapped_ = 0;
+  std::vector<bool> is_mapped_;  // by kMappedTogether bytes
+  int64_t chunks_mapped_ = 0;
 };
 
 }  // namespace autosp::executor

@@ -237,6 +237,25 @@ _VIT = _config(
     hidden_dropout_prob=_of("dropout"),
     attention_probs_dropout_prob=_of("dropout"),
 )
+_MODERNBERT = _config(
+    "ModernBertConfig",
+    vocab_size=_of("vocab"),
+    hidden_size=_of("hidden"),
+    num_hidden_layers=_of("layers"),
+    num_attention_heads=_of("heads"),
+    intermediate_size=_of("inner"),
+    max_position_embeddings=_of("positions"),
+    global_attn_every_n_layers=2,
+    local_attention=_of("window"),
+    attention_dropout=_of("dropout"),
+    embedding_dropout=_of("dropout"),
+    mlp_dropout=_of("dropout"),
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+    cls_token_id=1,
+    sep_token_id=2,
+)
 _GEMMA_HEADS = {"head_dim": lambda d: d.hidden // d.heads, "tie_word_embeddings": True}
 _GEMMA2 = {
     **_GEMMA_HEADS,
@@ -272,6 +291,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("distilbert", MASKED, _DISTILBERT, "no token types"),
     Family("electra", MASKED, _bert_like("ElectraConfig", embedding_size=48), "embedding narrower than the model"),
     Family("albert", MASKED, _bert_like("AlbertConfig", embedding_size=48), "one layer's weights used by all"),
+    Family("modernbert", MASKED, _MODERNBERT, "RoPE, windows to both sides in every second layer"),
     Family("t5", SEQ2SEQ, _T5, "encoder-decoder, relative position bias"),
     Family("bart", SEQ2SEQ, _BART, "encoder-decoder, learned positions"),
     Family("vit", IMAGE, _VIT, "image patches and a class token"),

@@ -180,12 +180,26 @@ const std::byte* box_start(size_t element_size, const void* data, const Box& box
 
 }  // namespace
 
-ElementRange range_of(const Box& box, const ir::Shape& shape) {
-  if (box.num_elements() == 0) return {};
+std::vector<ElementRange> ranges_of(const Box& box, const ir::Shape& shape, int64_t gap) {
+  std::vector<ElementRange> ranges;
+  if (box.num_elements() == 0) return ranges;
   const auto strides = row_major_strides(shape);
-  int64_t last = 0;  // after the first
-  for (size_t k = 0; k < strides.size(); ++k) last += (box.extent[k] - 1) * strides[k];
-  return {offset_of(box, strides), last + 1};
+  const int64_t first = offset_of(box, strides);
+  const StridedLoop<1> loop(box.extent, {strides});
+  const int64_t step = loop.row_strides()[0];
+  const int64_t pieces = step == 1 ? 1 : loop.row_extent();  // of a row
+  const int64_t count = step == 1 ? loop.row_extent() : 1;   // of a piece
+  loop.for_each_row([&](const auto& at) {
+    for (int64_t k = 0; k < pieces; ++k) {
+      const int64_t begin = first + at[0] + k * step;
+      if (!ranges.empty() && begin - ranges.back().begin - ranges.back().count < gap) {
+        ranges.back().count = begin + count - ranges.back().begin;
+      } else {
+        ranges.push_back({begin, count});
+      }
+    }
+  });
+  return ranges;
 }
 
 std::span<const RowCopy> row_copies() {

@@ -16,13 +16,14 @@ std::vector<Box> slabs(const ir::Shape& shape, size_t axis, const std::vector<in
 // True when the box lies inside a tensor of this shape.
 bool fits(const Box& box, const ir::Shape& shape);
 
-// From the first of a box's elements to behind its last, in a row-major tensor; no elements of an
-// empty box.
+// Elements that follow each other in a row-major tensor.
 struct ElementRange {
   int64_t begin = 0;
   int64_t count = 0;
 };
-ElementRange range_of(const Box& box, const ir::Shape& shape);
+// Those of a box, in ascending order. What is less than `gap` elements apart is one, with what lies
+// between; `gap` is at least 1.
+std::vector<ElementRange> ranges_of(const Box& box, const ir::Shape& shape, int64_t gap);
 
 // Copies box `from` of x to box `to` of y, element by element in row-major order of each; the boxes
 // have equal element counts.

@@ -59,7 +59,7 @@ class MpiCommunicator final : public CheckedCommunicator {
   int64_t staging_bytes() const override {
     return static_cast<int64_t>(send_staging_.capacity() + receive_staging_.capacity());
   }
-  int64_t resident_peak() override { return resident_.bytes(); }
+  int64_t own_resident_peak() override { return resident_.bytes(); }
   bool reads_in_place() const override { return size_ > 1; }
   void give_up(const std::exception_ptr&) override { given_up_ = true; }
 
@@ -155,7 +155,8 @@ class MpiCommunicator final : public CheckedCommunicator {
     const std::vector<int64_t> sizes = bytes_of(collective, parts);
     const std::vector<Header> headers = announce_sum(collective, sizes, {x, y, nullptr});
     if (in_place(collective, headers)) {
-      const auto terms = operands(collective, headers, x.data, range_of(parts[me], x.shape));
+      const auto terms =
+          operands(collective, headers, x.data, read_of(collective, parts[me], x.shape));
       sum_boxes(collective.dtype, terms, x.shape, parts[me], static_cast<std::byte*>(y.data));
       return acknowledge(collective);
     }
@@ -171,28 +172,29 @@ class MpiCommunicator final : public CheckedCommunicator {
     const size_t me = member(collective);
     const size_t members = collective.group.size();
     const auto element = static_cast<int64_t>(ir::element_size(collective.dtype));
-    const std::vector<int64_t> counts = even_cuts(count, members);
-    std::vector<ElementRange> ranges(members);
-    std::vector<int64_t> cuts(members);  // bytes, as sizes
-    std::vector<int64_t> sizes(members);
+    const std::vector<int64_t> bounds = even_cuts(count, members);  // elements
+    std::vector<int64_t> cuts(members);                             // bytes
+    std::vector<int64_t> sizes(members);                            // bytes
     std::vector<std::byte*> parts(members);
     for (size_t i = 0; i < members; ++i) {
-      ranges[i] = {counts[i], counts[i + 1] - counts[i]};
-      cuts[i] = ranges[i].begin * element;
-      sizes[i] = ranges[i].count * element;
+      cuts[i] = bounds[i] * element;
+      sizes[i] = (bounds[i + 1] - bounds[i]) * element;
       parts[i] = const_cast<std::byte*>(x) + cuts[i];  // NOLINT: only read
     }
+    const auto part = [&](size_t i) {
+      return std::vector{ElementRange{bounds[i], bounds[i + 1] - bounds[i]}};
+    };
     const std::vector<Header> headers =
         announce_sum(collective, sizes, {{x, {count}}, {y, {count}}, nullptr});
     if (in_place(collective, headers) &&
         std::ranges::all_of(headers, [](const Header& h) { return h.y_offset >= 0; })) {
-      std::vector<const std::byte*> terms = operands(collective, headers, x, ranges[me]);
+      std::vector<const std::byte*> terms = operands(collective, headers, x, part(me));
       for (const std::byte*& term : terms) term += cuts[me];
       sum_in_order(collective.dtype, terms, sizes[me] / element, y + cuts[me]);
       acknowledge(collective);
       for (size_t step = 1; step < members; ++step) {
         const size_t from = (me + step) % members;
-        const std::byte* sums = of_peer(collective, from, headers[from].y_offset, ranges[from]);
+        const std::byte* sums = of_peer(collective, from, headers[from].y_offset, part(from));
         std::copy_n(sums + cuts[from], sizes[from], y + cuts[from]);
       }
       return acknowledge(collective);
@@ -263,7 +265,9 @@ class MpiCommunicator final : public CheckedCommunicator {
                                const std::vector<int64_t>& expected, const Brought& brought) {
     const size_t me = member(collective);
     const size_t members = collective.group.size();
-    const std::string description = describe(collective);
+    std::string description = describe(collective);
+    // What is summed has to be of one shape: members read each other's by their own.
+    if (brought.send == nullptr) description += " of " + ir::to_string(brought.x.shape);
     std::vector<Header> outgoing(members);
     std::vector<Header> incoming(members);
     Messages messages(comm_);
@@ -339,13 +343,21 @@ class MpiCommunicator final : public CheckedCommunicator {
     return true;
   }
 
-  // Data at `offset` of what member i has offered, of which `range` is to be read.
+  // Data at `offset` of what member i has offered, of which these elements are to be read.
   const std::byte* of_peer(const Collective& collective, size_t i, int64_t offset,
-                           ElementRange range) {
+                           const std::vector<ElementRange>& read) {
     PeerRegion& region = *peers_[static_cast<size_t>(collective.group[i])];
     const auto element = static_cast<int64_t>(ir::element_size(collective.dtype));
-    const int64_t begin = range.begin * element;
-    return region.at(offset + begin, range.count * element) - begin;
+    for (const ElementRange& range : read) {
+      region.map_pages(offset + range.begin * element, range.count * element);
+    }
+    return region.at(offset);
+  }
+
+  static std::vector<ElementRange> read_of(const Collective& collective, const Box& box,
+                                           const ir::Shape& shape) {
+    constexpr int64_t kPage = 4096;
+    return ranges_of(box, shape, kPage / static_cast<int64_t>(ir::element_size(collective.dtype)));
   }
 
   void pull_box(const Collective& collective, const Header& header, size_t from, const Buffer& y,
@@ -353,19 +365,20 @@ class MpiCommunicator final : public CheckedCommunicator {
     const auto axes = static_cast<size_t>(header.axes);
     const ir::Shape shape(header.shape, header.shape + axes);
     const Box box{{header.begin, header.begin + axes}, {header.extent, header.extent + axes}};
-    const std::byte* x = of_peer(collective, from, header.x_offset, range_of(box, shape));
+    const std::byte* x =
+        of_peer(collective, from, header.x_offset, read_of(collective, box, shape));
     copy_box(ir::element_size(collective.dtype), {x, shape}, box, y, to);
   }
 
-  // Every member's operand, of which `range` is to be read.
+  // Every member's operand, of which these elements are to be read.
   std::vector<const std::byte*> operands(const Collective& collective,
                                          const std::vector<Header>& headers, const void* own,
-                                         ElementRange range) {
+                                         const std::vector<ElementRange>& read) {
     std::vector<const std::byte*> result;
     for (size_t i = 0; i < headers.size(); ++i) {
       result.push_back(collective.group[i] == rank_
                            ? static_cast<const std::byte*>(own)
-                           : of_peer(collective, i, headers[i].x_offset, range));
+                           : of_peer(collective, i, headers[i].x_offset, read));
     }
     return result;
   }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 #include <vector>
 
 namespace autosp::executor {
@@ -21,6 +22,29 @@ Bytes pattern(size_t size, unsigned seed) {
     byte = static_cast<std::byte>(state >> 24U);
   }
   return bytes;
+}
+
+std::vector<std::pair<int64_t, int64_t>> ranges(const Box& box, const ir::Shape& shape,
+                                                int64_t gap) {
+  std::vector<std::pair<int64_t, int64_t>> result;
+  for (const ElementRange& range : ranges_of(box, shape, gap)) {
+    result.emplace_back(range.begin, range.count);
+  }
+  return result;
+}
+
+TEST(RangesOf, AreWhatABoxHolds) {
+  using Ranges = std::vector<std::pair<int64_t, int64_t>>;
+  const ir::Shape shape = {3, 4, 5};
+  EXPECT_EQ(ranges({{0, 0, 0}, {3, 4, 5}}, shape, 1), Ranges({{0, 60}}));
+  EXPECT_EQ(ranges({{1, 0, 0}, {2, 4, 5}}, shape, 1), Ranges({{20, 40}}));
+  EXPECT_EQ(ranges({{1, 1, 0}, {2, 2, 5}}, shape, 1), Ranges({{25, 10}, {45, 10}}));
+  EXPECT_EQ(ranges({{1, 1, 0}, {2, 2, 5}}, shape, 11), Ranges({{25, 30}}));
+  EXPECT_EQ(ranges({{1, 1, 0}, {2, 2, 5}}, shape, 10), Ranges({{25, 10}, {45, 10}}));
+  EXPECT_EQ(ranges({{0, 1, 2}, {1, 2, 1}}, shape, 1), Ranges({{7, 1}, {12, 1}}));
+  EXPECT_EQ(ranges({{2, 3, 4}, {1, 1, 1}}, shape, 1), Ranges({{59, 1}}));
+  EXPECT_EQ(ranges({{9, 9, 9}, {1, 0, 1}}, shape, 1), Ranges());
+  EXPECT_EQ(ranges({{}, {}}, {}, 1), Ranges({{0, 1}}));
 }
 
 TEST(RowCopies, CopyAllBytesAndNoOthers) {

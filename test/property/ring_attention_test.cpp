@@ -304,6 +304,25 @@ TEST(RingAttentionBlocks, GoNoFurtherThanTheyAreSeen) {
   EXPECT_EQ(sent, block * 2 * (3 + 2 + 1));
 }
 
+// Forward and backward pass attend alike, and so does what is made of the program.
+TEST(RingAttentionBlocks, AreOfOneSchedule) {
+  const Graph graph = build_layer({.sequence = 16});
+  const shard::Plan plan = shard::make_plan(graph, roles_of(graph), ring({{"r", 4}}));
+  const SpmdProgram program = build_program(plan);
+  std::set<const RingSchedule*> schedules;
+  int rings = 0;
+  for (const SpmdProgram& same : {program, apply_recompute(program, {})}) {
+    for (const Instruction& instruction : same.instructions) {
+      const auto* compute = std::get_if<Compute>(&instruction);
+      if (compute == nullptr || !plan.is_on_ring(compute->node)) continue;
+      schedules.insert(&Ring(same, *compute).schedule());
+      ++rings;
+    }
+  }
+  EXPECT_EQ(rings, 4);
+  EXPECT_EQ(schedules.size(), 1U);
+}
+
 // Multiplications of scores and weights on a rank, by what it sees.
 double attention_flops(const Graph& graph) {
   double flops = 0;

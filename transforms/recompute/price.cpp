@@ -39,7 +39,8 @@ class Prices {
   }
 
  private:
-  // All blocks of keys, and what passes between ranks.
+  // All blocks of keys, and what passes between ranks: of the busiest rank, which the others wait
+  // for.
   double of_ring(const Compute& compute, std::vector<ir::Type> operands,
                  const std::vector<ir::Type>& results, double visible) const {
     const ir::Node& node = program_.graph().node(compute.node);
@@ -48,9 +49,13 @@ class Prices {
     for (size_t k : {at.key, at.value}) operands[k].shape[2] = ring.schedule().keys().extent();
     const bool wide = ir::element_size(operands[0].dtype) >= 4;
     double seconds =
-        cost::seconds(device_, cost::operator_cost(node, operands, results, visible), wide);
+        cost::seconds(device_, cost::operator_cost(node, operands, results, visible), wide) *
+        ring.schedule().busiest_over_mean();
     for (const RingTransfer& transfer : ring.transfers()) {
-      const int64_t bytes = ring.bytes_sent(transfer, kRank);
+      int64_t bytes = 0;
+      for (const int64_t rank : ring.ranks_with(kRank)) {
+        bytes = std::max(bytes, ring.bytes_sent(transfer, rank));
+      }
       seconds += cost::collective_seconds(device_, static_cast<double>(bytes));
     }
     return seconds;

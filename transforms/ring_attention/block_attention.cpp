@@ -43,6 +43,7 @@ BlockAttention::BlockAttention(const SpmdProgram& program, const Compute& comput
     : program_(program),
       compute_(compute),
       ring_(ring),
+      schedule_(ring.schedule()),
       node_(program.graph().node(compute.node)),
       at_(*shard::attention_operands(node_)),
       rank_(rank),
@@ -51,8 +52,7 @@ BlockAttention::BlockAttention(const SpmdProgram& program, const Compute& comput
       suffix_(std::move(suffix)),
       build_(build),
       sums_(node_.outputs.size()) {
-  if (ring.has_unseen_rows())
-    unseen_.emplace(node_, operands, ring.schedule().keys().extent(), build);
+  if (ring.has_unseen_rows()) unseen_.emplace(node_, operands, schedule_.keys().extent(), build);
 }
 
 RingBlock BlockAttention::attend(size_t step, const RingBlock& block) {
@@ -99,9 +99,8 @@ std::vector<ValueId> BlockAttention::emit(size_t step, const RingBlock& block,
   attributes.set("dead_rows", std::string("zero"));
   attributes.erase("dead_row_gradient");
   if (auto dropout = local_dropout(program_, compute_, rank_)) {
-    const int64_t own = ring_.schedule().keys().of(member_).front().begin;
-    const int64_t first =
-        ring_.schedule().keys().of(ring_.schedule().owner(member_, step)).front().begin;
+    const int64_t own = schedule_.keys().of(member_).front().begin;
+    const int64_t first = schedule_.block(member_, step).front().begin;
     dropout->offset += (first - own) * dropout->strides[4];
     reference::set_attention_dropout(attributes, *dropout);
   }
@@ -119,7 +118,7 @@ std::vector<ValueId> BlockAttention::emit(size_t step, const RingBlock& block,
 }
 
 std::vector<ValueId> BlockAttention::operands_of(size_t step, const RingBlock& block) {
-  const Positions& keys = ring_.schedule().keys().of(ring_.schedule().owner(member_, step));
+  const Positions& keys = schedule_.block(member_, step);
   std::vector<ValueId> result = operands_;
   result[at_.key] = block.key;
   result[at_.value] = block.value;

@@ -69,6 +69,7 @@ class BlockAttention {
   const SpmdProgram& program_;
   const Compute& compute_;
   const Ring& ring_;
+  const RingSchedule& schedule_;
   const ir::Node& node_;
   shard::AttentionOperands at_;
   int64_t rank_;

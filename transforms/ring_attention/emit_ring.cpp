@@ -26,6 +26,7 @@ class RingEmitter {
         rank_(rank),
         suffix_(suffix),
         ring_(program, compute),
+        schedule_(ring_.schedule()),
         group_(ring_.ranks_with(rank)),
         member_(ring_.member_of(rank)),
         build_(build),
@@ -44,14 +45,14 @@ class RingEmitter {
                                    transfer.node));
     }
     RingBlock block = own_;
-    for (size_t step = 0; step < ring_.schedule().steps(); ++step) {
+    for (size_t step = 0; step < schedule_.steps(); ++step) {
       RingBlock following;
-      if (step + 1 < ring_.schedule().steps()) {
+      if (step + 1 < schedule_.steps()) {
         following = {hand_on(What::kKey, step + 1, block.key),
                      hand_on(What::kValue, step + 1, block.value)};
       }
       RingBlock gradients;
-      if (ring_.schedule().attends(member_, step)) gradients = attention_.attend(step, block);
+      if (schedule_.attends(member_, step)) gradients = attention_.attend(step, block);
       if (step > 0) {
         gradients = {bring_home(What::kKeyGradient, step, gradients.key, own_.key),
                      bring_home(What::kValueGradient, step, gradients.value, own_.value)};
@@ -96,11 +97,11 @@ class RingEmitter {
 
   ValueId hand_on(What what, size_t step, ValueId x) {
     Route route;
-    const size_t next = ring_.schedule().next(member_);
-    if (ring_.schedule().holds(next, step)) route.to = next;
-    if (ring_.schedule().holds(member_, step)) {
-      route.from = ring_.schedule().next(member_, ring_.members() - 1);
-      route.received = count(ring_.schedule().keys().of(ring_.schedule().owner(member_, step)));
+    const size_t next = schedule_.next(member_);
+    if (schedule_.holds(next, step)) route.to = next;
+    if (schedule_.holds(member_, step)) {
+      route.from = schedule_.next(member_, ring_.members() - 1);
+      route.received = count(schedule_.block(member_, step));
     }
     return exchange(*ring_.find(what, step), x, route);
   }
@@ -111,11 +112,11 @@ class RingEmitter {
     const RingTransfer* transfer = ring_.find(what, step);
     if (transfer == nullptr) return {};
     Route route;
-    if (ring_.schedule().attends(member_, step)) route.to = ring_.schedule().owner(member_, step);
-    const size_t from = ring_.schedule().next(member_, step);
-    if (ring_.schedule().attends(from, step)) {
+    if (schedule_.attends(member_, step)) route.to = schedule_.owner(member_, step);
+    const size_t from = schedule_.next(member_, step);
+    if (schedule_.attends(from, step)) {
       route.from = from;
-      route.received = count(ring_.schedule().keys().of(member_));
+      route.received = count(schedule_.keys().of(member_));
     }
     const ValueId arrived = exchange(*transfer, route.to ? gradient : like, route);
     return route.from ? arrived : ValueId();
@@ -149,6 +150,7 @@ class RingEmitter {
   int64_t rank_;
   std::string suffix_;
   Ring ring_;
+  const RingSchedule& schedule_;
   std::vector<int64_t> group_;
   size_t member_;
   ir::Builder& build_;
@@ -176,6 +178,7 @@ class RingEmulator {
         compute_(compute),
         suffix_(std::move(suffix)),
         ring_(program, compute),
+        schedule_(ring_.schedule()),
         build_(build) {}
 
   // `held` and the results are by rank.
@@ -189,11 +192,11 @@ class RingEmulator {
     }
     std::vector<std::vector<ValueId>> unseen;  // by rank
     for (BlockAttention& attention : attentions) unseen.push_back(attention.unseen_terms());
-    for (size_t step = 0; step < ring_.schedule().steps(); ++step) {
+    for (size_t step = 0; step < schedule_.steps(); ++step) {
       for (size_t rank = 0; rank < operands.size(); ++rank) {
         const size_t member = member_of(rank);
-        if (!ring_.schedule().attends(member, step)) continue;
-        const size_t owner = ranks_with(rank)[ring_.schedule().owner(member, step)];
+        if (!schedule_.attends(member, step)) continue;
+        const size_t owner = ranks_with(rank)[schedule_.owner(member, step)];
         const RingBlock gradients =
             attentions[rank].attend(step, {operands[owner][at.key], operands[owner][at.value]});
         attentions[owner].add_home(gradients);
@@ -263,6 +266,7 @@ class RingEmulator {
   const Compute& compute_;
   std::string suffix_;
   Ring ring_;
+  const RingSchedule& schedule_;
   ir::Builder& build_;
 };
 

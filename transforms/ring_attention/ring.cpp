@@ -3,12 +3,12 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "transforms/ring_attention/ring_schedules.h"
 #include "transforms/sixteen_bit.h"
 #include "transforms/spmd/geometry.h"
 
 namespace autosp::transforms {
 
-using shard::Interval;
 using What = RingTransfer::What;
 
 Ring::Ring(const SpmdProgram& program, const Compute& compute)

@@ -1,9 +1,7 @@
 #include "transforms/ring_attention/ring_schedule.h"
 
 #include <algorithm>
-
-#include "ir/operator_traits.h"
-#include "transforms/spmd/geometry.h"
+#include <numeric>
 
 namespace autosp::transforms {
 
@@ -14,31 +12,28 @@ namespace {
 // Of the busiest member's keys, what zigzag order has to save.
 constexpr double kLeastSaving = 0.1;
 
-int64_t keys_seen_by_busiest(const std::vector<Interval>& intervals, const TokenOrder& queries) {
+// By member.
+std::vector<int64_t> keys_seen(const std::vector<Interval>& intervals, const TokenOrder& queries) {
   const auto rows = static_cast<size_t>(queries.extent());
-  int64_t most = 0;
+  std::vector<int64_t> seen(queries.members());
   for (size_t member = 0; member < queries.members(); ++member) {
-    int64_t seen = 0;
     for (size_t first = 0; first < intervals.size(); first += rows) {
       for (const Interval& positions : queries.of(member)) {
         for (int64_t query = positions.begin; query < positions.end; ++query) {
           const Interval& keys = intervals[first + static_cast<size_t>(query)];
-          seen += std::max<int64_t>(keys.extent(), 0);
+          seen[member] += std::max<int64_t>(keys.extent(), 0);
         }
       }
     }
-    most = std::max(most, seen);
   }
-  return most;
+  return seen;
 }
 
-std::string why_no_zigzag(const std::vector<Interval>& intervals, const TokenOrder& in_blocks,
-                          const TokenOrder& in_zigzag) {
-  if (intervals.empty()) return "no causal mask or window is known";
-  const auto before = static_cast<double>(keys_seen_by_busiest(intervals, in_blocks));
-  const auto after = static_cast<double>(keys_seen_by_busiest(intervals, in_zigzag));
-  const bool saves = after < (1 - kLeastSaving) * before;
-  return saves ? "" : "it would not save the busiest member a tenth of its keys";
+// Of the most and of all; 1 where nothing is seen.
+double over_mean(const std::vector<int64_t>& seen) {
+  const auto all = static_cast<double>(std::accumulate(seen.begin(), seen.end(), int64_t{0}));
+  const auto most = static_cast<double>(std::ranges::max(seen));
+  return all > 0 ? most * static_cast<double>(seen.size()) / all : 1;
 }
 
 }  // namespace
@@ -49,15 +44,25 @@ RingSchedule::RingSchedule(const std::vector<Interval>& intervals,
     : keys_(TokenOrder::in_blocks(key_blocks)),
       queries_(TokenOrder::in_blocks(query_blocks)),
       why_in_blocks_(std::move(why_in_blocks)) {
-  if (why_in_blocks_.empty()) {
-    TokenOrder zigzag = TokenOrder::in_zigzag(query_blocks);
-    why_in_blocks_ = why_no_zigzag(intervals, queries_, zigzag);
-    if (why_in_blocks_.empty()) {
-      queries_ = std::move(zigzag);
-      keys_ = TokenOrder::in_zigzag(key_blocks);
-    }
-  }
+  busiest_over_mean_ = over_mean(keys_seen(intervals, queries_));
+  if (why_in_blocks_.empty()) choose_order(intervals, key_blocks, query_blocks);
   find_attended(intervals);
+}
+
+void RingSchedule::choose_order(const std::vector<Interval>& intervals,
+                                const std::vector<Interval>& key_blocks,
+                                const std::vector<Interval>& query_blocks) {
+  TokenOrder zigzag = TokenOrder::in_zigzag(query_blocks);
+  const double in_zigzag = over_mean(keys_seen(intervals, zigzag));
+  if (intervals.empty()) {
+    why_in_blocks_ = "no causal mask or window is known";
+  } else if (!(in_zigzag < (1 - kLeastSaving) * busiest_over_mean_)) {
+    why_in_blocks_ = "it would not save the busiest member a tenth of its keys";
+  } else {
+    queries_ = std::move(zigzag);
+    keys_ = TokenOrder::in_zigzag(key_blocks);
+    busiest_over_mean_ = in_zigzag;
+  }
 }
 
 // Every member attends to its own block, whatever is seen of it.
@@ -99,66 +104,6 @@ bool RingSchedule::holds(size_t member, size_t step) const {
     if (attends(next(block, later), later)) return true;
   }
   return false;
-}
-
-namespace {
-
-// One mask for all samples, or one for each, after one another. What is computed during the run may
-// be anything.
-std::vector<Interval> known_intervals(const ir::Graph& graph, ValueId begin, ValueId end,
-                                      int64_t keys) {
-  const auto begins = graph.constant_ints(begin);
-  const auto ends = graph.constant_ints(end);
-  const size_t rows = std::max(begins ? begins->size() : 0, ends ? ends->size() : 0);
-  std::vector<Interval> intervals;
-  for (size_t row = 0; row < rows; ++row) {
-    const int64_t from = begins ? (*begins)[row % begins->size()] : 0;
-    const int64_t to = ends ? (*ends)[row % ends->size()] : keys;
-    intervals.push_back({std::max<int64_t>(from, 0), std::min(to, keys)});
-  }
-  return intervals;
-}
-
-std::string why_zigzag_is_out_of_question(const SpmdProgram& program, const ir::Node& node) {
-  if (!program.plan->zigzag_asked) return "nobody asks for another order";
-  if (ir::drops_weights(node))
-    return "its weights are dropped at random, by numbers that follow each other";
-  return "";
-}
-
-std::vector<int64_t> ends_of(const std::vector<Interval>& blocks) {
-  std::vector<int64_t> ends;
-  for (const Interval& block : blocks) ends.push_back(block.end);
-  return ends;
-}
-
-}  // namespace
-
-std::shared_ptr<const RingSchedule> RingSchedules::of(const SpmdProgram& program,
-                                                      const Compute& compute) {
-  const ir::Graph& graph = program.graph();
-  const ir::Node& node = graph.node(compute.node);
-  const shard::AttentionOperands at = *shard::attention_operands(node);
-  // Positions follow from the place along axis r alone: inside attention the other axes split heads
-  // and batches.
-  std::vector<Interval> keys;
-  std::vector<Interval> queries;
-  for (int64_t rank : group_of(0, {program.plan->axis_named("r")}, program.plan->mesh)) {
-    keys.push_back(input_slice(program, program.at(compute.operands[at.key]), rank)[2]);
-    queries.push_back(input_slice(program, program.at(compute.operands[at.query]), rank)[2]);
-  }
-  const std::string why = why_zigzag_is_out_of_question(program, node);
-  const ValueId begin = node.input(at.begin);
-  const ValueId end = node.input(at.end);
-
-  const std::scoped_lock lock(mutex_);
-  auto& schedule = known_[{begin, end, ends_of(keys), ends_of(queries), why}];
-  if (!schedule) {
-    const int64_t extent = graph.shape(node.inputs[at.key])[2];
-    schedule = std::make_shared<RingSchedule>(known_intervals(graph, begin, end, extent), keys,
-                                              queries, why);
-  }
-  return schedule;
 }
 
 }  // namespace autosp::transforms

@@ -17,20 +17,12 @@
 // them is returned in the end, so that outside the ring nothing is in another place.
 #pragma once
 
-#include <map>
-#include <memory>
-#include <mutex>
 #include <string>
-#include <tuple>
 #include <vector>
 
-#include "ir/graph.h"
 #include "transforms/ring_attention/token_order.h"
 
 namespace autosp::transforms {
-
-struct Compute;      // spmd/program.h
-struct SpmdProgram;  // likewise
 
 class RingSchedule {
  public:
@@ -50,6 +42,10 @@ class RingSchedule {
   bool attends(size_t member, size_t step) const { return attends_[member][step]; }
   // Whether the block of that step comes to the member at all, to be used there or handed on.
   bool holds(size_t member, size_t step) const;
+  // Positions of the keys of the block that a member holds in a step.
+  const Positions& block(size_t member, size_t step) const { return keys_.of(owner(member, step)); }
+  // Keys that the member with most attends to, over the mean of all; 1 where none are known.
+  double busiest_over_mean() const { return busiest_over_mean_; }
 
   const TokenOrder& keys() const { return keys_; }
   const TokenOrder& queries() const { return queries_; }
@@ -58,27 +54,17 @@ class RingSchedule {
   const std::string& why_in_blocks() const { return why_in_blocks_; }
 
  private:
+  void choose_order(const std::vector<shard::Interval>& intervals,
+                    const std::vector<shard::Interval>& key_blocks,
+                    const std::vector<shard::Interval>& query_blocks);
   void find_attended(const std::vector<shard::Interval>& intervals);
 
   TokenOrder keys_;
   TokenOrder queries_;
   std::string why_in_blocks_;
+  double busiest_over_mean_ = 1;
   std::vector<std::vector<bool>> attends_;  // by member and step
   size_t steps_ = 1;
-};
-
-// The schedules of a program's rings. Layers that attend alike share one: a schedule looks at every
-// query, and rings are asked about by each pass and for each rank.
-class RingSchedules {
- public:
-  // `compute` is on a ring in the program's plan.
-  std::shared_ptr<const RingSchedule> of(const SpmdProgram& program, const Compute& compute);
-
- private:
-  // Values of the bounds of intervals, bounds of the blocks of keys and of queries, why in blocks.
-  using Key = std::tuple<ValueId, ValueId, std::vector<int64_t>, std::vector<int64_t>, std::string>;
-  std::mutex mutex_;
-  std::map<Key, std::shared_ptr<const RingSchedule>> known_;
 };
 
 }  // namespace autosp::transforms

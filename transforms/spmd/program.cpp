@@ -6,6 +6,7 @@
 #include <set>
 
 #include "base/error.h"
+#include "transforms/ring_attention/ring_schedules.h"
 
 namespace autosp::transforms {
 
@@ -77,6 +78,7 @@ class ProgramBuilder {
   explicit ProgramBuilder(const shard::Plan& plan)
       : plan_(plan), graph_(plan.graph()), versions_(graph_.values().size()) {
     program_.plan = &plan;
+    program_.ring_schedules = std::make_shared<RingSchedules>();
     find_forward();
   }
 

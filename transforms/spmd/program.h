@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "shard/plan.h"
-#include "transforms/ring_attention/ring_schedule.h"
 #include "transforms/spmd/reshard.h"
 
 namespace autosp::transforms {
@@ -62,6 +61,7 @@ std::vector<PlacedId> results_of(const Instruction& instruction);
 
 struct TiledStretch;  // spmd/tile_loop.h
 struct Exchange;      // training/exchange.h
+class RingSchedules;  // ring_attention/ring_schedules.h
 
 // Instructions [first, first + count) run once per tile of tokens (tile/tile.h). They are a legal
 // program as they stand, too: whoever knows nothing of tiles executes each of them once.
@@ -80,8 +80,8 @@ struct SpmdProgram {
   std::vector<TileLoop> tile_loops = {};               // in order, apart
   std::shared_ptr<const Exchange> exchange = nullptr;  // null: moves carry every gradient
 
-  // Shared with the programs that are made of this one.
-  std::shared_ptr<RingSchedules> ring_schedules = std::make_shared<RingSchedules>();
+  // Shared with the programs that are made of this one, of the same plan.
+  std::shared_ptr<RingSchedules> ring_schedules = nullptr;
 
   const ir::Graph& graph() const { return plan->graph(); }
   const Placed& at(PlacedId id) const { return placed[id.index()]; }

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 #include <string>
 #include <thread>
 
@@ -13,6 +14,7 @@
 #include "base/error.h"
 #include "executor/memory.h"
 #include "executor/run.h"
+#include "executor/transport/boxes.h"
 #include "ir/builder.h"
 
 namespace autosp::executor {
@@ -84,11 +86,35 @@ std::string run_cases(Communicator& world, const std::string& how) {
   return wrong;
 }
 
+// What others have and this rank reads is resident here, and not its own.
+std::string wrong_resident_peak(Communicator& world) {
+  constexpr int64_t kBytes = int64_t{32} << 20;
+  constexpr int64_t kTolerance = int64_t{4} << 20;
+  const auto ranks = static_cast<int64_t>(world.size());
+  const Arena arena(2 * kBytes, true);
+  std::memset(arena.at(0), 1, 2 * kBytes);
+  world.offer(arena.region());
+  const ir::Shape shape = {ranks, kBytes / 4 / ranks};
+  const std::vector<Box> rows = slabs(shape, 0, std::vector<int64_t>(world.size(), 1));
+  std::vector<int> group(static_cast<size_t>(world.size()));
+  std::iota(group.begin(), group.end(), 0);
+  world.all_to_all({"large", "AllToAll", group, ir::DataType::kFloat32}, {arena.at(0), shape},
+                   {arena.at(kBytes), shape}, rows, rows);
+  const int64_t read = kBytes / ranks * (ranks - 1);
+  const int64_t own = world.own_resident_peak();
+  const int64_t all = resident_peak();
+  world.offer({});
+  if (std::abs(all - own - read) <= kTolerance) return "";
+  return fmt::format("{} bytes resident at most, {} of them its own, {} read of others\n", all, own,
+                     read);
+}
+
 int run_suite(MpiSession& session) {
   Communicator& world = session.communicator(30);
+  std::string wrong = wrong_resident_peak(world);
   // In place first: then nothing has been staged yet.
   InOfferedMemory offered(world);
-  std::string wrong = run_cases(offered, "in offered memory");
+  wrong += run_cases(offered, "in offered memory");
   if (offered.staging_bytes() != 0) wrong += "operands in offered memory were staged\n";
   world.offer({});
   wrong += run_cases(world, "by messages");
@@ -101,11 +127,22 @@ int run_suite(MpiSession& session) {
   return failures == 0 ? 0 : 1;
 }
 
-// Rank 1 calls another collective, or one of another size; or it never comes, or offers no memory.
+// Rank 1 calls another collective, or one of another size or shape; or it never comes, or offers no
+// memory.
 void go_wrong(Communicator& world, const std::string& how) {
   const bool odd_one = world.rank() == 1;
   if (how == "other-node") reduce(world, odd_one ? "layer1/dw" : "layer0/dw", {0, 1}, 4);
   if (how == "other-size") reduce(world, "layer0/dw", {0, 1}, odd_one ? 6 : 4);
+  if (how == "other-shape") {
+    const ir::Tensor x(
+        ir::Type{ir::DataType::kFloat32, odd_one ? ir::Shape{2, 12} : ir::Shape{4, 6}});
+    ir::Tensor y(ir::Type{ir::DataType::kFloat32, {2, 6}});
+    const std::vector<int64_t> halves =
+        odd_one ? std::vector<int64_t>{6, 6} : std::vector<int64_t>{2, 2};
+    world.reduce_scatter({"layer0/dw", "ReduceScatter", {0, 1}, ir::DataType::kFloat32},
+                         {x.bytes().data(), x.shape()}, {y.mutable_bytes(), y.shape()},
+                         odd_one ? 1 : 0, halves);
+  }
   if (how == "late") {
     if (odd_one) std::this_thread::sleep_for(std::chrono::seconds(20));
     reduce(world, "layer0/dw", {0, 1}, 4);
