@@ -33,7 +33,8 @@ given files of their own (--feed-rank). Results
 are the loss and the gradients, complete on every rank; --output writes rank 0's. 'exposed' is the time of a
 step in which collectives kept a rank from computing. Of the memory for
 intermediate values, 'planned' is what was set aside, 'measured' what came into use, with the buffers
-of messages; 'resident' is the most that the rank's whole process took, which threads share.
+of messages; 'resident' is the most that the rank's whole process took, which threads share; without
+what processes read of each other's memory.
 
 Examples:
   autosp-onnx run out --feed inputs.npz --output results.npz

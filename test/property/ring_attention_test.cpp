@@ -311,7 +311,8 @@ TEST(RingAttentionBlocks, AreOfOneSchedule) {
   const SpmdProgram program = build_program(plan);
   std::set<const RingSchedule*> schedules;
   int rings = 0;
-  for (const SpmdProgram& same : {program, apply_recompute(program, {})}) {
+  const RecomputePlan nothing{.recomputed = std::vector<bool>(program.instructions.size())};
+  for (const SpmdProgram& same : {program, apply_recompute(program, nothing)}) {
     for (const Instruction& instruction : same.instructions) {
       const auto* compute = std::get_if<Compute>(&instruction);
       if (compute == nullptr || !plan.is_on_ring(compute->node)) continue;
