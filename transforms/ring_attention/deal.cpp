@@ -3,6 +3,7 @@
 #include <map>
 #include <ranges>
 
+#include "transforms/ring_attention/exchange_along.h"
 #include "transforms/spmd/localize.h"
 
 namespace autosp::transforms {
@@ -42,46 +43,13 @@ std::vector<Interval> Dealer::attended(const TokenOrder& order) const {
 
 ValueId Dealer::deal(const Ring::PositionDim& positions, ValueId block, const std::string& node) {
   const auto& [dim, order] = positions;
-  return exchange(dim, block, held(order), attended(order), count(order.of(me_)), node);
+  return exchange_along(dim, block, held(order), attended(order), group_, node, build_);
 }
 
 ValueId Dealer::give_back(const Ring::PositionDim& positions, ValueId result,
                           const std::string& node) {
   const auto& [dim, order] = positions;
-  return exchange(dim, result, attended(order), held(order), order.block(me_).extent(), node);
-}
-
-ValueId Dealer::exchange(size_t dim, ValueId x, const std::vector<Interval>& sent,
-                         const std::vector<Interval>& received, int64_t extent,
-                         const std::string& node) {
-  const ir::Type type = build_.graph().type(x);
-  ir::Shape shape = type.shape;
-  shape[dim] = extent;
-  // An empty box has no extent at all.
-  const auto append = [&](const Interval& interval, std::vector<int64_t>& begin,
-                          std::vector<int64_t>& extents) {
-    for (size_t d = 0; d < shape.size(); ++d) {
-      const bool is_empty = interval.extent() == 0;
-      begin.push_back(d == dim && !is_empty ? interval.begin : 0);
-      extents.push_back(is_empty ? 0 : d == dim ? interval.extent() : shape[d]);
-    }
-  };
-  std::vector<int64_t> send_begin;
-  std::vector<int64_t> send_extent;
-  std::vector<int64_t> recv_begin;
-  std::vector<int64_t> recv_extent;
-  for (size_t member = 0; member < ring_.members(); ++member) {
-    append(sent[member], send_begin, send_extent);
-    append(received[member], recv_begin, recv_extent);
-  }
-  ir::Attributes attributes{{"group", group_},
-                            {"shape", shape},
-                            {"send_begin", std::move(send_begin)},
-                            {"send_extent", std::move(send_extent)},
-                            {"recv_begin", std::move(recv_begin)},
-                            {"recv_extent", std::move(recv_extent)}};
-  return build_.node("AllToAll", {x}, ir::Type{type.dtype, shape}, std::move(attributes),
-                     std::string(ir::kAutospDomain), node);
+  return exchange_along(dim, result, attended(order), held(order), group_, node, build_);
 }
 
 namespace {

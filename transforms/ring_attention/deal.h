@@ -28,10 +28,6 @@ class Dealer {
   // the block; and those of the other's block that this one attends for, in its order.
   std::vector<shard::Interval> held(const TokenOrder& order) const;
   std::vector<shard::Interval> attended(const TokenOrder& order) const;
-  // `extent`: of all that is received.
-  ValueId exchange(size_t dim, ValueId x, const std::vector<shard::Interval>& sent,
-                   const std::vector<shard::Interval>& received, int64_t extent,
-                   const std::string& node);
 
   const Ring& ring_;
   std::vector<int64_t> group_;

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "transforms/ring_attention/block_attention.h"
 #include "transforms/ring_attention/deal.h"
+#include "transforms/ring_attention/exchange_along.h"
 
 namespace autosp::transforms {
 
@@ -122,27 +123,12 @@ class RingEmitter {
     return route.from ? arrived : ValueId();
   }
 
-  // Every member's boxes but those of the route are empty.
   ValueId exchange(const RingTransfer& transfer, ValueId x, const Route& route) {
-    const ir::Type sent = build_.graph().type(x);
-    ir::Shape shape = sent.shape;
-    shape[2] = route.received;
-    const size_t members = ring_.members();
-    const size_t rank = shape.size();
-    const std::vector<int64_t> begin(members * rank, 0);
-    std::vector<int64_t> send(members * rank, 0);
-    std::vector<int64_t> receive(members * rank, 0);
-    const auto place = [rank](const ir::Shape& extents, size_t member,
-                              std::vector<int64_t>& boxes) {
-      std::ranges::copy(extents, boxes.begin() + static_cast<std::ptrdiff_t>(member * rank));
-    };
-    if (route.to) place(sent.shape, *route.to, send);
-    if (route.from) place(shape, *route.from, receive);
-    ir::Attributes attributes{{"group", group_},     {"shape", shape},
-                              {"send_begin", begin}, {"send_extent", send},
-                              {"recv_begin", begin}, {"recv_extent", receive}};
-    return build_.node("AllToAll", {x}, ir::Type{sent.dtype, shape}, std::move(attributes),
-                       std::string(ir::kAutospDomain), transfer.node);
+    std::vector<shard::Interval> sent(ring_.members());
+    std::vector<shard::Interval> received(ring_.members());
+    if (route.to) sent[*route.to] = {0, build_.graph().shape(x)[2]};
+    if (route.from) received[*route.from] = {0, route.received};
+    return exchange_along(2, x, sent, received, group_, transfer.node, build_);
   }
 
   const SpmdProgram& program_;
