@@ -158,6 +158,20 @@ class BlockLocalAttention(Case):
         return self.token_loss(x, labels)
 
 
+class QueriesInChunks(Case):
+    """Causal attention of six queries at a time: each chunk's positions are a slice that some ranks have nothing of."""
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(input_ids)
+        query, key, value = (self.heads_of(layer(self.norm(x))) for layer in (self.query, self.key, self.value))
+        mask = causal_mask()
+        chunks = [
+            (query[:, :, begin : begin + 6] @ key.transpose(-1, -2) / 2 + mask[begin : begin + 6]).softmax(-1) @ value
+            for begin in range(0, SEQ, 6)
+        ]
+        return self.token_loss(x + self.merge(torch.cat(chunks, 2)), labels)
+
+
 class MeanPooling(Case):
     """One label for each row, from the mean over the sequence."""
 

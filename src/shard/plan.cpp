@@ -187,7 +187,7 @@ class PlanMaker {
       problem.alternative_is_home = axis.name == "r";
       if (axis.name != "u") problem.view_replication_price = kViewPrice;
       problem.alternative_forbidden = forbidden_alternatives(k);
-      if (axis.name == "r" && options_.ring) problem.ring = ring_keys();
+      if (axis.name == "r" && options_.ring) problem.ring = ring_keys(problem.home_cuts);
     }
     plan_.axes[k] = like_ == nullptr
                         ? plan_axis(*plan_.analysis, problem)
@@ -197,14 +197,13 @@ class PlanMaker {
   }
 
   // By node, the keys of the attentions that may have a ring.
-  std::vector<const Factor*> ring_keys() {
+  std::vector<const Factor*> ring_keys(const CutPoints& cuts) {
     std::vector<const Factor*> keys(graph_.nodes().size(), nullptr);
     for (size_t n = 0; n < keys.size(); ++n) {
-      const ir::Node& node = graph_.nodes()[n];
-      if (!attention_operands(node)) continue;
+      if (!attention_operands(graph_.nodes()[n])) continue;
       const Factor* found = key_positions(*plan_.analysis, NodeId(n), plan_.home);
       if (found == nullptr) continue;  // keys of no sequence are not split to begin with
-      if (std::string reason = why_no_ring(graph_, node); !reason.empty()) {
+      if (std::string reason = why_no_ring(NodeId(n), *found, cuts); !reason.empty()) {
         plan_.ring_refusals.push_back({NodeId(n), std::move(reason)});
       } else {
         keys[n] = found;
@@ -213,10 +212,22 @@ class PlanMaker {
     return keys;
   }
 
+  std::string why_no_ring(NodeId id, const Factor& keys, const CutPoints& cuts) const {
+    const Factor* queries = query_positions(*plan_.analysis, id, plan_.home);
+    if (queries == nullptr) return "its queries are not split by their positions";
+    for (const Factor* factor : {&keys, queries}) {
+      const auto found = cuts.find(factor->atom);
+      if (found == cuts.end() || std::ranges::adjacent_find(found->second) != found->second.end())
+        return "a rank would have no positions of its queries or keys";
+    }
+    return shard::why_no_ring(graph_, graph_.node(id));
+  }
+
   void note_ring(const AxisProblem& problem, const AxisPlan& axis) {
     for (size_t n = 0; n < problem.ring.size(); ++n) {
-      if (problem.ring[n] != nullptr && axis.labels[n] == Label::kAlternative)
-        plan_.on_ring[n] = true;
+      const bool takes_part = problem.ring[n] != nullptr && axis.labels[n] == Label::kAlternative;
+      // Where other ranks' keys are gathered already, there is nothing to hand on.
+      plan_.on_ring[n] = takes_part && !axis.gathered[n];
     }
   }
 

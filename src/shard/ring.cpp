@@ -45,16 +45,30 @@ std::optional<AttentionOperands> attention_operands(const ir::Node& node) {
                            .sink = 13};
 }
 
-const Factor* key_positions(const FactorAnalysis& analysis, NodeId id, const HomeClasses& home) {
-  const auto at = attention_operands(analysis.graph().node(id));
-  if (!at) return nullptr;
+namespace {
+
+// The factor that is the major positions of all these operands.
+const Factor* positions(const FactorAnalysis& analysis, NodeId id, const HomeClasses& home,
+                        std::initializer_list<size_t> operands) {
   constexpr AtomPosition kMajor{.dim = 2, .atom = 0};
   const auto& factors = analysis.node(id).factors;
   const auto found = std::ranges::find_if(factors, [&](const Factor& factor) {
-    return factor.operands[at->key] == kMajor && factor.operands[at->value] == kMajor &&
+    return std::ranges::all_of(operands, [&](size_t k) { return factor.operands[k] == kMajor; }) &&
            home.sequence.contains(analysis.class_of(factor.atom));
   });
   return found == factors.end() ? nullptr : &*found;
+}
+
+}  // namespace
+
+const Factor* key_positions(const FactorAnalysis& analysis, NodeId id, const HomeClasses& home) {
+  const auto at = attention_operands(analysis.graph().node(id));
+  return at ? positions(analysis, id, home, {at->key, at->value}) : nullptr;
+}
+
+const Factor* query_positions(const FactorAnalysis& analysis, NodeId id, const HomeClasses& home) {
+  const auto at = attention_operands(analysis.graph().node(id));
+  return at ? positions(analysis, id, home, {at->query}) : nullptr;
 }
 
 void split_by_keys(const ir::Node& node, const Factor& keys, const Cuts& cuts, bool nested,

@@ -30,8 +30,10 @@ struct AttentionOperands {
 // Nothing for any other operator.
 std::optional<AttentionOperands> attention_operands(const ir::Node& node);
 
-// The factor of a fused attention that its keys run over, where that is the sequence; else null.
+// The factors of a fused attention that its keys and its queries run over, where that is the
+// sequence; else null.
 const Factor* key_positions(const FactorAnalysis& analysis, NodeId id, const HomeClasses& home);
+const Factor* query_positions(const FactorAnalysis& analysis, NodeId id, const HomeClasses& home);
 
 // Makes the layouts of one axis over a fused attention's operands and results those of a ring: keys
 // and values, and their gradients, are split by their own positions.

@@ -2,9 +2,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 
 #include "executor/memory_buckets.h"
+#include "ir/builder.h"
 #include "llama_step.h"
 #include "run_program.h"
 #include "shard/plan.h"
@@ -12,6 +14,8 @@
 #include "support/run_graph.h"
 #include "transforms/pipeline.h"
 #include "transforms/recompute/budget.h"
+#include "transforms/recompute/forward_pass.h"
+#include "transforms/recompute/policies.h"
 #include "transforms/recompute/price.h"
 #include "transforms/recompute/recompute.h"
 #include "transforms/spmd/emit_ranks.h"
@@ -128,6 +132,50 @@ TEST(Recompute, OnlyFullRunsAttentionTwice) {
               policy == RecomputePolicy::kFull ? 6U : 3U)
         << name_of(policy);
   }
+}
+
+// loss = sum over tokens of x w + max(tanh(x w v)), and a gradient which asks what equals the
+// maximum.
+Graph of_maxima() {
+  Graph graph;
+  ir::Builder build(graph);
+  const ir::DataType dtype = ir::DataType::kFloat32;
+  const ValueId x = graph.add_input("x", {dtype, {2, 64, 16}});
+  const ValueId w = graph.add_input("w", {dtype, {16, 1}});
+  std::vector<float> factors(512);
+  std::iota(factors.begin(), factors.end(), -200.0F);
+  const ValueId v = build.constant(ir::Tensor::from_values<float>({512}, factors));
+  const ValueId a = build.matmul(x, w);
+  const ValueId h = build.unary("Tanh", build.binary("Mul", a, v));
+  const ValueId most = build.node("ReduceMax", {h, build.int64s({2})}, ir::Type{dtype, {2, 64, 1}},
+                                  {{"keepdims", int64_t{1}}});
+  graph.add_output("loss", build.reduce_sum(build.binary("Add", most, a), {0, 1, 2}, false));
+  const ValueId slope = build.binary("Sub", build.scalar(dtype, 1), build.binary("Mul", h, h));
+  const ValueId chosen = build.cast(build.binary("Equal", h, most), dtype);
+  const ValueId g = build.binary("Mul", build.binary("Mul", chosen, slope), v);
+  const ValueId rows = build.transpose(build.reshape(x, {128, 16}), {1, 0});
+  const ValueId of_tokens = build.reshape(build.reduce_sum(g, {2}, true), {128, 1});
+  graph.add_output("w_grad", build.matmul(rows, of_tokens));
+  return graph;
+}
+
+TEST(Recompute, WhatIsComparedStaysAsItIs) {
+  const Graph graph = of_maxima();
+  const shard::Roles roles = shard::detect_roles(
+      graph,
+      {.sequence = {"x:1"}, .batch = {"x:0"}, .loss = "loss", .gradients = {{"w", "w_grad"}}});
+  const shard::Plan plan = shard::make_plan(graph, roles, {.sp = 2});
+  const SpmdProgram program = build_program(plan);
+  const ForwardPass forward(program);
+  const CutProblem problem = priced_problem(forward);
+  std::map<std::string, bool> forbidden;  // by operator
+  for (size_t k = 0; k < program.instructions.size(); ++k) {
+    const ir::Node* node = forward.node(k);
+    if (node != nullptr && forward.is_forward(k)) forbidden[node->op] = problem.forbidden[k];
+  }
+  EXPECT_FALSE(forbidden.at("Mul"));
+  EXPECT_TRUE(forbidden.at("Tanh"));
+  EXPECT_TRUE(forbidden.at("ReduceMax"));
 }
 
 int64_t arena_of(const SpmdProgram& program) { return compiled(program).memory().arena; }

@@ -24,6 +24,7 @@ ForwardPass::ForwardPass(const SpmdProgram& program) : program_(&program) {
   find_storages();
   find_dependences();
   find_attention();
+  find_decisive();
   find_distances();
   find_layers();
 }
@@ -112,6 +113,54 @@ void ForwardPass::find_attention() {
     is_attention_[k] = fused || contractions.contains(compute->node);
     makes_attention_output_[k] =
         is_attention_[k] && (fused || !two_home.contains(node(k)->outputs[0]));
+  }
+}
+
+namespace {
+
+// Whether a result holds elements of the first operand as they are.
+bool copies(const Instruction& instruction, const ir::Node* node) {
+  if (node == nullptr) {
+    const StepKind kind = std::get<Move>(instruction).kind;
+    return kind != StepKind::kAllReduce && kind != StepKind::kReduceScatter;
+  }
+  return ir::is_view(*node) || node->is("Expand") || node->is("Slice") || node->is("Transpose") ||
+         node->is("Cast");
+}
+
+bool is_choice(const ir::Node& node) {
+  return node.is("TopK") || node.is("ArgMax") || node.is("ArgMin");
+}
+
+bool is_comparison(const ir::Node& node) {
+  return node.is("Equal") || node.is("Less") || node.is("LessOrEqual") || node.is("Greater") ||
+         node.is("GreaterOrEqual");
+}
+
+}  // namespace
+
+void ForwardPass::find_decisive() {
+  is_decisive_.assign(instructions().size(), false);
+  const auto mark = [&](PlacedId id) {
+    int made = producer(id);
+    while (made >= 0 &&
+           copies(instructions()[static_cast<size_t>(made)], node(static_cast<size_t>(made)))) {
+      id = operands_of(instructions()[static_cast<size_t>(made)])[0];
+      made = producer(id);
+    }
+    if (made >= 0) is_decisive_[static_cast<size_t>(made)] = true;
+  };
+  for (size_t k = 0; k < instructions().size(); ++k) {
+    if (node(k) == nullptr) continue;
+    if (is_choice(*node(k))) is_decisive_[k] = true;
+    const std::vector<PlacedId> operands = operands_of(instructions()[k]);
+    const bool compares =
+        is_comparison(*node(k)) && operands.size() == 2 &&
+        std::ranges::all_of(operands, [&](PlacedId id) {
+          return producer(id) >= 0 && is_activation(id) &&
+                 is_floating(program_->graph().type(program_->at(id).value).dtype);
+        });
+    if (compares) std::ranges::for_each(operands, mark);
   }
 }
 

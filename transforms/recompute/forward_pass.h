@@ -42,6 +42,11 @@ class ForwardPass {
   // Of those, the ones whose results are attention's results.
   bool makes_attention_output(size_t k) const { return makes_attention_output_[k]; }
 
+  // Whether something is chosen by comparing its results, or by itself (TopK). A copy that is
+  // executed in other shapes (of a tile) may differ in the last bit: then no element would be equal
+  // to the maximum, or another one the largest.
+  bool is_decisive(size_t k) const { return is_decisive_[k]; }
+
   // Storages that are alone alive at some point of the forward pass: the last of them before each
   // attention, and the last layer's output.
   const std::vector<PlacedId>& layer_inputs() const { return layer_inputs_; }
@@ -56,6 +61,7 @@ class ForwardPass {
   void find_storages();
   void find_dependences();
   void find_attention();
+  void find_decisive();
   void find_layers();
   void find_distances();
 
@@ -78,6 +84,7 @@ class ForwardPass {
   std::vector<bool> on_draws_;
   std::vector<bool> is_attention_;
   std::vector<bool> makes_attention_output_;
+  std::vector<bool> is_decisive_;
   std::vector<PlacedId> layer_inputs_;
   size_t tail_ = 0;
   std::vector<int> distance_;

@@ -42,8 +42,10 @@ bool is_fusible(const ir::Node& node) {
 }
 
 // What depends on data alone (masks, positions, counts) is small and the same for all layers. One
-// of ONNX's random operators would not draw the same again; autosp::RandomUniform does.
+// of ONNX's random operators would not draw the same again; autosp::RandomUniform does. What
+// something is chosen by has to stay as it is.
 bool never_twice(const ForwardPass& forward, size_t k) {
+  if (forward.is_decisive(k)) return true;
   const ir::Node* node = forward.node(k);
   if (node != nullptr && is_random(*node) && !ir::is_draw(*node)) return true;
   return std::ranges::none_of(results_of(forward.instructions()[k]), [&](PlacedId id) {

@@ -37,8 +37,11 @@ int64_t count_below(const Positions& positions, int64_t bound) {
 
 TokenOrder TokenOrder::in_blocks(std::vector<Interval> blocks) {
   TokenOrder order;
+  int64_t begin = 0;
   for (const Interval& block : blocks) {
     AUTOSP_CHECK(block.extent() > 0, "a member without positions");
+    AUTOSP_CHECK(block.begin == begin, "blocks that are not one after the other");
+    begin = block.end;
     order.positions_.push_back({block});
   }
   order.blocks_ = std::move(blocks);
