@@ -234,6 +234,7 @@ class Diagnosis {
       const double square = product(whole, whole);
       if (square == 0) continue;
       const double ratio = product(d_.ranks[0].at(tensor.name), whole) / square;
+      if (!std::isfinite(ratio)) return;
       constexpr double kLoose = 1e-2;  // of the factor, and of what it is off by
       if (factor &&
           std::abs(ratio - *factor) > kLoose * std::min(std::abs(*factor), std::abs(*factor - 1))) {

@@ -134,13 +134,12 @@ void rms_normalization(const Call& call) {
   });
 }
 
-// x is [batch, channels, ...]; each of num_groups runs of channels is normalized; scale and bias
-// are per channel.
-void group_normalization(const Call& call) {
+// x is [batch, channels, ...]; each of `groups` runs of channels is normalized; scale and bias are
+// per channel.
+void normalize_groups(const Call& call, int64_t groups) {
   const Operand& x = call.operands[0];
   const ir::Shape& shape = *x.shape;
   const double epsilon = call.node.attributes.get_float("epsilon", 1e-5F);
-  const int64_t groups = call.node.attributes.get_int("num_groups", 1);
   const int64_t channels = shape[1];
   const int64_t spatial = around(shape, 1).inner;
   const int64_t per_group = channels / groups;
@@ -160,12 +159,21 @@ void group_normalization(const Call& call) {
   });
 }
 
+void group_normalization(const Call& call) {
+  normalize_groups(call, call.node.attributes.get_int("num_groups", 1));
+}
+
+void instance_normalization(const Call& call) {
+  normalize_groups(call, (*call.operands[0].shape)[1]);
+}
+
 constexpr KernelRow kRows[] = {
     {"Softmax", softmax<false>},
     {"LogSoftmax", softmax<true>},
     {"LayerNormalization", layer_normalization},
     {"RMSNormalization", rms_normalization},
     {"GroupNormalization", group_normalization},
+    {"InstanceNormalization", instance_normalization},
 };
 
 }  // namespace
