@@ -164,7 +164,7 @@ void attention_grad(const KernelCall& call) {
       {.query = operands[1].data,
        .key = operands[2].data,
        .value = operands[3].data,
-       .output = const_cast<void*>(operands[4].data),
+       .output = const_cast<void*>(operands[4].data),  // NOLINT: only read here
        .statistics = statistics,
        .output_gradient = operands[0].data,
        .query_gradient = results[0].data,

@@ -30,19 +30,18 @@ class CudaDevice final : public executor::Device {
   std::byte* allocate(int64_t bytes) override;
   void release(std::byte* memory) override;
   Memory memory() const override;
-  void upload(executor::StreamId stream, std::byte* to, const void* from, int64_t bytes) override;
-  void download(executor::StreamId stream, void* to, const std::byte* from, int64_t bytes) override;
+  void upload(executor::StreamId id, std::byte* to, const void* from, int64_t bytes) override;
+  void download(executor::StreamId id, void* to, const std::byte* from, int64_t bytes) override;
   std::unique_ptr<executor::DeviceEvent> make_event() override;
-  void record(executor::StreamId stream, executor::DeviceEvent& event) override;
-  void wait(executor::StreamId stream, executor::DeviceEvent& event) override;
+  void record(executor::StreamId id, executor::DeviceEvent& event) override;
+  void wait(executor::StreamId id, executor::DeviceEvent& event) override;
   double seconds_between(executor::DeviceEvent& from, executor::DeviceEvent& to) override;
   void synchronize() override;
-  void copy_box(executor::StreamId stream, size_t element_size, const executor::ConstBuffer& x,
+  void copy_box(executor::StreamId id, size_t element_size, const executor::ConstBuffer& x,
                 const executor::Box& from, const executor::Buffer& y,
                 const executor::Box& to) override;
-  void sum_boxes(executor::StreamId stream, ir::DataType dtype,
-                 std::span<const std::byte* const> terms, const ir::Shape& shape,
-                 const executor::Box& box, std::byte* out) override;
+  void sum_boxes(executor::StreamId id, ir::DataType dtype, std::span<const std::byte* const> terms,
+                 const ir::Shape& shape, const executor::Box& box, std::byte* out) override;
   int32_t* faults() override { return faults_; }
   bool capture(const std::function<void()>& queue) override;
   void replay() override;

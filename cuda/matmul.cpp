@@ -17,6 +17,7 @@ constexpr size_t kWorkspace = size_t{32} << 20;  // bytes: what NVIDIA advises f
 
 // The functions of cuBLASLt, which is opened when the first product is asked for.
 struct Lt {
+// NOLINTBEGIN(bugprone-macro-parentheses): it declares a member
 #define AUTOSP_LT(name)              \
   decltype(::cublasLt##name)* name = \
       cublaslt().function<decltype(::cublasLt##name)>("cublasLt" #name)
@@ -35,6 +36,7 @@ struct Lt {
   AUTOSP_LT(MatmulPreferenceDestroy);
   AUTOSP_LT(MatmulPreferenceSetAttribute);
 #undef AUTOSP_LT
+  // NOLINTEND(bugprone-macro-parentheses)
 };
 
 const Lt& lt() {

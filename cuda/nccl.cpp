@@ -24,6 +24,7 @@ using executor::StreamId;
 namespace {
 
 struct Nccl {
+// NOLINTBEGIN(bugprone-macro-parentheses): it declares a member
 #define AUTOSP_NCCL(name) \
   decltype(::nccl##name)* name = nccl().function<decltype(::nccl##name)>("nccl" #name)
   AUTOSP_NCCL(GetUniqueId);
@@ -38,6 +39,7 @@ struct Nccl {
   AUTOSP_NCCL(Reduce);
   AUTOSP_NCCL(AllReduce);
 #undef AUTOSP_NCCL
+  // NOLINTEND(bugprone-macro-parentheses)
 };
 
 const Nccl& functions() {
