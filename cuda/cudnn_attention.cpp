@@ -150,8 +150,8 @@ class Planned final : public CudnnAttention {
 
   void run(const AttentionArrays& arrays, void* workspace, cudaStream_t stream) override {
     const auto in = [](const void* pointer) {
-      return const_cast<void*>(pointer);
-    };  // NOLINT: only read
+      return const_cast<void*>(pointer);  // NOLINT: only read
+    };
     std::unordered_map<int64_t, void*> pointers = {{kQuery, in(arrays.query)},
                                                    {kKey, in(arrays.key)},
                                                    {kValue, in(arrays.value)},
