@@ -94,7 +94,7 @@ TEST(OwnResidentPeak, LeavesOutWhatIsMappedOfOthers) {
 
   OwnResidentPeak resident;
   const int64_t alone = resident.bytes();
-  EXPECT_EQ(alone, resident_peak());
+  expect_about(alone, resident_peak());
   {
     auto peer = PeerRegion::map(getpid(), arena.region(), resident);
     ASSERT_TRUE(peer.has_value());
