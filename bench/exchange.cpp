@@ -4,10 +4,13 @@
 //
 //   mpirun -np 2 bench_exchange [MIB...]      operand sizes; default 1 4 16 64
 //
+// The ranks that are threads are all in the first process, which mpirun may have bound to one core:
+// they leave its binding.
 // Prints a JSON object per size: GiB/s that a rank sends to others, from the median of the slowest
 // rank's times.
 #include <fmt/format.h>
 #include <mpi.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <chrono>
@@ -127,10 +130,19 @@ void measure_processes(MpiSession& session, const Exchange& exchange, Rates& rat
   world.offer({});
 }
 
+// Lets the calling thread run on every core.
+void leave_binding() {
+  cpu_set_t every;
+  CPU_ZERO(&every);
+  for (int core = 0; core < CPU_SETSIZE; ++core) CPU_SET(core, &every);
+  sched_setaffinity(0, sizeof every, &every);
+}
+
 void measure_threads(int ranks, int64_t mebibytes, Rates& rates) {
   ThreadWorld world(ranks, 60);
   std::vector<double> seconds(static_cast<size_t>(ranks));
   const auto run_rank = [&](int rank) {
+    leave_binding();
     const Exchange exchange(rank, ranks, mebibytes);
     Communicator& own = world.rank(rank);
     const int64_t stride = (exchange.bytes() + 4095) / 4096 * 4096;
@@ -172,6 +184,7 @@ void wait_asleep() {
 
 int run(const std::vector<int64_t>& sizes) {
   MpiSession session;
+  if (session.size() < 2) throw Error("one rank exchanges nothing: mpirun -np 2 bench_exchange");
   for (int64_t mebibytes : sizes) {
     Rates rates;
     measure_processes(session, Exchange(session.rank(), session.size(), mebibytes), rates);
@@ -189,9 +202,9 @@ int run(const std::vector<int64_t>& sizes) {
 
 int main(int argc, char** argv) {
   std::vector<int64_t> sizes;
-  for (int k = 1; k < argc; ++k) sizes.push_back(std::stoll(argv[k]));
-  if (sizes.empty()) sizes = {1, 4, 16, 64};
   try {
+    for (int k = 1; k < argc; ++k) sizes.push_back(std::stoll(argv[k]));
+    if (sizes.empty()) sizes = {1, 4, 16, 64};
     return run(sizes);
   } catch (const std::exception& failure) {
     fmt::print(stderr, "{}\n", failure.what());

@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("mib", type=int, nargs="*", default=[1, 4, 16, 64])
     options = parser.parse_args()
     sizes = list(map(str, options.mib))
-    # Without a binding: the ranks that are threads are in one of the processes.
+    # Without a binding, as the processes of gloo are.
     mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-np", str(options.ranks)]
     ours = rates([*mpirun, str(options.binary), *sizes])
     gloo_script = Path(__file__).parent / "peers" / "exchange_gloo.py"
