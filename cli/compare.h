@@ -27,7 +27,8 @@ struct TensorComparison {
   ir::DataType precision = ir::DataType::kUndefined;  // see precisions()
   // A gradient that is zero in exact arithmetic: both sides hold rounding of one size.
   bool is_rounding = false;
-  // Computed in 16 bits, and no further from float64 than the whole model is.
+  // Computed in 16 bits, and no further from float64 than the whole model is; or, of a training
+  // curve, no further from the whole model than that is from itself a rounding away.
   bool is_as_exact = false;
 
   double relative_error() const { return largest_error == 0 ? 0 : largest_error / scale; }

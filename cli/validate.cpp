@@ -132,10 +132,12 @@ void print_curves(const Curves& curves, const Arguments& arguments) {
         tensors, {}, [](const TensorComparison& t) { return t.relative_error(); });
     for (const TensorComparison& tensor : tensors) {
       if (!arguments.all && tensor.equal() && &tensor != &*worst) continue;
+      const char* outcome = tensor.is_rounding   ? "equal: the gradient is rounding"
+                            : tensor.is_as_exact ? "equal: as far as rounding takes the whole model"
+                                                 : verdict(tensor);
       fmt::print("  {:<48} {:<9} {:>10.2e} {:>10.0e}  {}\n", tensor.name,
                  what != nullptr ? what : name_of(tensor.role), tensor.relative_error(),
-                 tensor.tolerance,
-                 tensor.is_rounding ? "equal: the gradient is rounding" : verdict(tensor));
+                 tensor.tolerance, outcome);
     }
   };
   print(curves.tensors, nullptr);

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <mutex>
-#include <set>
 
 #include "base/error.h"
 #include "executor/openblas.h"
@@ -12,6 +12,7 @@
 #include "feeds.h"
 #include "shard/roles.h"
 #include "training/arguments.h"
+#include "training/curve_rounding.h"
 #include "training/loop.h"
 #include "training/session.h"
 #include "training/shards.h"
@@ -81,19 +82,6 @@ bool is_worse(const TensorComparison& tensor, const TensorComparison& than) {
   return tensor.relative_error() / tensor.tolerance > than.relative_error() / than.tolerance;
 }
 
-void keep_worst(const std::vector<TensorComparison>& tensors, int64_t step, Curves& curves) {
-  if (curves.tensors.empty()) {
-    curves.tensors = tensors;
-    curves.steps.assign(tensors.size(), step);
-    return;
-  }
-  for (size_t k = 0; k < tensors.size(); ++k) {
-    if (!is_worse(tensors[k], curves.tensors[k])) continue;
-    curves.tensors[k] = tensors[k];
-    curves.steps[k] = step;
-  }
-}
-
 TrainingJob make_job(const Manifest& manifest, const ir::Graph& whole,
                      const CurveOptions& options) {
   TrainingRun run{.folder = options.folder, .data = options.feed};
@@ -107,49 +95,6 @@ TrainingJob make_job(const Manifest& manifest, const ir::Graph& whole,
   return prepare(run, 0, Batches(batches, with_initial_parameters(options.folder, {}), manifest));
 }
 
-// A parameter whose gradient is next to nothing beside the largest, at every step, is moved by
-// rounding; optimizers that divide by the gradient's size (adam) even move it as far as others.
-struct Rounding {
-  std::set<std::string> parameters;
-  std::set<std::string> gradients;  // of these
-  double most = 0;                  // the largest entry of all gradients
-};
-Rounding rounding_of(const Manifest& manifest, const std::vector<Arrays>& outputs) {
-  constexpr double kNothing = 1e-5;
-  Rounding result;
-  std::map<const onnx_io::ManifestOutput*, double> largest;
-  for (const onnx_io::ManifestOutput& output : manifest.outputs) {
-    if (output.role != onnx_io::OutputRole::kGradient) continue;
-    for (const Arrays& step : outputs) {
-      const ir::Tensor& gradient = step.at(output.name);
-      double& entry = largest[&output];
-      for (int64_t i = 0; i < gradient.num_elements(); ++i) {
-        entry = std::max(entry, std::abs(gradient.value_as_double(i)));
-      }
-      result.most = std::max(result.most, entry);
-    }
-  }
-  for (const auto& [output, entry] : largest) {
-    if (entry >= kNothing * result.most) continue;
-    result.parameters.insert(output->parameter);
-    result.gradients.insert(output->name);
-  }
-  return result;
-}
-
-// How far an entry of some parameter has moved at most.
-double furthest_move(const TrainingJob& job, const Arrays& after) {
-  double furthest = 0;
-  for (const transforms::TrainedParameter& parameter : job.plan.parameters) {
-    const ir::Tensor& from = job.state.at(parameter.name);
-    const ir::Tensor& to = after.at(parameter.name);
-    for (int64_t i = 0; i < from.num_elements(); ++i) {
-      furthest = std::max(furthest, std::abs(to.value_as_double(i) - from.value_as_double(i)));
-    }
-  }
-  return furthest;
-}
-
 // A parameter is as exact as its gradients are.
 Precisions precisions_of_parameters(const Manifest& manifest, const Precisions& precision) {
   Precisions result;
@@ -159,6 +104,127 @@ Precisions precisions_of_parameters(const Manifest& manifest, const Precisions& 
     result[output.parameter] = found->second;
   }
   return result;
+}
+
+// What all of the trainings below share.
+struct Training {
+  const TrainingJob& job;
+  const Manifest& manifest;
+  std::string loss;  // the output's name
+  const CurveOptions& options;
+
+  // Of one step: the batches of all its micro-batches, as `make` gives them.
+  std::vector<Arrays> micro_batches(int64_t step,
+                                    const std::function<Arrays(int64_t batch)>& make) const {
+    std::vector<Arrays> result;
+    const int64_t count = job.plan.accumulate;
+    for (int64_t k = 0; k < count; ++k) result.push_back(make((step - 1) * count + k));
+    return result;
+  }
+};
+
+std::string loss_name(const Manifest& manifest) {
+  for (const onnx_io::ManifestOutput& output : manifest.outputs) {
+    if (output.role == onnx_io::OutputRole::kLoss) return output.name;
+  }
+  return {};
+}
+
+// The whole model on one rank, from these parameters.
+Trajectory train_whole(const Training& training, const std::shared_ptr<const ir::Graph>& whole,
+                       const Arrays& state) {
+  const TrainingJob& job = training.job;
+  const transforms::TrainingPlan plan = unsharded(job.plan);
+  const auto as_graph = [](ir::Graph graph) {
+    return std::make_shared<const ir::Graph>(std::move(graph));
+  };
+  const TrainingGraphs graphs{
+      .step = whole_step(whole, training.manifest),
+      .accumulate = plan.accumulate > 1 ? as_graph(transforms::emit_accumulate(plan, 0)) : nullptr,
+      .update = as_graph(transforms::emit_update(plan, 0))};
+  const CurveOptions& options = training.options;
+  Trajectory result;
+  executor::run_world(1, options.timeout, [&](int, executor::Communicator& communicator) {
+    const int workers = executor::default_blas_threads(1);
+    executor::set_blas_threads(workers);
+    RankTrainer trainer(graphs, plan, training.manifest, options.data_folder, communicator,
+                        {.workers = workers});
+    trainer.load(state);
+    for (int64_t step = 1; step <= options.steps; ++step) {
+      const std::vector<Arrays> batches =
+          training.micro_batches(step, [&](int64_t batch) { return whole_batch(job, batch); });
+      result.steps.push_back(named(trainer.step(batches, options.rate, step, true), training.loss));
+    }
+    result.parameters = trainer.whole_parameters();
+  });
+  return result;
+}
+
+struct RankCurves {
+  std::vector<LossPoint> losses;
+  std::vector<TensorComparison> worst;  // of every loss and gradient
+  std::vector<int64_t> steps;           // where they are worst
+  Differences differences;
+  std::vector<Arrays> parameters;  // by rank, after the last step
+};
+
+// What is worse than what was found at other steps takes its place.
+void keep_worst(const std::vector<TensorComparison>& tensors, int64_t step, RankCurves& curves) {
+  if (curves.worst.empty()) {
+    curves.worst = tensors;
+    curves.steps.assign(tensors.size(), step);
+    return;
+  }
+  for (size_t k = 0; k < tensors.size(); ++k) {
+    if (!is_worse(tensors[k], curves.worst[k])) continue;
+    curves.worst[k] = tensors[k];
+    curves.steps[k] = step;
+  }
+}
+
+RankCurves train_ranks(const Training& training, const Trajectory& expected,
+                       const Precisions& precision) {
+  const auto& [job, manifest, loss, options] = training;
+  const int ranks = static_cast<int>(manifest.ranks.size());
+  const Manifest gradients = compared(manifest, false);
+  RankCurves curves;
+  for (const Arrays& step : expected.steps) {
+    curves.losses.push_back({.whole = step.at(loss).value_as_double(0), .ranks = {}});
+  }
+  curves.parameters.resize(manifest.ranks.size());
+  std::mutex mutex;
+  executor::run_world(ranks, options.timeout, [&](int rank, executor::Communicator& communicator) {
+    const int workers = executor::default_blas_threads(ranks);
+    RankTrainer trainer(load_training_graphs(options.folder, manifest, job.plan, rank), job.plan,
+                        manifest, options.folder, communicator,
+                        {.workers = workers, .backend = options.backend.get()});
+    trainer.load(job.state);
+    for (int64_t step = 1; step <= options.steps; ++step) {
+      const std::vector<Arrays> batches = training.micro_batches(
+          step, [&](int64_t batch) { return batch_feeds(job, batch, rank); });
+      StepReport report = trainer.step(batches, options.rate, step, true);
+      name_gradients(manifest, report.gradients, communicator);
+      const auto losses = gather_numbers({report.loss}, "losses", communicator);
+      const auto at = static_cast<size_t>(step - 1);
+      auto tensors =
+          compare_outputs(gradients, expected.steps[at], {named(std::move(report), loss)},
+                          precision, options.tolerance);
+      for (TensorComparison& tensor : tensors) {
+        tensor.rank = rank;
+        // Of a curve: the losses of later steps carry what the earlier updates differed by.
+        if (tensor.role == onnx_io::OutputRole::kLoss) {
+          constexpr double kLoss = 1e-4;
+          tensor.tolerance = options.tolerance.value_or(std::max(kLoss, tensor.tolerance));
+        }
+      }
+      const std::lock_guard lock(mutex);
+      keep_worst(tensors, step, curves);
+      note_differences(tensors, at, curves.differences);
+      if (rank == 0) curves.losses[at].ranks = losses;
+    }
+    curves.parameters[static_cast<size_t>(rank)] = trainer.whole_parameters();
+  });
+  return curves;
 }
 
 }  // namespace
@@ -171,99 +237,25 @@ bool Curves::equal() const {
 Curves compare_curves(const std::shared_ptr<const ir::Graph>& whole, const Manifest& manifest,
                       const CurveOptions& options) {
   const TrainingJob job = make_job(manifest, *whole, options);
-  std::string loss;
-  for (const onnx_io::ManifestOutput& output : manifest.outputs) {
-    if (output.role == onnx_io::OutputRole::kLoss) loss = output.name;
-  }
-  const auto batch_of = [&](int64_t step, int64_t micro_batch) {
-    return (step - 1) * job.plan.accumulate + micro_batch;
-  };
-  const transforms::TrainingPlan whole_plan = unsharded(job.plan);
-  const auto as_graph = [](ir::Graph graph) {
-    return std::make_shared<const ir::Graph>(std::move(graph));
-  };
-  const TrainingGraphs whole_graphs{
-      .step = whole_step(whole, manifest),
-      .accumulate =
-          job.plan.accumulate > 1 ? as_graph(transforms::emit_accumulate(whole_plan, 0)) : nullptr,
-      .update = as_graph(transforms::emit_update(whole_plan, 0))};
+  const Training training{job, manifest, loss_name(manifest), options};
+  const Trajectory expected = train_whole(training, whole, job.state);
+  const RankCurves ranks = train_ranks(training, expected, precisions(*whole));
 
-  std::vector<Arrays> expected;
-  Arrays whole_parameters;
-  Curves curves;
-  executor::run_world(1, options.timeout, [&](int, executor::Communicator& communicator) {
-    const int workers = executor::default_blas_threads(1);
-    executor::set_blas_threads(workers);
-    RankTrainer trainer(whole_graphs, whole_plan, manifest, options.data_folder, communicator,
-                        {.workers = workers});
-    trainer.load(job.state);
-    for (int64_t step = 1; step <= options.steps; ++step) {
-      std::vector<Arrays> micro_batches;
-      for (int64_t m = 0; m < job.plan.accumulate; ++m) {
-        micro_batches.push_back(whole_batch(job, batch_of(step, m)));
-      }
-      expected.push_back(named(trainer.step(micro_batches, options.rate, step, true), loss));
-      curves.losses.push_back({.whole = expected.back().at(loss).value_as_double(0), .ranks = {}});
-    }
-    whole_parameters = trainer.whole_parameters();
-  });
-
-  const int ranks = static_cast<int>(manifest.ranks.size());
-  const Manifest gradients = compared(manifest, false);
-  const auto precision = precisions(*whole);
-  std::mutex mutex;
-  std::vector<Arrays> rank_parameters(manifest.ranks.size());
-  executor::run_world(ranks, options.timeout, [&](int rank, executor::Communicator& communicator) {
-    const int workers = executor::default_blas_threads(ranks);
-    RankTrainer trainer(load_training_graphs(options.folder, manifest, job.plan, rank), job.plan,
-                        manifest, options.folder, communicator,
-                        {.workers = workers, .backend = options.backend.get()});
-    trainer.load(job.state);
-    for (int64_t step = 1; step <= options.steps; ++step) {
-      std::vector<Arrays> micro_batches;
-      for (int64_t m = 0; m < job.plan.accumulate; ++m) {
-        micro_batches.push_back(batch_feeds(job, batch_of(step, m), rank));
-      }
-      StepReport report = trainer.step(micro_batches, options.rate, step, true);
-      name_gradients(manifest, report.gradients, communicator);
-      const auto losses = gather_numbers({report.loss}, "losses", communicator);
-      Arrays outputs = named(std::move(report), loss);
-      const auto at = static_cast<size_t>(step - 1);
-      const std::optional<double> tolerance = options.tolerance;
-      auto tensors = compare_outputs(gradients, expected[at], {outputs}, precision, tolerance);
-      for (TensorComparison& tensor : tensors) {
-        tensor.rank = rank;
-        // Of a curve: the losses of later steps carry what the earlier updates differed by.
-        if (tensor.role == onnx_io::OutputRole::kLoss) {
-          constexpr double kLoss = 1e-4;
-          tensor.tolerance = options.tolerance.value_or(std::max(kLoss, tensor.tolerance));
-        }
-      }
-      const std::lock_guard lock(mutex);
-      keep_worst(tensors, step, curves);
-      if (rank == 0) curves.losses[at].ranks = losses;
-    }
-    rank_parameters[static_cast<size_t>(rank)] = trainer.whole_parameters();
-  });
+  Curves curves{.losses = ranks.losses, .tensors = ranks.worst, .steps = ranks.steps};
   curves.parameters =
-      compare_outputs(compared(manifest, true), whole_parameters, rank_parameters,
-                      precisions_of_parameters(manifest, precision), options.tolerance);
-  const Rounding rounding = rounding_of(manifest, expected);
-  constexpr double kRounding = 1e-6;  // of the largest gradient: what sums in float32 leave
-  for (TensorComparison& tensor : curves.tensors) {
-    tensor.is_rounding = rounding.gradients.contains(tensor.name) &&
-                         tensor.largest_error <= kRounding * rounding.most;
-  }
+      compare_outputs(compared(manifest, true), expected.parameters, ranks.parameters,
+                      precisions_of_parameters(manifest, precisions(*whole)), options.tolerance);
   double largest = 0;
-  for (const TensorComparison& tensor : curves.parameters)
+  for (const TensorComparison& tensor : curves.parameters) {
     largest = std::max(largest, tensor.scale);
-  const double moved = furthest_move(job, whole_parameters);
+  }
   constexpr double kFloor = 1e-3;  // of the largest parameter: others start at zero
   for (TensorComparison& tensor : curves.parameters) {
     tensor.scale = std::max(tensor.scale, kFloor * largest);
-    // There and back.
-    tensor.is_rounding =
-        rounding.parameters.contains(tensor.name) && tensor.largest_error <= 2 * moved;
+  }
+  mark_rounding(job, expected, ranks.differences, ranks.parameters, curves);
+  if (!curves.equal()) {
+    mark_sensitive(expected, train_whole(training, whole, nudged(job.state)), curves);
   }
   return curves;
 }

@@ -106,6 +106,33 @@ def test_what_rounding_moves_is_not_excused_from_all(autosp_onnx, tmp_path):
     assert [entry["name"] for entry in json.loads(result.stdout)["parameters"] if not entry["equal"]] == ["key.bias"]
 
 
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_rounding_that_training_amplifies_is_no_difference(autosp_onnx, tmp_path, model):
+    """Adam moves entries whose gradients are rounding, and large steps make more of it."""
+    out = tmp_path / "out"
+    graph = shard(autosp_onnx, f"{model}.onnx", out, ["--sp", 4, "--optimizer", "adam"])
+    words = ["validate", graph.path, out, "--steps", 6, "--lr", 0.01, "--json"]
+    result = autosp_onnx(*words)
+    assert result.returncode == 0, result.stdout
+    tensors = [tensor for key in ("outputs", "parameters") for tensor in json.loads(result.stdout)[key]]
+    beyond = [tensor for tensor in tensors if tensor["relative_error"] > tensor["tolerance"]]
+    assert beyond and all(tensor["rounding"] or tensor["as_exact"] for tensor in beyond)
+
+    for rank in range(4):  # a parameter that stays where it was
+        path = out / f"optimizer_rank_{rank}.onnx"
+        update = onnx.load(path)
+        [name] = [
+            value.name for value in update.graph.input if value.name in ("transformer.ln_f.weight", "model.norm.weight")
+        ]
+        [maker] = [node for node in update.graph.node if f"{name}.new" in node.output]
+        maker.output[list(maker.output).index(f"{name}.new")] = "right"
+        update.graph.node.append(onnx.helper.make_node("Identity", [name], [f"{name}.new"]))
+        onnx.save(update, path)
+    result = autosp_onnx(*words)
+    assert result.returncode == 1
+    assert name in [entry["name"] for entry in json.loads(result.stdout)["parameters"] if not entry["equal"]]
+
+
 def test_curves_that_leave_the_numbers_prove_nothing(autosp_onnx, tmp_path):
     """Both sides alike, but infinite: also when that is so after the first step only."""
     out = tmp_path / "out"
