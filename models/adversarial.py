@@ -97,6 +97,24 @@ class CausalConvolution(Case):
         return self.token_loss(self.layer(x + self.convolution(padded).transpose(1, 2)), labels)
 
 
+class ConvolutionModule(Case):
+    """The Conformer's: pointwise, gated, depthwise over both sides, batch-normalized, pointwise; then a dense one."""
+
+    def build(self) -> None:
+        self.expand = nn.Conv1d(HIDDEN, 2 * HIDDEN, kernel_size=1)
+        self.depthwise = nn.Conv1d(HIDDEN, HIDDEN, kernel_size=5, padding=2, groups=HIDDEN)
+        self.batch_norm = nn.BatchNorm1d(HIDDEN).eval()
+        self.contract = nn.Conv1d(HIDDEN, HIDDEN, kernel_size=1)
+        self.dense = nn.Conv1d(HIDDEN, HIDDEN, kernel_size=3, padding=2, dilation=2, groups=2)
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(input_ids)
+        gated = functional.glu(self.expand(self.norm(x).transpose(1, 2)), dim=1)
+        mixed = self.contract(functional.silu(self.batch_norm(self.depthwise(gated))))
+        mixed = mixed + self.dense(mixed)
+        return self.token_loss(self.layer(x + mixed.transpose(1, 2)), labels)
+
+
 class ConvolutionByTaps(Case):
     """The same convolution written as shifted slices times a row of weights each."""
 

@@ -20,6 +20,8 @@ constexpr Pass kCanonicalPasses[] = {
     {"simplify_views", "drop what changes nothing, merge chains of views", simplify_views},
     {"decompose_losses", "losses become sums of numerators over counts", decompose_losses},
     {"decompose_means", "means and norms become sums and elementwise operators", decompose_means},
+    {"decompose_convolutions", "convolutions along one axis become sums over their taps",
+     decompose_convolutions},
     {.name = "decompose_random",
      .summary = "random operators and dropout become draws by place, and selections",
      .run_in = [](const Graph& graph,

@@ -71,6 +71,7 @@ std::span<const KernelRow> ordering_kernels();
 std::span<const KernelRow> matmul_kernels();
 std::span<const KernelRow> convolution_kernels();
 std::span<const KernelRow> transposed_convolution_kernels();
+std::span<const KernelRow> pooling_kernels();
 std::span<const KernelRow> movement_kernels();
 std::span<const KernelRow> indexing_kernels();
 std::span<const KernelRow> normalization_kernels();

@@ -24,11 +24,11 @@ Table make_table(std::initializer_list<std::span<const KernelRow>> parts) {
 }
 
 const Table& standard_table() {
-  static const Table table =
-      make_table({unary_kernels(), binary_kernels(), select_kernels(), reduce_kernels(),
-                  ordering_kernels(), matmul_kernels(), convolution_kernels(),
-                  transposed_convolution_kernels(), movement_kernels(), indexing_kernels(),
-                  normalization_kernels(), generator_kernels(), loss_kernels()});
+  static const Table table = make_table(
+      {unary_kernels(), binary_kernels(), select_kernels(), reduce_kernels(), ordering_kernels(),
+       matmul_kernels(), convolution_kernels(), transposed_convolution_kernels(), pooling_kernels(),
+       movement_kernels(), indexing_kernels(), normalization_kernels(), generator_kernels(),
+       loss_kernels()});
   return table;
 }
 

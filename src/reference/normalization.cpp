@@ -167,6 +167,65 @@ void instance_normalization(const Call& call) {
   normalize_groups(call, (*call.operands[0].shape)[1]);
 }
 
+// x is [batch, channels, ...]; a channel is normalized by its running mean and variance, or, in
+// training, by its own, towards which the running ones move: results 1 and 2.
+void batch_normalization(const Call& call) {
+  const Operand& x = call.operands[0];
+  const ir::Shape& shape = *x.shape;
+  const double epsilon = call.node.attributes.get_float("epsilon", 1e-5F);
+  const double momentum = call.node.attributes.get_float("momentum", 0.9F);
+  const bool training = call.node.attributes.get_int("training_mode", 0) != 0;
+  const int64_t channels = shape.size() > 1 ? shape[1] : 1;
+  const int64_t spatial = shape.size() > 1 ? around(shape, 1).inner : 1;
+  const auto count = static_cast<double>(shape[0] * spatial);
+  visit(FloatTypes{}, x.dtype, [&]<typename T>(std::type_identity<T>) {
+    const auto by_channel = [&](size_t k, int64_t channel) {
+      double value = 0;
+      visit(FloatTypes{}, call.operands[k].dtype, [&]<typename S>(std::type_identity<S>) {
+        value = static_cast<Compute<S>>(data<S>(call.operands[k])[channel]);
+      });
+      return value;
+    };
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      const auto for_each = [&](const auto& visitor) {
+        for (int64_t n = 0; n < shape[0]; ++n) {
+          const int64_t begin = (n * channels + channel) * spatial;
+          for (int64_t i = begin; i < begin + spatial; ++i) visitor(i);
+        }
+      };
+      const auto value_at = [&](int64_t i) -> double {
+        return static_cast<Compute<T>>(data<T>(x)[i]);
+      };
+      double mean = by_channel(3, channel);
+      double variance = by_channel(4, channel);
+      if (training) {
+        double sum = 0;
+        for_each([&](int64_t i) { sum += value_at(i); });
+        const double own_mean = sum / count;
+        double squares = 0;
+        for_each(
+            [&](int64_t i) { squares += (value_at(i) - own_mean) * (value_at(i) - own_mean); });
+        const double own[] = {own_mean, squares / count};
+        const double running[] = {mean, variance};
+        for (size_t k = 0; k < 2; ++k) {
+          if (!has_result(call, k + 1)) continue;
+          visit(FloatTypes{}, call.results[k + 1].dtype, [&]<typename S>(std::type_identity<S>) {
+            data<S>(call.results[k + 1])[channel] =
+                convert<S>(running[k] * momentum + own[k] * (1 - momentum));
+          });
+        }
+        mean = own[0];
+        variance = own[1];
+      }
+      const double factor = by_channel(1, channel) / std::sqrt(variance + epsilon);
+      const double bias = by_channel(2, channel);
+      for_each([&](int64_t i) {
+        data<T>(call.results[0])[i] = convert<T>((value_at(i) - mean) * factor + bias);
+      });
+    }
+  });
+}
+
 constexpr KernelRow kRows[] = {
     {"Softmax", softmax<false>},
     {"LogSoftmax", softmax<true>},
@@ -174,6 +233,7 @@ constexpr KernelRow kRows[] = {
     {"RMSNormalization", rms_normalization},
     {"GroupNormalization", group_normalization},
     {"InstanceNormalization", instance_normalization},
+    {"BatchNormalization", batch_normalization},
 };
 
 }  // namespace

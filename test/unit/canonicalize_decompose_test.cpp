@@ -58,6 +58,29 @@ TEST(DecomposeMeans, MeanOfSeveralTensors) {
   EXPECT_EQ(count_nodes(apply(e.graph, decompose_means), "Mean"), 0U);
 }
 
+class DecomposeBatchNorm : public testing::TestWithParam<bool> {};
+
+TEST_P(DecomposeBatchNorm, KeepsTheResultAndTheRunningStatistics) {
+  const bool training = GetParam();
+  Example e;
+  const ir::Type by_channel{kFloat, {4}};
+  const ValueId variance = e.build.binary("Mul", e.input("deviation", {4}), e.input("more", {4}));
+  const std::vector<ValueId> operands = {e.input("x", {3, 4, 5}), e.input("scale", {4}),
+                                         e.input("bias", {4}), e.input("mean", {4}),
+                                         e.build.unary("Abs", variance)};
+  std::vector<ir::Type> results = {{kFloat, {3, 4, 5}}};
+  if (training) results.insert(results.end(), {by_channel, by_channel});
+  for (ValueId result : e.build.node("BatchNormalization", operands, results,
+                                     {{"training_mode", static_cast<int64_t>(training)},
+                                      {"epsilon", 1e-3F},
+                                      {"momentum", 0.8F}})) {
+    e.output(result);
+  }
+  EXPECT_EQ(count_nodes(apply(e.graph, decompose_means), "BatchNormalization"), 0U);
+}
+
+INSTANTIATE_TEST_SUITE_P(Modes, DecomposeBatchNorm, testing::Bool());
+
 struct LossCase {
   std::string reduction;
   bool weighted;

@@ -25,6 +25,9 @@ ir::Graph decompose_losses(const ir::Graph& graph);
 // ReduceMean, Mean and the composite reductions become ReduceSum and elementwise operators.
 ir::Graph decompose_means(const ir::Graph& graph);
 
+// Convolutions along one axis, without strides, become sums over the taps of their kernels.
+ir::Graph decompose_convolutions(const ir::Graph& graph);
+
 struct DrawOptions {
   uint64_t seed = 0;       // of operators without a seed of their own
   std::string step_input;  // a scalar int64 input to add, the number of the step; empty: step 0

@@ -2,7 +2,8 @@
 //
 // A mean divides by the extent it sees; on a shard that is the wrong number. As ReduceSum(x) / n
 // with n a constant, the sum may be partial on each rank and the division rides on it. The same
-// goes for the norms, which hide a sum under a square root. 16-bit tensors are reduced in float32.
+// goes for the norms, which hide a sum under a square root, and for batch normalization, whose
+// statistics are over all tokens. 16-bit tensors are reduced in float32.
 #include <algorithm>
 
 #include "ir/rewriter.h"
@@ -85,11 +86,69 @@ bool decompose_reduction(Rewriter& rewriter, const Node& node) {
   return true;
 }
 
+// y = (x - mean) / sqrt(variance + epsilon) * scale + bias, by channel (axis 1), of
+// BatchNormalization(x, scale, bias, running mean, running variance). In training the statistics
+// are those of x over all other axes, and the running ones move towards them.
+bool decompose_batch_norm(Rewriter& rewriter, const Node& node) {
+  const Graph& graph = rewriter.from();
+  Builder& build = rewriter.build();
+  const ir::Type& type = graph.type(node.output(0));
+  const ir::Shape& shape = graph.shape(node.input(0));
+  if (shape.size() < 2 || !is_floating(type.dtype)) return false;
+  const auto wide = [&](size_t k) { return widen(build, rewriter.mapped(node.input(k))); };
+  ir::Shape by_channel(shape.size(), 1);
+  by_channel[1] = shape[1];
+  const auto along_channels = [&](ValueId v) { return build.reshape(v, by_channel); };
+  const ValueId x = wide(0);
+  ValueId mean = wide(3);
+  ValueId variance = wide(4);
+  ValueId centred;
+  if (node.attributes.get_int("training_mode", 0) != 0) {
+    std::vector<int64_t> axes;
+    for (size_t k = 0; k < shape.size(); ++k) {
+      if (k != 1) axes.push_back(static_cast<int64_t>(k));
+    }
+    const double count =
+        static_cast<double>(ir::num_elements(shape)) / std::max<double>(1, shape[1]);
+    const auto mean_of = [&](ValueId v) {
+      return build.binary("Div", build.reduce_sum(v, axes, false), build.scalar_like(v, count));
+    };
+    const auto momentum = static_cast<double>(node.attributes.get_float("momentum", 0.9F));
+    const auto keep_running = [&](size_t k, ValueId before, ValueId now) {
+      if (!node.output(k)) return;
+      const ValueId kept = build.binary("Mul", before, build.scalar_like(before, momentum));
+      const ValueId moved = build.binary("Mul", now, build.scalar_like(now, 1 - momentum));
+      const ValueId running = build.binary("Add", kept, moved);
+      rewriter.map(node.output(k), build.cast(running, graph.type(node.output(k)).dtype,
+                                              graph.name_of(node.output(k))));
+    };
+    const ValueId own_mean = mean_of(x);
+    centred = build.binary("Sub", x, along_channels(own_mean));
+    const ValueId own_variance = mean_of(build.binary("Mul", centred, centred));
+    keep_running(1, mean, own_mean);
+    keep_running(2, variance, own_variance);
+    variance = own_variance;
+  } else {
+    centred = build.binary("Sub", x, along_channels(mean));
+  }
+  const auto epsilon = static_cast<double>(node.attributes.get_float("epsilon", 1e-5F));
+  const ValueId deviation =
+      build.unary("Sqrt", build.binary("Add", variance, build.scalar_like(variance, epsilon)));
+  const ValueId factor = build.binary("Div", wide(1), deviation);
+  const ValueId scaled = build.binary("Mul", centred, along_channels(factor));
+  const std::string& name = graph.name_of(node.output(0));
+  const ValueId y =
+      build.binary("Add", scaled, along_channels(wide(2)), name_before_rounding(type.dtype, name));
+  rewriter.map(node.output(0), build.cast(y, type.dtype, name));
+  return true;
+}
+
 }  // namespace
 
 Graph decompose_means(const Graph& graph) {
   return rewrite_nodes(graph, [](Rewriter& rewriter, const Node& node) {
     if (!node.domain.empty()) return false;
+    if (node.op == "BatchNormalization") return decompose_batch_norm(rewriter, node);
     if (node.op != "Mean") return decompose_reduction(rewriter, node);
     Builder& build = rewriter.build();
     const std::string& name = rewriter.from().name_of(node.output(0));
