@@ -209,7 +209,7 @@ TEST(Plan, AMeshOfTheWrongSizeIsRefused) {
 }
 
 TEST(Plan, StrictRefusesWhatMustBeGathered) {
-  const std::string file = "adversarial/causal_convolution.onnx";
+  const std::string file = "adversarial/linear_attention.onnx";
   const std::string message = message_of([&] { plan(file, {.sp = 4, .strict = true}); });
   EXPECT_NE(message.find("would be gathered"), std::string::npos) << message;
   EXPECT_FALSE(plan(file, {.sp = 4})->plan.gathered.empty());
