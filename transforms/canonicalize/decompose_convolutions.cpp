@@ -100,23 +100,29 @@ std::optional<Convolution> read(const Graph& graph, const Node& node) {
 // y [batch, out, result] from x [batch, in, extent] and w as the node has it; channels are those of
 // all groups. 16-bit products are added up in float32.
 ValueId sum_of_taps(Builder& build, const Convolution& c, ValueId x, ValueId w) {
-  // One Pad holds the windows of all taps.
+  // One Pad holds the windows of all taps, and a position more than they need: the weights'
+  // gradient takes the same windows in the backward pass, and must not find these, or the forward
+  // pass would keep as many copies of x as there are taps.
   const int64_t first = std::min(c.begin(0), c.begin(c.taps - 1));
   const int64_t last = std::max(c.begin(0), c.begin(c.taps - 1)) + c.result;
   const int64_t before = std::max<int64_t>(0, -first);
-  if (before > 0 || last > c.extent) {
-    x = build.pad(x, {0, 0, before}, {0, 0, std::max<int64_t>(0, last - c.extent)});
+  if (c.taps > 1 || before > 0 || last > c.extent) {
+    x = build.pad(x, {0, 0, before}, {0, 0, std::max<int64_t>(0, last - c.extent) + 1});
   }
   const int64_t rows = c.transposed ? c.groups * c.in : c.groups * c.out;
   const int64_t columns = c.transposed ? c.out : c.in;
   const ir::Shape grouped = {c.batch, c.groups, c.in, c.result};
-  std::vector<ValueId> products;
+  // Added up one by one: a sum of all would keep every tap's product until it is made.
+  ValueId sum;
+  const auto add = [&](ValueId product) {
+    sum = sum ? build.binary("Add", sum, product) : product;
+  };
   for (int64_t k = 0; k < c.taps; ++k) {
     const int64_t begin = c.begin(k) + before;
     ValueId window = build.slice(x, 2, begin, begin + c.result);
     ValueId weights = build.reshape(build.slice(w, 2, k, k + 1), {rows, columns});
     if (c.is_depthwise()) {
-      products.push_back(build.binary("Mul", widen(build, window), widen(build, weights)));
+      add(build.binary("Mul", widen(build, window), widen(build, weights)));
       continue;
     }
     if (c.groups > 1) {
@@ -127,9 +133,9 @@ ValueId sum_of_taps(Builder& build, const Convolution& c, ValueId x, ValueId w) 
       weights = build.transpose(
           weights, c.groups > 1 ? std::vector<int64_t>{0, 2, 1} : std::vector<int64_t>{1, 0});
     const ValueId product = build.matmul(weights, window);
-    products.push_back(c.taps > 1 ? widen(build, product) : product);
+    add(c.taps > 1 ? widen(build, product) : product);
   }
-  return build.reshape(build.sum(std::move(products)), {c.batch, c.groups * c.out, c.result});
+  return build.reshape(sum, {c.batch, c.groups * c.out, c.result});
 }
 
 bool decompose(Rewriter& rewriter, const Node& node) {
