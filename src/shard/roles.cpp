@@ -242,7 +242,7 @@ class Detector {
         return tag.starts_with(value.name + ":");
       });
       if (ir::is_floating(value.type.dtype) && !symbolic && !tagged &&
-          !names_floating_data(value.name)) {
+          !names_floating_data(value.name) && !lies_beside_tokens(input)) {
         roles_.is_parameter[input.index()] = true;
       }
     }
@@ -272,10 +272,28 @@ class Detector {
     if (!ir::is_floating(value.type.dtype)) {
       return names_token_input(value.name) && !broadcasts_over_tokens(value);
     }
+    if (lies_beside_tokens(input)) return true;
     if (!names_floating_data(value.name) || broadcasts_over_tokens(value)) return false;
     // Numbers per sample (classes, regression targets) are named like those per token.
     const bool per_token = rank == 3 || contains_any(lower(value.name), {"mask"});
     return per_token || is_length_of_tokens(value.type.shape[1]);
+  }
+
+  // Whether floats have the batch and the length of an input of tokens (features of speech, rows of
+  // a time series). Parameters that a model freezes are named by their modules, with a dot.
+  bool lies_beside_tokens(ValueId input) const {
+    const ir::Value& value = graph_.value(input);
+    const std::string name = lower(value.name);
+    const size_t rank = value.type.rank();
+    if (!ir::is_floating(value.type.dtype) || (rank != 2 && rank != 3)) return false;
+    if (contains_any(name, {".", "weight", "bias"})) return false;
+    const int64_t length = value.type.shape[is_convolved(input) ? 2 : 1];
+    return std::ranges::any_of(graph_.inputs(), [&](ValueId other) {
+      const ir::Value& tokens = graph_.value(other);
+      return !ir::is_floating(tokens.type.dtype) && tokens.type.rank() == 2 &&
+             names_token_input(tokens.name) && length > 1 &&
+             tokens.type.shape == ir::Shape{value.type.shape[0], length};
+    });
   }
 
   bool is_convolved(ValueId input) const {
@@ -329,7 +347,8 @@ class Detector {
       if (is_tagged(input) || !is_named_like_tokens(input)) continue;
       const int axis = is_convolved(input) ? 2 : 1;  // a convolution's operand has channels first
       roles_.sequence.push_back({input, axis});
-      because("sequence: axis {} of '{}', from the input's name", axis, graph_.name_of(input));
+      because("sequence: axis {} of '{}', from the input's {}", axis, graph_.name_of(input),
+              lies_beside_tokens(input) ? "shape, that of tokens" : "name");
     }
     if (!roles_.sequence.empty()) return;
     for (ValueId input : graph_.inputs()) {

@@ -287,6 +287,32 @@ TEST(Roles, FrozenWeightsAreNoData) {
   EXPECT_EQ(roles.batch, (std::vector<shard::DimTag>{{ids, 0}}));
 }
 
+// Features of speech or of a time series have no telling name, but the shape of the labels.
+TEST(Roles, FloatsThatLieBesideTokensAreData) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const auto floats = [&](const std::string& name, ir::Shape shape) {
+    return graph.add_input(name, {ir::DataType::kFloat32, std::move(shape)});
+  };
+  const ValueId x = floats("x", {2, 8, 4});
+  const ValueId labels = graph.add_input("labels", {ir::DataType::kInt64, {2, 8}});
+  const ValueId other = floats("table", {2, 9, 4});
+  const ValueId frozen = floats("encoder.positions", {2, 8, 4});
+  const ValueId w = floats("w", {4});
+  ValueId loss = build.binary("Mul", build.binary("Add", x, frozen), w);
+  loss = build.binary("Add", build.reduce_sum(loss, {0, 1, 2}, false),
+                      build.reduce_sum(other, {0, 1, 2}, false));
+  const ValueId counted = build.cast(labels, ir::DataType::kFloat32);
+  graph.add_output("loss", build.binary("Add", loss, build.reduce_sum(counted, {0, 1}, false)));
+  graph.add_output("w.grad", build.reduce_sum(x, {0, 1}, false));
+  const shard::Roles roles = shard::detect_roles(graph);
+  EXPECT_FALSE(roles.is_parameter[x.index()]);
+  EXPECT_TRUE(roles.is_parameter[other.index()]);
+  EXPECT_TRUE(roles.is_parameter[frozen.index()]);
+  EXPECT_EQ(roles.sequence, (std::vector<shard::DimTag>{{x, 1}, {labels, 1}}));
+  EXPECT_EQ(roles.batch, (std::vector<shard::DimTag>{{x, 0}, {labels, 0}}));
+}
+
 // Symbolic dimensions name the encoder's sequence; the decoder's inputs are known by their names.
 TEST(Roles, ADecodersSequenceIsFoundToo) {
   ir::Graph graph;

@@ -129,9 +129,10 @@ ValueId sum_of_taps(Builder& build, const Convolution& c, ValueId x, ValueId w) 
       window = build.reshape(window, grouped);
       weights = build.reshape(weights, {c.groups, rows / c.groups, columns});
     }
-    if (c.transposed)
+    if (c.transposed) {
       weights = build.transpose(
           weights, c.groups > 1 ? std::vector<int64_t>{0, 2, 1} : std::vector<int64_t>{1, 0});
+    }
     const ValueId product = build.matmul(weights, window);
     add(c.taps > 1 ? widen(build, product) : product);
   }
