@@ -33,7 +33,9 @@ CudaDevice::CudaDevice(int ordinal, const executor::BackendOptions& options)
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
   }
   check(cudaMalloc(reinterpret_cast<void**>(&faults_), sizeof(int32_t)), "taking memory");
-  check(cudaMemset(faults_, 0, sizeof(int32_t)), "clearing memory");
+  // On this stream: the others do not wait for what the default stream does.
+  check(cudaMemsetAsync(faults_, 0, sizeof(int32_t), streams_[0]), "clearing memory");
+  check(cudaStreamSynchronize(streams_[0]), "clearing memory");
 }
 
 CudaDevice::~CudaDevice() {
@@ -81,10 +83,11 @@ CudaDevice::Memory CudaDevice::memory() const {
   return {static_cast<int64_t>(free), static_cast<int64_t>(total)};
 }
 
-// From pageable memory, the bytes have been taken when the call returns.
+// Where a GPU reads pageable memory itself, its bytes are taken when the copy runs, not before.
 void CudaDevice::upload(StreamId id, std::byte* to, const void* from, int64_t bytes) {
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream(id)),
         "copying to the device");
+  check(cudaStreamSynchronize(stream(id)), "waiting for a copy to the device");
 }
 
 void CudaDevice::download(StreamId id, void* to, const std::byte* from, int64_t bytes) {
@@ -137,22 +140,34 @@ void CudaDevice::fork_and_join(const std::function<void()>& queue) {
 
 bool CudaDevice::capture(const std::function<void()>& queue) {
   const cudaStream_t compute = stream(StreamId::kCompute);
+  not_kept_.clear();
   check(cudaStreamBeginCapture(compute, cudaStreamCaptureModeThreadLocal), "capturing a step");
   cudaGraph_t graph = nullptr;
+  // What a library refuses while it is captured may work when it is not: who queues it then is told.
   try {
     fork_and_join(queue);
-  } catch (...) {
-    cudaStreamEndCapture(compute, &graph);
-    if (graph != nullptr) cudaGraphDestroy(graph);
-    throw;
+  } catch (const Error& error) {
+    not_kept_ = error.message();
+  } catch (const std::exception& error) {
+    not_kept_ = error.what();
   }
-  bool kept = cudaStreamEndCapture(compute, &graph) == cudaSuccess && graph != nullptr;
+  cudaError_t status = cudaStreamEndCapture(compute, &graph);
   if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
   graph_ = nullptr;
-  kept = kept && cudaGraphInstantiate(&graph_, graph, 0) == cudaSuccess;
+  if (status == cudaSuccess && not_kept_.empty()) status = cudaGraphInstantiate(&graph_, graph, 0);
+  if (status != cudaSuccess && not_kept_.empty()) not_kept_ = cudaGetErrorString(status);
   if (graph != nullptr) cudaGraphDestroy(graph);
   cudaGetLastError();
-  return kept;
+  return not_kept_.empty();
+}
+
+std::vector<std::string> CudaDevice::notices() const {
+  std::vector<std::string> notices;
+  if (attention_) notices = attention_->notices();
+  if (!not_kept_.empty()) {
+    notices.push_back("repeated steps are queued anew, not as one CUDA graph: " + not_kept_);
+  }
+  return notices;
 }
 
 void CudaDevice::replay() {

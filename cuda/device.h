@@ -45,6 +45,7 @@ class CudaDevice final : public executor::Device {
   int32_t* faults() override { return faults_; }
   bool capture(const std::function<void()>& queue) override;
   void replay() override;
+  std::vector<std::string> notices() const override;
 
  private:
   void fork_and_join(const std::function<void()>& queue);
@@ -54,6 +55,7 @@ class CudaDevice final : public executor::Device {
   cudaStream_t streams_[2] = {};
   int32_t* faults_ = nullptr;
   cudaGraphExec_t graph_ = nullptr;
+  std::string not_kept_;  // why a step could not be captured
   std::unique_ptr<Matmul> matmul_;
   std::unique_ptr<AttentionPlans> attention_;
 };

@@ -116,7 +116,7 @@ class DeviceRun {
     const auto begin = Clock::now();
     step_begin_ = begin;
     if (origin_) device_.record(StreamId::kCompute, *origin_);
-    if (number == 1 && may_be_captured()) captured_ = device_.capture([&] { queue_step(); });
+    if (number == 1 && may_be_captured()) capture_step();
     if (captured_) {
       device_.replay();
     } else {
@@ -127,6 +127,11 @@ class DeviceRun {
     check_faults();
     tell_times();
     return seconds;
+  }
+
+  void capture_step() {
+    captured_ = device_.capture([&] { queue_step(); });
+    if (!captured_) timed_.clear();  // it is queued once more
   }
 
   void check_faults() {
@@ -304,6 +309,7 @@ class DeviceRun {
       result_.notices.push_back(
           fmt::format("collectives go through host memory: {}", options_.device->notice()));
     }
+    std::ranges::copy(device_.notices(), std::back_inserter(result_.notices));
   }
 
   void collect_outputs() {

@@ -199,7 +199,6 @@ class EmulatedDevice final : public Device {
   int32_t* faults() override { return reinterpret_cast<int32_t*>(faults_); }
 
   bool capture(const std::function<void()>& queue) override {
-    if (!options_.captures) return false;
     captured_.clear();
     capturing_ = true;
     try {
@@ -209,7 +208,12 @@ class EmulatedDevice final : public Device {
       throw;
     }
     capturing_ = false;
-    return true;
+    if (!options_.captures) captured_.clear();
+    return options_.captures;
+  }
+  std::vector<std::string> notices() const override {
+    if (options_.captures) return {};
+    return {"a step cannot be kept"};
   }
   void replay() override {
     ++counts_.replays;

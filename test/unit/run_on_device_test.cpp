@@ -107,9 +107,10 @@ TEST(RunOnDevice, RepeatedStepsAreKeptAndQueuedAtOnce) {
   EXPECT_EQ(backend->counts().replays, 3);
   const auto never = std::make_shared<EmulatedBackend>(EmulatedOptions{.captures = false});
   options.backend = never;
-  test::expect_close(run_in_threads({graph}, {feeds}, options).ranks[0].outputs,
-                     test::run_graph(*graph, feeds));
+  const RunResult queued = run_in_threads({graph}, {feeds}, options);
+  test::expect_close(queued.ranks[0].outputs, test::run_graph(*graph, feeds));
   EXPECT_EQ(never->counts().replays, 0);
+  EXPECT_THAT(queued.ranks[0].notices, testing::Contains("a step cannot be kept"));
 }
 
 // --- Ranks.
