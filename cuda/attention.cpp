@@ -24,7 +24,14 @@ CudnnAttention* AttentionPlans::find(const AttentionShape& shape) {
   const auto found = plans_.find(shape);
   if (found != plans_.end()) return found->second.get();
   std::string reason;
-  return (plans_[shape] = plan_attention(shape, reason)).get();
+  auto& plan = plans_[shape] = plan_attention(shape, reason);
+  if (plan == nullptr) {
+    notices_.push_back(fmt::format(
+        "attention{} of {} queries, {} keys, width {} runs in this program's own kernel, which is "
+        "slow: {}",
+        shape.backward ? "'s gradient" : "", shape.queries, shape.keys, shape.width, reason));
+  }
+  return plan.get();
 }
 
 void* AttentionPlans::workspace(int64_t bytes) {
@@ -109,7 +116,8 @@ int64_t backward_workspace(const ir::Graph& graph, const ir::Node& node, int wor
   return own_row("AttentionGrad").workspace(graph, node, workers);
 }
 
-AttentionShape shape_of(const AttentionProblem& p, ir::DataType type, bool backward) {
+// `keeps`: the forward pass keeps its statistics, as the backward pass needs them.
+AttentionShape shape_of(const AttentionProblem& p, ir::DataType type, bool backward, bool keeps) {
   return {.type = type,
           .batch = p.batch,
           .query_heads = p.query_heads,
@@ -120,7 +128,8 @@ AttentionShape shape_of(const AttentionProblem& p, ir::DataType type, bool backw
           .value_width = p.value_width,
           .scale = p.scale,
           .causal = p.mask.end != nullptr,
-          .backward = backward};
+          .backward = backward,
+          .keeps_statistics = keeps};
 }
 
 void run(const KernelCall& call, CudnnAttention& plan, const AttentionArrays& arrays) {
@@ -132,17 +141,18 @@ void run(const KernelCall& call, CudnnAttention& plan, const AttentionArrays& ar
 void attention(const KernelCall& call) {
   const AttentionProblem p = reference::attention_problem(call.call, reference::kAttention);
   const auto& operands = call.call.operands;
-  CudnnAttention* plan =
-      device_of(call.device).attention().find(shape_of(p, operands[0].dtype, false));
   const auto& maxima = kernels::result(call, 1);
   const auto& sums = kernels::result(call, 2);
-  if (plan == nullptr || !maxima) return own_row("Attention").function(call);
+  const bool keeps = static_cast<bool>(maxima);
+  CudnnAttention* plan =
+      device_of(call.device).attention().find(shape_of(p, operands[0].dtype, false, keeps));
+  if (plan == nullptr || (sums && !keeps)) return own_row("Attention").function(call);
   run(call, *plan,
       {.query = operands[0].data,
        .key = operands[1].data,
        .value = operands[2].data,
        .output = call.call.results[0].data,
-       .statistics = static_cast<float*>(maxima.data)});
+       .statistics = keeps ? static_cast<float*>(maxima.data) : nullptr});
   if (sums) {
     kernels::set_sums_to_one(kernels::Queue(call), p.batch * p.query_heads * p.queries,
                              static_cast<float*>(sums.data));
@@ -154,7 +164,7 @@ void attention_grad(const KernelCall& call) {
   const auto& operands = call.call.operands;
   const auto& results = call.call.results;
   CudnnAttention* plan =
-      device_of(call.device).attention().find(shape_of(p, operands[0].dtype, true));
+      device_of(call.device).attention().find(shape_of(p, operands[0].dtype, true, true));
   if (plan == nullptr) return own_row("AttentionGrad").function(call);
   auto* statistics = reinterpret_cast<float*>(call.workspace);
   kernels::join_statistics(kernels::Queue(call), p.batch * p.query_heads * p.queries, statistics,

@@ -4,6 +4,8 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <string>
+#include <vector>
 
 #include "cuda/cudnn_attention.h"
 #include "executor/kernel_table.h"
@@ -22,11 +24,14 @@ class AttentionPlans {
   CudnnAttention* find(const AttentionShape& shape);
   // At least so many bytes, which stay until more are asked for.
   void* workspace(int64_t bytes);
+  // Which shapes cuDNN has no plan for, and why.
+  const std::vector<std::string>& notices() const { return notices_; }
 
  private:
   std::map<AttentionShape, std::unique_ptr<CudnnAttention>> plans_;
   void* workspace_ = nullptr;
   int64_t workspace_bytes_ = 0;
+  std::vector<std::string> notices_;
 };
 
 std::span<const executor::KernelRow> cudnn_rows();

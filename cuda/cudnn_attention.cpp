@@ -83,7 +83,7 @@ class AttentionGraph {
   void add_forward() {
     auto options = fe::graph::SDPA_attributes()
                        .set_name("attention")
-                       .set_generate_stats(true)
+                       .set_generate_stats(shape_.keeps_statistics)
                        .set_attn_scale(shape_.scale);
     if (shape_.causal) {
       options.set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT)
@@ -93,6 +93,7 @@ class AttentionGraph {
         graph_.sdpa(input(kQuery, of_queries(shape_.width)), input(kKey, of_keys(shape_.width)),
                     input(kValue, of_keys(shape_.value_width)), options);
     output(o, kOutput, of_queries(shape_.value_width));
+    if (statistics == nullptr) return;
     output(statistics, kStatistics, of_queries(1));
     statistics->set_data_type(fe::DataType_t::FLOAT);
   }
@@ -121,10 +122,17 @@ class AttentionGraph {
   fe::graph::Graph graph_;
 };
 
-// cuDNN of this process, opened once; null where it is missing.
-bool open_cudnn() {
-  if (fe::cudnn_dlhandle == nullptr) fe::cudnn_dlhandle = cudnn().handle();
-  return fe::cudnn_dlhandle != nullptr;
+// Why cuDNN cannot be used in this process; opened once. Its front end opens CUDA's runtime by
+// name alone, which finds what is open already.
+const std::string& problem_of_cudnn() {
+  static const std::string kProblem = []() -> std::string {
+    for (const Library* library : {&cudnn(), &cudart()}) {
+      if (library->handle() == nullptr) return library->name() + " was not found";
+    }
+    fe::cudnn_dlhandle = cudnn().handle();
+    return "";
+  }();
+  return kProblem;
 }
 
 class Planned final : public CudnnAttention {
@@ -136,11 +144,13 @@ class Planned final : public CudnnAttention {
   Planned(const Planned&) = delete;
   Planned& operator=(const Planned&) = delete;
 
-  std::string build() {
+  std::string build() try {
     if (fe::detail::create_handle(&handle_) != CUDNN_STATUS_SUCCESS) return "cuDNN does not start";
     graph_.add_nodes();
     auto status = graph_.graph().build(handle_, {fe::HeurMode_t::A});
     return status.is_bad() ? status.get_message() : "";
+  } catch (const std::exception& error) {
+    return error.what();
   }
 
   int64_t workspace_bytes() const override {
@@ -155,8 +165,8 @@ class Planned final : public CudnnAttention {
     std::unordered_map<int64_t, void*> pointers = {{kQuery, in(arrays.query)},
                                                    {kKey, in(arrays.key)},
                                                    {kValue, in(arrays.value)},
-                                                   {kOutput, arrays.output},
-                                                   {kStatistics, arrays.statistics}};
+                                                   {kOutput, arrays.output}};
+    if (arrays.statistics != nullptr) pointers[kStatistics] = arrays.statistics;
     if (shape_.backward) {
       pointers[kOutputGradient] = in(arrays.output_gradient);
       pointers[kQueryGradient] = arrays.query_gradient;
@@ -180,10 +190,8 @@ class Planned final : public CudnnAttention {
 }  // namespace
 
 std::unique_ptr<CudnnAttention> plan_attention(const AttentionShape& shape, std::string& reason) {
-  if (!open_cudnn()) {
-    reason = "cuDNN was not found";
-    return nullptr;
-  }
+  reason = problem_of_cudnn();
+  if (!reason.empty()) return nullptr;
   auto planned = std::make_unique<Planned>(shape);
   reason = planned->build();
   if (!reason.empty()) return nullptr;
@@ -191,7 +199,7 @@ std::unique_ptr<CudnnAttention> plan_attention(const AttentionShape& shape, std:
 }
 
 std::string check_attention(const AttentionShape& shape, int architecture) {
-  if (!open_cudnn()) return "cuDNN was not found";
+  if (!problem_of_cudnn().empty()) return problem_of_cudnn();
   AttentionGraph graph(shape);
   graph.graph().set_sm_version(architecture);
   graph.add_nodes();

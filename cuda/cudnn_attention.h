@@ -20,6 +20,7 @@ struct AttentionShape {
   float scale = 1;
   bool causal = false;  // query i sees keys j <= i
   bool backward = false;
+  bool keeps_statistics = true;  // of the forward pass, which recomputing one may drop
   auto operator<=>(const AttentionShape&) const = default;
 };
 
@@ -30,7 +31,7 @@ struct AttentionArrays {
   const void* key = nullptr;
   const void* value = nullptr;
   void* output = nullptr;       // read by the backward pass
-  float* statistics = nullptr;  // likewise
+  float* statistics = nullptr;  // likewise; null where the forward pass drops them
   const void* output_gradient = nullptr;
   void* query_gradient = nullptr;
   void* key_gradient = nullptr;

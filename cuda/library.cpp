@@ -63,6 +63,11 @@ const Library& cudnn() {
   return kLibrary;
 }
 
+const Library& cudart() {
+  static const Library kLibrary("CUDA's runtime", {"libcudart.so.13"});
+  return kLibrary;
+}
+
 const Library& nccl() {
   static const Library kLibrary("NCCL", {"libnccl.so.2"});
   return kLibrary;

@@ -34,5 +34,6 @@ class Library {
 const Library& cublaslt();
 const Library& cudnn();
 const Library& nccl();
+const Library& cudart();  // which cuDNN's front end uses; this library has CUDA's runtime in it
 
 }  // namespace autosp::cuda
