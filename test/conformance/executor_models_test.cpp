@@ -8,6 +8,7 @@
 #include "executor/run.h"
 #include "onnx/model.h"
 #include "support/run_graph.h"
+#include "support/source_folder.h"
 #include "transforms/pipeline.h"
 
 namespace autosp::executor {
@@ -15,7 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path kGraphs = fs::path(AUTOSP_SOURCE_DIR) / "models/graphs";
+const fs::path kGraphs = test::source_folder() / "models/graphs";
 
 std::vector<std::string> committed_graphs() {
   std::vector<std::string> names;

@@ -20,13 +20,14 @@
 #include "reference/kernels.h"
 #include "support/devices.h"
 #include "support/run_graph.h"
+#include "support/source_folder.h"
 
 namespace autosp {
 namespace {
 
 namespace fs = std::filesystem;
 
-const fs::path kFolder = AUTOSP_SOURCE_DIR "/.deps/onnx-node-tests";
+const fs::path kFolder = test::source_folder() / ".deps/onnx-node-tests";
 
 // Cases of operators with kernels that these kernels do not have to pass.
 struct Exception {

@@ -5,13 +5,14 @@
 #include <filesystem>
 
 #include "onnx/model.h"
+#include "support/source_folder.h"
 
 namespace autosp::test {
 
 namespace {
 
 std::filesystem::path graphs() {
-  return std::filesystem::path(AUTOSP_SOURCE_DIR) / "models" / "graphs";
+  return source_folder() / "models" / "graphs";
 }
 
 }  // namespace
