@@ -38,7 +38,9 @@ class ExportedGraph:
         return to_numpy(self.case.inputs(seed=1))
 
 
-def export_case(case: TrainingCase, symbolic: list[str], route: str = JOINT, opset: int | None = None) -> ExportedGraph:
+def export_case(
+    case: TrainingCase, symbolic: list[str], route: str = JOINT, opset: int | None = None, *, checks: bool = True
+) -> ExportedGraph:
     """Traces, converts and checks; raises CannotConvert or GradientMismatch."""
     signature = signature_of(case, symbolic)
     try:
@@ -54,7 +56,8 @@ def export_case(case: TrainingCase, symbolic: list[str], route: str = JOINT, ops
     graph_files.strip_export_notes(model)
     onnx.checker.check_model(model, full_check=True)
     graph_files.set_metadata(model, {"autosp.loss": "loss", "autosp.route": route, "autosp.model": case.name})
-    return ExportedGraph(case, route, model, signature, check_graph(model, signature, case, symbolic))
+    comparisons = check_graph(model, signature, case, symbolic) if checks else []
+    return ExportedGraph(case, route, model, signature, comparisons)
 
 
 def symbolic_axis_names(case: TrainingCase, static: bool, symbolic_batch: bool) -> list[str]:

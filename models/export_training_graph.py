@@ -68,7 +68,7 @@ def export_from_torch(options: argparse.Namespace) -> None:
     """--hf, --hf-config, --module."""
     case = _case(options)
     symbolic = symbolic_axis_names(case, options.static, options.symbolic_batch)
-    exported = export_case(case, symbolic, options.route, options.opset)
+    exported = export_case(case, symbolic, options.route, options.opset, checks=not options.no_check)
     for name in exported.signature.unused_parameters:
         print(f"note: parameter '{name}' does not reach the loss: a constant of the graph, without a gradient")
     for comparison in exported.comparisons:
@@ -171,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     form.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="type of the parameters")
     form.add_argument("--params", choices=["inputs", "external"], default="inputs", help="where parameters live")
     form.add_argument("--opset", type=int, help="ONNX operator set (default: the exporter's)")
+    form.add_argument("--no-check", action="store_true", help="do not run the graph beside PyTorch: it may be large")
     form.add_argument("--no-inputs", action="store_true", help="do not write the .npz of inputs")
     return parser
 

@@ -37,6 +37,10 @@ class Config:
         return self.hidden // self.heads
 
 
+EIGHT_BILLION = Config(vocab=16384, hidden=4096, heads=32, kv_heads=8, inner=14336, layers=2)
+"""Two layers of Llama 3.1 8B, with a vocabulary an eighth as large."""
+
+
 def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """PyTorch's own fused attention over whole sequences."""
     groups = query.shape[1] // key.shape[1]
@@ -111,13 +115,13 @@ class Llama(nn.Module):
         width = self.config.width
         frequencies = 10000.0 ** (-torch.arange(0, width, 2) / width)
         positions = torch.arange(first_position, first_position + ids.shape[1])
-        angles = positions[:, None] * frequencies
-        cosine, sine = angles.cos(), angles.sin()
+        angles = (positions[:, None] * frequencies).to(ids.device)
         x = self.embedding(ids)
+        cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for block in self.blocks:
             rotation = (cosine, sine)
             x = checkpoint(block, x, *rotation, use_reentrant=False) if self.checkpointed else block(x, *rotation)
-        logits = self.head(self.norm(x)).flatten(0, 1)
+        logits = self.head(self.norm(x)).flatten(0, 1).float()
         total = functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
         return total / (valid if valid is not None else (labels != IGNORED).sum())
 
