@@ -18,20 +18,43 @@ using executor::KernelCall;
 using executor::KernelRow;
 using reference::AttentionProblem;
 
+namespace {
+
+// What a fixed order of sums may cost: no plan of memory counts it.
+constexpr int64_t kMostWorkspace = int64_t{1} << 30;
+
+}  // namespace
+
 AttentionPlans::~AttentionPlans() { cudaFree(workspace_); }
 
 CudnnAttention* AttentionPlans::find(const AttentionShape& shape) {
   const auto found = plans_.find(shape);
   if (found != plans_.end()) return found->second.get();
+  return (plans_[shape] = make(shape)).get();
+}
+
+std::unique_ptr<CudnnAttention> AttentionPlans::make(AttentionShape shape) {
+  const std::string what =
+      fmt::format("attention{} of {} queries, {} keys, width {}",
+                  shape.backward ? "'s gradient" : "", shape.queries, shape.keys, shape.width);
   std::string reason;
-  auto& plan = plans_[shape] = plan_attention(shape, reason);
-  if (plan == nullptr) {
-    notices_.push_back(fmt::format(
-        "attention{} of {} queries, {} keys, width {} runs in this program's own kernel, which is "
-        "slow: {}",
-        shape.backward ? "'s gradient" : "", shape.queries, shape.keys, shape.width, reason));
+  auto plan = plan_attention(shape, reason);
+  const int64_t bytes = plan ? plan->workspace_bytes() : 0;
+  if (shape.backward && (plan == nullptr || bytes > kMostWorkspace)) {
+    shape.ordered = false;
+    std::string ignored;
+    if (auto unordered = plan_attention(shape, ignored)) {
+      notices_.push_back(
+          fmt::format("{} is summed in no fixed order: cuDNN {} for a fixed one", what,
+                      plan ? "takes " + format_bytes(static_cast<double>(bytes)) : "has no plan"));
+      return unordered;
+    }
   }
-  return plan.get();
+  if (plan == nullptr) {
+    notices_.push_back(
+        fmt::format("{} runs in this program's own kernel, which is slow: {}", what, reason));
+  }
+  return plan;
 }
 
 void* AttentionPlans::workspace(int64_t bytes) {

@@ -24,10 +24,12 @@ class AttentionPlans {
   CudnnAttention* find(const AttentionShape& shape);
   // At least so many bytes, which stay until more are asked for.
   void* workspace(int64_t bytes);
-  // Which shapes cuDNN has no plan for, and why.
+  // Which shapes cuDNN has no plan for, or none that sums in a fixed order, and why.
   const std::vector<std::string>& notices() const { return notices_; }
 
  private:
+  std::unique_ptr<CudnnAttention> make(AttentionShape shape);
+
   std::map<AttentionShape, std::unique_ptr<CudnnAttention>> plans_;
   void* workspace_ = nullptr;
   int64_t workspace_bytes_ = 0;

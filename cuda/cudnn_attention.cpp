@@ -102,7 +102,7 @@ class AttentionGraph {
     auto options = fe::graph::SDPA_backward_attributes()
                        .set_name("attention gradient")
                        .set_attn_scale(shape_.scale);
-    options.set_deterministic_algorithm(true);
+    options.set_deterministic_algorithm(shape_.ordered);
     if (shape_.causal) {
       options.set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT)
           .set_diagonal_band_right_bound(0);

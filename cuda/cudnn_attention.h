@@ -21,6 +21,9 @@ struct AttentionShape {
   bool causal = false;  // query i sees keys j <= i
   bool backward = false;
   bool keeps_statistics = true;  // of the forward pass, which recomputing one may drop
+  // Of the backward pass: query gradients are summed in a fixed order. On Hopper that takes cuDNN
+  // before 9.25 memory for a 16-bit number per query head, query and key.
+  bool ordered = true;
   auto operator<=>(const AttentionShape&) const = default;
 };
 

@@ -37,6 +37,8 @@ TEST_F(CudnnAttentionGraphs, AreValid) {
     for (const bool causal : {false, true}) {
       AttentionShape shape = llama_8b(causal, backward);
       EXPECT_EQ(check_attention(shape, kHopper), "") << causal << backward;
+      shape.ordered = !backward;
+      EXPECT_EQ(check_attention(shape, kHopper), "") << causal << backward;
       shape.keeps_statistics = backward;  // a forward pass that is recomputed later keeps none
       EXPECT_EQ(check_attention(shape, kHopper), "") << causal << backward;
       shape.type = ir::DataType::kFloat16;
