@@ -39,7 +39,7 @@ CudaDevice::CudaDevice(int ordinal, const executor::BackendOptions& options)
 }
 
 CudaDevice::~CudaDevice() {
-  if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
+  CudaDevice::forget();
   attention_.reset();
   matmul_.reset();
   cudaFree(faults_);
@@ -143,7 +143,8 @@ bool CudaDevice::capture(const std::function<void()>& queue) {
   not_kept_.clear();
   check(cudaStreamBeginCapture(compute, cudaStreamCaptureModeThreadLocal), "capturing a step");
   cudaGraph_t graph = nullptr;
-  // What a library refuses while it is captured may work when it is not: who queues it then is told.
+  // What a library refuses while it is captured may work when it is not: who queues it then is
+  // told.
   try {
     fork_and_join(queue);
   } catch (const Error& error) {
@@ -152,8 +153,7 @@ bool CudaDevice::capture(const std::function<void()>& queue) {
     not_kept_ = error.what();
   }
   cudaError_t status = cudaStreamEndCapture(compute, &graph);
-  if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
-  graph_ = nullptr;
+  forget();
   if (status == cudaSuccess && not_kept_.empty()) status = cudaGraphInstantiate(&graph_, graph, 0);
   if (status != cudaSuccess && not_kept_.empty()) not_kept_ = cudaGetErrorString(status);
   if (graph != nullptr) cudaGraphDestroy(graph);
@@ -168,6 +168,11 @@ std::vector<std::string> CudaDevice::notices() const {
     notices.push_back("repeated steps are queued anew, not as one CUDA graph: " + not_kept_);
   }
   return notices;
+}
+
+void CudaDevice::forget() {
+  if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
+  graph_ = nullptr;
 }
 
 void CudaDevice::replay() {

@@ -45,6 +45,7 @@ class CudaDevice final : public executor::Device {
   int32_t* faults() override { return faults_; }
   bool capture(const std::function<void()>& queue) override;
   void replay() override;
+  void forget() override;
   std::vector<std::string> notices() const override;
 
  private:

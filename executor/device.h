@@ -75,6 +75,9 @@ class Device {
   // this returns. False where that cannot be kept; then nothing was queued.
   virtual bool capture(const std::function<void()>& queue) = 0;
   virtual void replay() = 0;
+  // Lets go of it: its addresses end with the run that it is of, and NCCL's groups wait for its
+  // end.
+  virtual void forget() {}
 
   // What the user should know of how it has run: what it could not do as it is meant to be done.
   virtual std::vector<std::string> notices() const { return {}; }

@@ -50,6 +50,9 @@ class DeviceRun {
         workers_(program.workers()),
         files_(options.data_folder),
         collectives_(exchange_, device_) {}
+  ~DeviceRun() { device_.forget(); }
+  DeviceRun(const DeviceRun&) = delete;
+  DeviceRun& operator=(const DeviceRun&) = delete;
 
   RankResult run() {
     check_feeds(graph_, feeds_);
@@ -145,9 +148,16 @@ class DeviceRun {
 
   // Nothing on the host, and nothing that another rank's thread queues.
   bool may_be_captured() const {
-    const bool on_host = std::ranges::any_of(steps_, &StreamStep::on_host);
-    const bool exchanges = std::ranges::any_of(steps_, &StreamStep::exchanges);
-    return options_.events == nullptr && !on_host && (!exchanges || exchange_ != &communicator_);
+    if (options_.events != nullptr) return false;
+    for (size_t k = 0; k < steps_.size(); ++k) {
+      if (steps_[k].on_host || (steps_[k].exchanges && meets_threads(k))) return false;
+    }
+    return true;
+  }
+
+  // A group of one meets nobody.
+  bool meets_threads(size_t k) const {
+    return exchange_ == &communicator_ && graph_.nodes()[k].attributes.get_ints("group").size() > 1;
   }
 
   void queue_step() {

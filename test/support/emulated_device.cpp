@@ -209,7 +209,12 @@ class EmulatedDevice final : public Device {
     }
     capturing_ = false;
     if (!options_.captures) captured_.clear();
+    if (options_.captures) ++counts_.kept;
     return options_.captures;
+  }
+  void forget() override {
+    if (!captured_.empty()) --counts_.kept;
+    captured_.clear();
   }
   std::vector<std::string> notices() const override {
     if (options_.captures) return {};

@@ -32,6 +32,7 @@ struct EmulatedCounts {
   std::atomic<int64_t> allocations = 0;
   std::atomic<int64_t> live_bytes = 0;
   std::atomic<int64_t> replays = 0;
+  std::atomic<int64_t> kept = 0;  // steps, at the moment
 };
 
 class EmulatedBackend final : public executor::Backend {

@@ -105,12 +105,31 @@ TEST(RunOnDevice, RepeatedStepsAreKeptAndQueuedAtOnce) {
   test::expect_close(run_in_threads({graph}, {feeds}, options).ranks[0].outputs,
                      test::run_graph(*graph, feeds));
   EXPECT_EQ(backend->counts().replays, 3);
+  EXPECT_EQ(backend->counts().kept, 0) << "what is kept ends with the run";
   const auto never = std::make_shared<EmulatedBackend>(EmulatedOptions{.captures = false});
   options.backend = never;
   const RunResult queued = run_in_threads({graph}, {feeds}, options);
   test::expect_close(queued.ranks[0].outputs, test::run_graph(*graph, feeds));
   EXPECT_EQ(never->counts().replays, 0);
   EXPECT_THAT(queued.ranks[0].notices, testing::Contains("a step cannot be kept"));
+}
+
+TEST(RunOnDevice, AnExchangeWithNobodyIsKeptToo) {
+  auto graph = std::make_shared<ir::Graph>();
+  ir::Builder build(*graph);
+  const ValueId x = graph->add_input("x", floats({4, 3}));
+  const NodeId sum = graph->add_node("AllReduce", {build.unary("Exp", x)}, {floats({4, 3})},
+                                     {{"group", std::vector<int64_t>{0}}}, "autosp", {}, "sum");
+  graph->add_output("y", build.unary("Neg", graph->node(sum).outputs[0]));
+  Arrays feeds = test::random_feeds(*graph);
+  const auto backend = std::make_shared<EmulatedBackend>();
+  RunOptions options = on(backend);
+  const RunResult once = run_in_threads({graph}, {feeds}, options);
+  options.repeat = 4;
+  const RunResult often = run_in_threads({graph}, {feeds}, options);
+  EXPECT_EQ(backend->counts().replays, 3);
+  test::expect_close(often.ranks[0].outputs, once.ranks[0].outputs);
+  EXPECT_EQ(often.ranks[0].collectives.size(), 1U);
 }
 
 // --- Ranks.
