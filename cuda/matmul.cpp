@@ -186,9 +186,10 @@ cudaDataType_t type_of(ir::DataType type) {
   }
 }
 
-// The largest power of two, up to 256, that all of these are multiples of.
+// The largest power of two, up to what every buffer of the arena has, that all of these are
+// multiples of: where a buffer happens to lie must not choose another order of sums.
 unsigned common_alignment(std::initializer_list<uint64_t> addresses) {
-  uint64_t bits = 256;
+  uint64_t bits = 64;
   for (const uint64_t address : addresses) bits |= address;
   return static_cast<unsigned>(bits & (~bits + 1));
 }

@@ -18,7 +18,7 @@ struct LtProblem {
   bool transpose_a = false, transpose_b = false;
   int64_t batch = 1;
   int64_t a_stride = 0, b_stride = 0, c_stride = 0;  // elements
-  unsigned alignment = 256;                          // bytes, of all of them
+  unsigned alignment = 64;                           // bytes, of all of them
   auto operator<=>(const LtProblem&) const = default;
 };
 
