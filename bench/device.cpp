@@ -119,8 +119,7 @@ double difference(const ir::Tensor& got, const ir::Tensor& want) {
 class NodeThere {
  public:
   NodeThere(Device& device, Communicator& host, const KernelTable& table, const ir::Graph& graph,
-            const ir::Node& node, std::vector<std::byte*> operands,
-            std::vector<std::byte*> results)
+            const ir::Node& node, std::vector<std::byte*> operands, std::vector<std::byte*> results)
       : device_(device),
         host_(host),
         graph_(graph),
@@ -138,9 +137,9 @@ class NodeThere {
     std::vector<reference::Result> results;
     for (size_t k = 0; k < node_.inputs.size(); ++k) {
       const ValueId id = node_.inputs[k];
-      operands.push_back(id ? reference::Operand{graph_.type(id).dtype, &graph_.shape(id),
-                                                 operand_data_[k]}
-                            : reference::Operand{});
+      operands.push_back(
+          id ? reference::Operand{graph_.type(id).dtype, &graph_.shape(id), operand_data_[k]}
+             : reference::Operand{});
     }
     for (size_t k = 0; k < node_.outputs.size(); ++k) {
       const ValueId id = node_.outputs[k];
@@ -218,7 +217,7 @@ class AttentionBench {
     report["forward_tflops"] = work / forward * 1e-12;
     report["backward_tflops"] = 2.5 * work / backward * 1e-12;
     if (checks) report["differences_from_own_kernel"] = differences(best);
-    report["notices"] = device_.notices();
+    for (const std::string& notice : device_.notices()) fmt::print(stderr, "note: {}\n", notice);
     return report;
   }
 
@@ -467,8 +466,8 @@ Json measure(Backend& backend, const std::string& what, const std::vector<std::s
                                number(5) != 0, type_named(words.at(6))})
                    .measure();
     } else if (what == "matmul") {
-      report = multiply(backend, device, host, number(0), number(1), number(2),
-                        type_named(words.at(3)));
+      report =
+          multiply(backend, device, host, number(0), number(1), number(2), type_named(words.at(3)));
     } else if (what == "copy") {
       report = copy(device, number(0));
     } else {

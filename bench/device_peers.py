@@ -78,9 +78,7 @@ class Bench:
 
         output = forward()
         ahead = self.seconds(forward)
-        back = self.seconds(
-            lambda: torch.autograd.grad(output, (query, key, value), gradient, retain_graph=True)
-        )
+        back = self.seconds(lambda: torch.autograd.grad(output, (query, key, value), gradient, retain_graph=True))
         work = 4 * batch * heads * length**2 * width * (0.5 if causal else 1)
         return {
             "forward_seconds": ahead,

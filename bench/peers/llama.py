@@ -113,9 +113,9 @@ class Llama(nn.Module):
         self, ids: torch.Tensor, labels: torch.Tensor, first_position: int = 0, valid: int | None = None
     ) -> torch.Tensor:
         width = self.config.width
-        frequencies = 10000.0 ** (-torch.arange(0, width, 2) / width)
-        positions = torch.arange(first_position, first_position + ids.shape[1])
-        angles = (positions[:, None] * frequencies).to(ids.device)
+        frequencies = 10000.0 ** (-torch.arange(0, width, 2, device=ids.device) / width)
+        positions = torch.arange(first_position, first_position + ids.shape[1], device=ids.device)
+        angles = positions[:, None] * frequencies
         x = self.embedding(ids)
         cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         for block in self.blocks:

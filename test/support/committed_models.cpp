@@ -11,9 +11,7 @@ namespace autosp::test {
 
 namespace {
 
-std::filesystem::path graphs() {
-  return source_folder() / "models" / "graphs";
-}
+std::filesystem::path graphs() { return source_folder() / "models" / "graphs"; }
 
 }  // namespace
 

@@ -1,5 +1,5 @@
-// The emulated device in place of CUDA's: AUTOSP_CUDA_MODULE=.../libautosp_emulated.so, for tests of
-// what runs with --device cuda.
+// The emulated device in place of CUDA's: AUTOSP_CUDA_MODULE=.../libautosp_emulated.so, for tests
+// of what runs with --device cuda.
 #include "executor/device_module.h"
 #include "support/emulated_device.h"
 
