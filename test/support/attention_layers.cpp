@@ -240,6 +240,7 @@ class Layer {
 
   ValueId masked_by_inputs(ValueId s) {
     const double hidden = lowest();
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
     switch (options_.mask) {
       case LayerMask::kTwoSums: {
         const ValueId valid = over_keys(data("attention_mask", DataType::kBool));
@@ -247,8 +248,7 @@ class Layer {
         return build_.binary("Add", s, added(of_keys, causal(), -1e9));
       }
       case LayerMask::kGuardedBias: {
-        const double infinity = std::numeric_limits<double>::infinity();
-        guard_ = added(over_keys(data("key_bias", options_.dtype)), causal(), -infinity);
+        guard_ = added(over_keys(data("key_bias", options_.dtype)), causal(), -kInfinity);
         return build_.binary("Add", s, guard_);
       }
       case LayerMask::kPadding: {
@@ -275,6 +275,19 @@ class Layer {
         const Shape full = {options_.batch, 1, options_.sequence, options_.sequence};
         seen_ = build_.binary("Equal", build_.expand(ids, full), build_.scalar_like(ids, 1));
         return build_.where(seen_, s, number(hidden));
+      }
+      case LayerMask::kRepeatedKeys: {
+        const ValueId valid = over_keys(data("attention_mask", DataType::kBool));
+        const ValueId of_keys = build_.where(valid, number(0), number(-kInfinity));
+        const Shape repeated = {options_.batch, heads_, 1, options_.sequence};
+        return build_.binary("Add", s,
+                             added(build_.expand(of_keys, repeated), causal(), -kInfinity));
+      }
+      case LayerMask::kKeysOfHeads: {
+        const Shape shape = {options_.batch, heads_, 1, options_.sequence};
+        const ValueId valid = graph_.add_input("attention_mask", {DataType::kBool, shape});
+        const ValueId of_keys = build_.where(valid, number(0), number(-kInfinity));
+        return build_.binary("Add", s, added(of_keys, causal(), -kInfinity));
       }
       case LayerMask::kBatchBits: {
         const ValueId bits =

@@ -30,7 +30,9 @@ enum class LayerMask {
   kBatchBits,  // causal, and a run-time bool per batch entry
   kWrapped,    // equal bytes of run-time segment ids times 128, made bytes after they are repeated
   kBand,       // not those of which 2 < |j - i|, and a run-time bool vector, -FLT_MAX added
-  kTruncated,  // keys from half the query's position on, made an integer after it is repeated
+  kRepeatedKeys,  // causal, and a run-time bool vector made 0 or -inf and repeated for the heads
+  kKeysOfHeads,   // causal, and a run-time bool per head and key, -inf added
+  kTruncated,     // keys from half the query's position on, made an integer after it is repeated
 };
 
 // How weights are dropped at random, a third of them.
@@ -85,9 +87,9 @@ struct LayerOptions {
 };
 
 // Data inputs: inputs_embeds [batch, sequence, 10], and where the mask asks for them attention_mask
-// (bool; of pairs [batch, sequence, sequence], of a batch entry [batch, 1]), segment_ids,
-// token_type_ids, position_ids, all [batch, sequence]. Outputs: loss, and the gradients of wq, wk,
-// wv.
+// (bool; of pairs [batch, sequence, sequence], of a batch entry [batch, 1], of heads [batch, heads,
+// 1, sequence]), segment_ids, token_type_ids, position_ids, all [batch, sequence]. Outputs: loss,
+// and the gradients of wq, wk, wv.
 ir::Graph attention_layer(const LayerOptions& options);
 
 }  // namespace autosp::test

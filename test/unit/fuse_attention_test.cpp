@@ -89,6 +89,17 @@ test::Tensors feeds_with_mask(const Graph& graph, const std::function<bool(int64
   return feeds;
 }
 
+// The same where random masks would leave rows without a key.
+void expect_fused_where(const LayerOptions& options, const std::string& mask,
+                        const std::function<bool(int64_t)>& valid) {
+  const Fusion fusion = fuse(attention_layer(options));
+  ASSERT_EQ(fusion.regions.size(), 1U);
+  EXPECT_TRUE(fusion.regions[0].fused) << fusion.regions[0].reason;
+  EXPECT_EQ(fusion.regions[0].mask, mask);
+  EXPECT_EQ(test::count_nodes(fusion.after, "Softmax"), 0U);
+  expect_equal(fusion, feeds_with_mask(fusion.before, valid), tolerance_of(options.dtype));
+}
+
 TEST(FuseAttention, FindsHeadsAndScale) {
   const AttentionRegion region = expect_fused({.kv_heads = 2, .groups = 3}, "causal");
   EXPECT_NEAR(region.scale, 1 / std::sqrt(3.0), 1e-7);
@@ -279,6 +290,19 @@ TEST(FuseAttention, GuardsOfBiasesStay) {
   }
   feeds["key_bias"] = bias;
   expect_equal(fusion, feeds);
+}
+
+// As in nn.MultiheadAttention: the keys' vector is repeated for the heads before masks are summed.
+TEST(FuseAttention, VectorsThatAreRepeatedForHeadsAreKeyMasks) {
+  const LayerOptions options{.mask = LayerMask::kRepeatedKeys};
+  expect_fused_where(options, "causal, key mask", [](int64_t k) { return k % 12 < 9; });
+}
+
+// The operator's masks are the same for all heads.
+TEST(FuseAttention, KeyMasksOfHeadsStayABias) {
+  const LayerOptions options{.mask = LayerMask::kKeysOfHeads};
+  expect_fused_where(options, "bias kept ('Where' hides other keys for each head)",
+                     [](int64_t k) { return k % 12 == 0 || k % 5 != 0; });
 }
 
 // As in DeBERTa.

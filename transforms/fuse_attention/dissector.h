@@ -95,6 +95,7 @@ class Dissector {
   void sum(ValueId value, double factor = 1);
   void summands(const ir::Node& node, double factor);
   double rounded(double number, ValueId value) const;
+  ValueId before_repeats(ValueId value) const;
   bool hides(ValueId value);
   void masked_sum(const ir::Node& node, double factor);
 

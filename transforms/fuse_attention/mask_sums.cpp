@@ -47,7 +47,7 @@ void Dissector::sum(ValueId value, double factor) {
   const Node* node = graph_.producer(value);
   const Extent extent = extent_of(value);
   if (node == nullptr || !(extent.queries && extent.keys)) {
-    if (factor == 1 && hides(value)) return;
+    if (factor == 1 && hides(before_repeats(value))) return;
     if (extent.queries && extent.keys) {
       if (factor == 1 && known_tensor(facts_, cutout_.original[value.index()])) {
         return read_entries(value, false, true);
@@ -105,18 +105,32 @@ double Dissector::rounded(double number, ValueId value) const {
   return Tensor::scalar(graph_.type(value).dtype, number).value_as_double(0);
 }
 
+// A vector that was repeated, for the heads say, says what it said before.
+ValueId Dissector::before_repeats(ValueId value) const {
+  const Node* node = graph_.producer(value);
+  while (node != nullptr && (is_view(*node) || node->is("Expand"))) {
+    value = node->inputs[0];
+    node = graph_.producer(value);
+  }
+  return value;
+}
+
 // A vector that is 0 or a number which swallows scores is a mask, for beside other masks it says
 // which rows see no key. One whose number leaves a part of the scores stays a bias, exact in every
 // row.
 bool Dissector::hides(ValueId value) {
   const auto numbers = two_numbers(facts_, cutout_.original[value.index()]);
   const Extent extent = extent_of(value);
-  if (!numbers || extent.heads) return false;
+  if (!numbers) return false;
   const auto [number, other] = std::minmax(numbers->first, numbers->second);
   if (!(number < kMaskingNumber) || other != 0) return false;
   const double epsilon = epsilon_of(graph_.type(value).dtype);
   if (std::isfinite(number) && std::ldexp(epsilon, std::ilogb(number)) < kSwallowingSpacing) {
     return false;
+  }
+  if (extent.heads) {
+    if (std::isfinite(number)) return false;
+    stop("'{}' hides other keys for each head", graph_.name_of(value));
   }
   mask_by(number);
   condition(extent.queries ? Literal::Kind::kQueries : Literal::Kind::kKeys, value,
