@@ -51,6 +51,8 @@ class Layer {
     if (options_.clipped_scores) {
       s = build_.node("Clip", {s, number(-1), number(1)}, graph_.type(s));
     }
+    if (options_.mixes_heads) s = mixed(s);
+    if (options_.pair_bias) s = build_.binary("Add", s, bias_of_pairs());
     s = masked(s);
     if (options_.scaled_last) s = build_.binary("Div", s, number(1 / scale()));
     ValueId p = options_.sigmoid ? build_.unary("Sigmoid", s) : weights_of(s);
@@ -152,6 +154,66 @@ class Layer {
     const ValueId apart =
         build_.reshape(x, {shape[0], options_.kv_heads, options_.groups, shape[2], shape[3]});
     return build_.reduce_sum(apart, {2}, false);
+  }
+
+  // [batch, heads, sequence, sequence] with the heads last, and back.
+  ValueId heads_last(ValueId s) { return build_.transpose(s, {0, 2, 3, 1}); }
+  ValueId heads_second(ValueId s) { return build_.transpose(s, {0, 3, 1, 2}); }
+
+  // The rows of a linear layer over pairs.
+  ValueId rows_of_pairs(ValueId pairs) {
+    const int64_t n = options_.sequence;
+    return build_.reshape(pairs, {options_.batch * n * n, graph_.shape(pairs)[3]});
+  }
+
+  ValueId mixed(ValueId s) {
+    mixture_ = graph_.add_input("mixture", {options_.dtype, {heads_, heads_}});
+    unmixed_ = heads_last(s);
+    return heads_second(build_.matmul(unmixed_, mixture_));
+  }
+
+  ValueId mixed_gradient(ValueId ds) {
+    if (!mixture_) return ds;
+    const ValueId last = heads_last(ds);
+    const ValueId rows = build_.transpose(rows_of_pairs(unmixed_), {1, 0});
+    graph_.add_output("mixture.grad", build_.matmul(rows, rows_of_pairs(last), "mixture.grad"));
+    return heads_second(build_.matmul(last, build_.transpose(mixture_, {1, 0})));
+  }
+
+  ValueId bias_of_pairs() {
+    constexpr int64_t kWidth = 3;
+    const int64_t n = options_.sequence;
+    const ValueId w = graph_.add_input("pair", {options_.dtype, {kHidden, 2 * kWidth}});
+    tokens_ = build_.reshape(build_.matmul(x_, w), {options_.batch, n * kWidth, 2});
+    const ValueId products = build_.matmul(tokens_, build_.transpose(tokens_, {0, 2, 1}));
+    const ValueId apart = build_.reshape(products, {options_.batch, n, kWidth, n, kWidth});
+    pairs_ = build_.reshape(build_.transpose(apart, {0, 1, 3, 2, 4}),
+                            {options_.batch, n, n, kWidth * kWidth});
+    pair_weight_ = graph_.add_input("bias", {options_.dtype, {kWidth * kWidth, heads_}});
+    added_ = graph_.add_input("added", {options_.dtype, {heads_}});
+    return heads_second(build_.binary("Add", build_.matmul(pairs_, pair_weight_), added_));
+  }
+
+  // Of the linear layer's weights, and of what the tokens are multiplied by.
+  void output_bias_gradients(ValueId ds) {
+    if (!pairs_) return;
+    constexpr int64_t kWidth = 3;
+    const int64_t n = options_.sequence;
+    const ValueId rows = rows_of_pairs(heads_last(ds));
+    const ValueId pairs = build_.transpose(rows_of_pairs(pairs_), {1, 0});
+    graph_.add_output("bias.grad", build_.matmul(pairs, rows, "bias.grad"));
+    // Zero but for rounding, as it is constant along keys: so its decay is added.
+    const ValueId sum = build_.reduce_sum(rows, {0}, false);
+    graph_.add_output("added.grad", build_.binary("Add", sum, added_, "added.grad"));
+    const ValueId of_pairs = build_.matmul(rows, build_.transpose(pair_weight_, {1, 0}));
+    const ValueId apart = build_.reshape(of_pairs, {options_.batch, n, n, kWidth, kWidth});
+    const ValueId products = build_.reshape(build_.transpose(apart, {0, 1, 3, 2, 4}),
+                                            {options_.batch, n * kWidth, n * kWidth});
+    const ValueId of_tokens =
+        build_.reshape(build_.matmul(products, tokens_), {options_.batch * n, 2 * kWidth});
+    const ValueId tokens = build_.reshape(x_, {options_.batch * n, kHidden});
+    graph_.add_output("pair.grad",
+                      build_.matmul(build_.transpose(tokens, {1, 0}), of_tokens, "pair.grad"));
   }
 
   ValueId column(ValueId vector) { return build_.unsqueeze(vector, {1}); }
@@ -448,6 +510,8 @@ class Layer {
       const ValueId slope = build_.binary("Sub", number(1), build_.binary("Mul", bend, bend));
       ds = build_.binary("Mul", ds, slope);
     }
+    output_bias_gradients(ds);
+    ds = mixed_gradient(ds);
     ds = heated_gradient(ds);
     if (!options_.gradient_forgets_scale) ds = build_.binary("Mul", ds, number(scale()));
     dq_ = build_.matmul(ds, k);
@@ -475,6 +539,8 @@ class Layer {
   std::map<uint32_t, ValueId> draws_;  // by stream
   ValueId guard_;                      // rows where this is minus infinity throughout give zeros
   ValueId seen_;                       // where scores were replaced, so that their gradient is too
+  ValueId mixture_, unmixed_;
+  ValueId tokens_, pairs_, pair_weight_, added_;
   ValueId dq_, dk_, dv_;
 };
 

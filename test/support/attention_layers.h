@@ -72,7 +72,8 @@ struct LayerOptions {
   std::optional<double> masking_number;          // added by kLeftPadding; else the lowest of dtype
   LayerTemperature temperature = LayerTemperature::kNone;  // an input [heads, 1, 1]
   LayerDropout dropout = LayerDropout::kNone;
-  bool sink = false;  // a run-time logit per head
+  bool sink = false;       // a run-time logit per head
+  bool pair_bias = false;  // a trained linear layer of pairs, which are products of tokens
   bool key_is_value = false;
   bool query_is_key = false;  // with groups 1
   bool scaled_last = false;   // what is added to the scores is scaled with them
@@ -83,6 +84,7 @@ struct LayerOptions {
   bool weights_are_output = false;
   bool weights_in_loss = false;
   bool clipped_scores = false;
+  bool mixes_heads = false;  // before the softmax
   bool gradient_forgets_scale = false;
 };
 

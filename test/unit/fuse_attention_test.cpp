@@ -305,6 +305,18 @@ TEST(FuseAttention, KeyMasksOfHeadsStayABias) {
                      [](int64_t k) { return k % 12 == 0 || k % 5 != 0; });
 }
 
+// As in AlphaFold: products of tokens and linear layers of pairs are no scores, and the gradients
+// of their weights no ends of the attention.
+TEST(FuseAttention, BiasesMayBeComputedFromPairs) {
+  for (const LayerMask mask : {LayerMask::kNone, LayerMask::kCausal, LayerMask::kLeftPadding}) {
+    const LayerOptions options{.mask = mask, .pair_bias = true};
+    const Fusion fusion = fuse(attention_layer(options));
+    ASSERT_EQ(fusion.regions.size(), 1U);
+    EXPECT_THAT(fusion.regions[0].mask, HasSubstr("bias kept ('MatMul"));
+    expect_fused(options, fusion.regions[0].mask);
+  }
+}
+
 // As in DeBERTa.
 TEST(FuseAttention, ProductsOfBitsAreConjunctions) {
   expect_fused({.mask = LayerMask::kProducts, .squared_loss = true}, "query mask, key mask");
@@ -438,6 +450,13 @@ TEST(FuseAttention, RefusesWhatIsNoAttention) {
   expect_refused({.sigmoid = true}, "nothing normalises");
   expect_refused({.mask = LayerMask::kNone, .clipped_scores = true}, "not by a softcap");
   expect_refused({.gradient_forgets_scale = true}, "key_gradient differs");
+}
+
+TEST(FuseAttention, RefusesMixturesOfHeads) {
+  const Fusion fusion = fuse(attention_layer({.mixes_heads = true}));
+  ASSERT_EQ(fusion.regions.size(), 2U);
+  EXPECT_THAT(fusion.regions[0].reason, HasSubstr("contracts scores into other scores"));
+  EXPECT_THAT(fusion.regions[1].reason, HasSubstr("nothing normalises"));
 }
 
 TEST(FuseAttention, RefusesToHideWeightsThatAreRead) {

@@ -64,29 +64,95 @@ GraphFacts::GraphFacts(const shard::FactorAnalysis& analysis, const shard::HomeC
   find_uniform(is_parameter);
 }
 
+bool GraphFacts::makes_pairs(const Node& node) const {
+  const int made = home_positions(node.outputs[0]);
+  return is_contraction(node) && made >= 2 && made > home_positions(node.inputs[0]) &&
+         made > home_positions(node.inputs[1]);
+}
+
 void GraphFacts::find_core() {
   for (const Node& node : graph().nodes()) {
     const bool from_core = std::ranges::any_of(
         node.inputs, [&](ValueId input) { return input && core_[input.index()]; });
-    if (!from_core && !is_contraction(node)) continue;
+    if (is_contraction(node) ? !makes_pairs(node) : !from_core) continue;
     for (ValueId output : node.outputs) {
       if (output && home_positions(output) >= 2) core_[output.index()] = true;
     }
   }
 }
 
-// Walks back from contractions of core values and reductions of them to rows.
+bool GraphFacts::sums_pairs(const Node& node) const {
+  const int left = home_positions(node.outputs[0]);
+  if (!is_contraction(node) || left == 0) return false;
+  const auto core = [&](size_t k) { return core_[node.inputs[k].index()]; };
+  if (core(0) && core(1)) return true;
+  if (!core(0) && !core(1)) return false;
+  const size_t pairs = core(0) ? 0 : 1;
+  const int had = home_positions(node.inputs[pairs]);
+  return left < had && home_positions(node.inputs[1 - pairs]) < had;
+}
+
+namespace {
+
+// What a value is a view of.
+ValueId viewed(const Graph& graph, ValueId value) {
+  const Node* node = graph.producer(value);
+  while (node != nullptr && is_view(*node)) {
+    value = node->inputs[0];
+    node = graph.producer(value);
+  }
+  return value;
+}
+
+}  // namespace
+
+bool GraphFacts::is_mixed_and_normalised(const Node& node) const {
+  if (!is_contraction(node)) return false;
+  const int made = home_positions(node.outputs[0]);
+  const int had = std::max(home_positions(node.inputs[0]), home_positions(node.inputs[1]));
+  if (made < 2 || made != had) return false;
+  std::unordered_set<ValueId> reached = {node.outputs[0]};
+  std::vector<ValueId> open = {node.outputs[0]};
+  while (!open.empty()) {
+    const ValueId value = open.back();
+    open.pop_back();
+    for (const NodeId reader : readers(value)) {
+      const Node& next = graph().node(reader);
+      if (next.is("Softmax") || next.is("LogSoftmax") || next.is("Exp")) return true;
+      const bool follows = is_elementwise(next) || is_view(next) || next.is("Expand");
+      const bool meets_core = std::ranges::any_of(
+          next.inputs, [&](ValueId input) { return input && core_[input.index()]; });
+      if (follows && !meets_core && reached.insert(next.outputs[0]).second) {
+        open.push_back(next.outputs[0]);
+      }
+    }
+  }
+  return false;
+}
+
+// Walks back from contractions of core values and reductions of them to rows. What computes a bias
+// from pairs gives its weights gradients that sum the bias's over both positions: these belong to
+// no attention.
 void GraphFacts::find_tails() {
+  std::unordered_set<ValueId> bias_gradients;
+  for (const Node& node : graph().nodes()) {
+    if (!is_contraction(node) || sums_pairs(node)) continue;
+    for (const size_t k : {size_t{0}, size_t{1}}) {
+      if (core_[node.inputs[k].index()]) bias_gradients.insert(viewed(graph(), node.inputs[k]));
+    }
+  }
   std::vector<bool> leads(graph().values().size(), false);
   for (size_t n = graph().nodes().size(); n-- > 0;) {
     const Node& node = graph().nodes()[n];
     const bool reads_core = std::ranges::any_of(
         node.inputs, [&](ValueId input) { return input && core_[input.index()]; });
-    const bool reduces = node.op.starts_with("Reduce") && !core_[node.outputs[0].index()];
-    tail_[n] = !(reads_core && (is_contraction(node) || reduces)) &&
-               std::ranges::none_of(node.outputs, [&](ValueId output) {
-                 return output && core_[output.index()] && leads[output.index()];
-               });
+    const bool reduces = node.op.starts_with("Reduce") && !core_[node.outputs[0].index()] &&
+                         !(home_positions(node.outputs[0]) == 0 &&
+                           bias_gradients.contains(viewed(graph(), node.inputs[0])));
+    const bool ends = reads_core && (sums_pairs(node) || reduces || is_mixed_and_normalised(node));
+    tail_[n] = !ends && std::ranges::none_of(node.outputs, [&](ValueId output) {
+      return output && core_[output.index()] && leads[output.index()];
+    });
     if (tail_[n]) continue;
     for (ValueId input : node.inputs) {
       if (input) leads[input.index()] = true;

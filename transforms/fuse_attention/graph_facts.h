@@ -2,9 +2,10 @@
 //
 // A value with two home positions (two sequence dimensions) is born by a contraction (attention
 // scores and their gradient) or by broadcasting (masks, biases, random numbers). The former, and
-// every quadratic value computed from them, are the core. Masks stay out of it, so one that all
-// layers share does not join their regions; and so does what is only summed into the gradient of a
-// bias, which layers may share likewise.
+// every quadratic value computed from them, are the core. A contraction of channels, of values that
+// have both positions before, makes no pairs: so is a bias computed from representations of pairs.
+// Masks stay out of it, so one that all layers share does not join their regions; and so does what
+// is only summed into the gradient of a bias, which layers may share likewise.
 #pragma once
 
 #include <optional>
@@ -46,6 +47,8 @@ class GraphFacts {
   bool is_core(ValueId value) const { return core_[value.index()]; }
   // Whether neither a contraction of core values nor a reduction of them to a row follows.
   bool is_tail(NodeId node) const { return tail_[node.index()]; }
+  // Whether a contraction mixes pairs (scores of heads, say) before they are normalised.
+  bool is_mixed_and_normalised(const ir::Node& node) const;
   bool is_output(ValueId value) const { return output_[value.index()]; }
   const std::vector<NodeId>& readers(ValueId value) const { return readers_[value.index()]; }
   NodeId producer(ValueId value) const { return graph().value(value).producer; }
@@ -57,6 +60,10 @@ class GraphFacts {
   std::optional<double> uniform(ValueId value) const { return uniform_[value.index()]; }
 
  private:
+  // Whether a contraction's result has positions that no operand has together.
+  bool makes_pairs(const ir::Node& node) const;
+  // Whether a contraction sums core values over one of their positions, or multiplies them.
+  bool sums_pairs(const ir::Node& node) const;
   void find_core();
   void find_tails();
   void find_representatives(const std::vector<bool>& is_parameter);

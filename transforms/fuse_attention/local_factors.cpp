@@ -124,7 +124,7 @@ class RoleFinder {
     if (!is_contraction(node(id))) return;
     const bool born = std::ranges::find(region_.born, id) != region_.born.end();
     const bool ending = std::ranges::find(region_.ending, id) != region_.ending.end();
-    if (!born && !ending) {
+    if (!born && (!ending || facts_.is_mixed_and_normalised(node(id)))) {
       refuse("'{}' contracts scores into other scores", result_name(id));
     }
     if (node(id).input(2)) refuse("'{}' adds a bias to a contraction of scores", result_name(id));
