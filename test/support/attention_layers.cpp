@@ -58,7 +58,7 @@ class Layer {
     ValueId p = options_.sigmoid ? build_.unary("Sigmoid", s) : weights_of(s);
     if (options_.mask == LayerMask::kZeroDeadRows) p = without_dead_rows(p, s);
     if (guard_) p = without_dead_rows(p, guard_);
-    const ValueId o = build_.matmul(dropped(p, 1), v);
+    const ValueId o = build_.matmul(dropped(of_rows(p), 1), v);
     const ValueId weights =
         build_.cast(build_.constant(pattern(graph_.shape(o)), "target"), options_.dtype);
     const ValueId target = options_.squared_loss ? build_.binary("Add", o, o) : weights;
@@ -477,6 +477,14 @@ class Layer {
     return build_.where(kept, scaled, other);
   }
 
+  // Weights, or their gradients, with what a bool per query does to them.
+  ValueId of_rows(ValueId x) {
+    if (options_.rows == LayerRows::kNone) return x;
+    if (!query_mask_) query_mask_ = over_queries(data("query_mask", DataType::kBool));
+    if (options_.rows == LayerRows::kChosen) return build_.where(query_mask_, x, number(0));
+    return build_.binary("Mul", x, build_.cast(query_mask_, options_.dtype));
+  }
+
   // `s`: scores, or what was added to them.
   ValueId without_dead_rows(ValueId p, ValueId s) {
     const ValueId dead = build_.binary("Equal", build_.reduce("ReduceMax", s, {3}, true),
@@ -486,9 +494,10 @@ class Layer {
 
   void backward(ValueId q, ValueId k, ValueId v, ValueId s, ValueId p, ValueId bend,
                 ValueId target) {
-    dv_ = summed(build_.matmul(transposed(dropped(p, 1)), target));
+    dv_ = summed(build_.matmul(transposed(dropped(of_rows(p), 1)), target));
     const uint32_t stream = options_.dropout == LayerDropout::kDrawnAgain ? 2 : 1;
     ValueId dp = dropped(build_.matmul(target, transposed(v)), stream, true);
+    if (options_.rows != LayerRows::kForgotten) dp = of_rows(dp);
     if (options_.weights_in_loss) {
       dp = build_.binary("Add", dp, build_.binary("Mul", p, number(2)));
     }
@@ -539,6 +548,7 @@ class Layer {
   std::map<uint32_t, ValueId> draws_;  // by stream
   ValueId guard_;                      // rows where this is minus infinity throughout give zeros
   ValueId seen_;                       // where scores were replaced, so that their gradient is too
+  ValueId query_mask_;
   ValueId mixture_, unmixed_;
   ValueId tokens_, pairs_, pair_weight_, added_;
   ValueId dq_, dk_, dv_;

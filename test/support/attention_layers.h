@@ -59,6 +59,14 @@ enum class LayerTemperature {
   kOfKeys,     // one per head and key
 };
 
+// What a run-time bool per query, query_mask, does to the weights.
+enum class LayerRows {
+  kNone,
+  kMultiplied,  // as a number
+  kChosen,      // Where it is false, zeros
+  kForgotten,   // as kMultiplied, and the backward pass lacks it
+};
+
 struct LayerOptions {
   int64_t batch = 2;
   int64_t sequence = 12;
@@ -72,6 +80,7 @@ struct LayerOptions {
   std::optional<double> masking_number;          // added by kLeftPadding; else the lowest of dtype
   LayerTemperature temperature = LayerTemperature::kNone;  // an input [heads, 1, 1]
   LayerDropout dropout = LayerDropout::kNone;
+  LayerRows rows = LayerRows::kNone;
   bool sink = false;       // a run-time logit per head
   bool pair_bias = false;  // a trained linear layer of pairs, which are products of tokens
   bool key_is_value = false;

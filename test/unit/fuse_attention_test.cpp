@@ -161,6 +161,34 @@ TEST(FuseAttention, RefusesScalesThatItCannotSay) {
 }
 
 // Weights are dropped by place, as the graph's own draws drop them.
+// As in SASRec: weights of queries that are padding become 0.
+TEST(FuseAttention, FactorsOfRowsGoToTheOutput) {
+  using test::LayerRows;
+  for (const LayerRows rows : {LayerRows::kMultiplied, LayerRows::kChosen}) {
+    expect_fused({.rows = rows}, "causal, factor per query");
+    expect_fused({.dtype = ir::DataType::kFloat64, .rows = rows, .squared_loss = true},
+                 "causal, factor per query");
+    expect_fused({.mask = LayerMask::kLeftPadding, .rows = rows},
+                 "causal, key mask, factor per query");
+    expect_fused({.dtype = ir::DataType::kBFloat16, .rows = rows}, "causal, factor per query");
+    expect_fused({.dropout = test::LayerDropout::kChosen, .rows = rows},
+                 "causal, factor per query");
+  }
+  expect_fused({.rows = LayerRows::kMultiplied, .sink = true}, "causal, sink, factor per query");
+  expect_refused({.rows = LayerRows::kForgotten}, "gradient differs");
+}
+
+// Rows that masks of the scores hide are uniform, and then 0.
+TEST(FuseAttention, FactorsOfRowsMeetRowsWithoutAKey) {
+  for (const test::LayerRows rows : {test::LayerRows::kMultiplied, test::LayerRows::kChosen}) {
+    const LayerOptions options{.mask = LayerMask::kLeftPadding, .rows = rows};
+    expect_fused_where(options, "causal, key mask, factor per query",
+                       [](int64_t k) { return k >= 5; });
+    expect_fused_where(options, "causal, key mask, factor per query",
+                       [](int64_t k) { return k >= 12; });
+  }
+}
+
 TEST(FuseAttention, DropsTheSameWeights) {
   using test::LayerDropout;
   for (const LayerDropout dropout :

@@ -399,6 +399,24 @@ class Replacer {
     return attributes;
   }
 
+  // What multiplies the weights of a row multiplies its output, and the output's gradient.
+  ValueId times_factors(const RegionPlan& plan, ValueId x) {
+    const CanonicalFactors& c = plan.canonical;
+    for (size_t t = 0; t < plan.terms.size(); ++t) {
+      if (plan.meaning.terms[t].kind != TermKind::kFactor) continue;
+      const ValueId factor =
+          operand(plan, plan.terms[t].uses[0], {c.batch, c.heads(), c.queries, {}});
+      if (!plan.terms[t].is_bool()) {
+        x = build_.binary("Mul", x, build_.cast(factor, build_.dtype(x)));
+        continue;
+      }
+      const ValueId zero = build_.scalar(build_.dtype(x), 0);
+      const bool masks = plan.meaning.terms[t].masking_value;
+      x = masks ? build_.where(factor, zero, x) : build_.where(factor, x, zero);
+    }
+    return x;
+  }
+
   void emit_forward(Emitted& emitted) {
     if (emitted.has_forward) return;
     emitted.has_forward = true;
@@ -422,7 +440,7 @@ class Replacer {
     emitted.output = results[0];
     emitted.row_max = results[1];
     emitted.row_sum = results[2];
-    finish_result(emitted, ResultRole::kOutput, emitted.output);
+    finish_result(emitted, ResultRole::kOutput, times_factors(plan, emitted.output));
   }
 
   void emit_backward(Emitted& emitted) {
@@ -430,8 +448,8 @@ class Replacer {
     emitted.has_backward = true;
     emit_forward(emitted);
     const RegionPlan& plan = *emitted.plan;
-    const ValueId gradient =
-        role_operand(plan, OperandRole::kOutputGradient, output_groups(plan.canonical));
+    const ValueId gradient = times_factors(
+        plan, role_operand(plan, OperandRole::kOutputGradient, output_groups(plan.canonical)));
     std::vector<ValueId> operands = {gradient,       emitted.query,   emitted.key,    emitted.value,
                                      emitted.output, emitted.row_max, emitted.row_sum};
     operands.insert(operands.end(), emitted.operands.begin(), emitted.operands.end());

@@ -53,6 +53,9 @@ class Flash {
     scale_slope_.assign(count, 0);
     sink_.assign(size(rows_), -INFINITY);
     masked_.assign(count, false);
+    const AtomList rows = concat({rows_, canonical.queries});
+    row_factor_.assign(size(rows), 1);
+    row_is_zero_.assign(size(rows), false);
     for (size_t t = 0; t < from.terms.size(); ++t) {
       const TermKind kind = meaning.terms[t].kind;
       if (kind == TermKind::kAdd || kind == TermKind::kScale) {
@@ -63,6 +66,14 @@ class Flash {
           factor_[k] *= meaning.terms[t].divides ? 1 / values[k] : values[k];
           // Of 1 / x, -1 / x^2; there is one such term where its gradient is asked for.
           scale_slope_[k] = meaning.terms[t].divides ? -1 / (values[k] * values[k]) : 1;
+        }
+      }
+      if (kind == TermKind::kFactor) {
+        const Vector values = arranged(from.terms[t], rows, sizes).values;
+        for (size_t k = 0; k < values.size(); ++k) {
+          row_factor_[k] *= from.bools[t] ? 1 : values[k];
+          const bool masks = (values[k] != 0) == meaning.terms[t].masking_value;
+          row_is_zero_[k] = row_is_zero_[k] || (from.bools[t] && masks);
         }
       }
       if (kind == TermKind::kDrop) {
@@ -201,11 +212,26 @@ class Flash {
         output[e] += p[j] * kept_[row * keys_ + j] * value_[(group * keys_ + j) * value_width_ + e];
       }
     }
-    if (output_gradient_.empty()) return;
-    const double* gradient = &output_gradient_[row * value_width_];
+    if (!output_gradient_.empty()) run_row_back(group, i, p, bend, sink);
+    // What multiplies the weights of a row multiplies its output, and the output's gradient.
+    for (size_t e = 0; e < value_width_; ++e) output[e] = times_factor(row, output[e]);
+  }
+
+  double times_factor(size_t row, double x) const {
+    return row_is_zero_[row] ? 0 : x * row_factor_[row];
+  }
+
+  // While the output lacks the row's factor.
+  void run_row_back(size_t group, size_t i, const Vector& p, const Vector& bend, double sink) {
+    const size_t row = group * queries_ + i;
+    const double* output = &output_[row * value_width_];
     double delta = 0;
     bool dead = true;
-    for (size_t e = 0; e < value_width_; ++e) delta += gradient[e] * output[e];
+    Vector gradient(value_width_);
+    for (size_t e = 0; e < value_width_; ++e) {
+      gradient[e] = times_factor(row, output_gradient_[row * value_width_ + e]);
+      delta += gradient[e] * output[e];
+    }
     for (size_t j = 0; j < keys_; ++j) dead = dead && masked_[row * keys_ + j];
     sink_gradient_[group] -= sink * delta;
     for (size_t j = 0; j < keys_; ++j) {
@@ -247,6 +273,8 @@ class Flash {
   Vector query_, key_, value_, output_gradient_;
   Vector bias_, factor_, scale_slope_, kept_, sink_;
   Vector sink_gradient_, bias_gradient_, scale_gradient_;
+  Vector row_factor_;              // of the weights
+  std::vector<bool> row_is_zero_;  // whatever the weights are
   std::vector<bool> masked_;
   Vector output_, query_gradient_, key_gradient_, value_gradient_;
 };

@@ -13,6 +13,7 @@ std::string_view name_of(DeadRows dead_rows);  // as in the attribute dead_rows
 struct FlashOperands {
   std::map<OperandRole, Block> operands;
   std::vector<Block> terms;  // of dropout: 0 where it drops
+  std::vector<bool> bools;   // per term, whether it is one
   // Per term, where it masks; empty for terms that do not. A number added to mask is not in
   // `terms`.
   std::vector<Block> masked;

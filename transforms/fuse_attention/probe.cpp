@@ -338,6 +338,12 @@ class Prober {
     return arranged(block, canonical_.full(), box_.sizes()).values;
   }
 
+  bool is_per_head(const Term& term) const {
+    const AtomList heads = canonical_.heads();
+    return std::ranges::all_of(
+        term.order, [&](AtomId atom) { return std::ranges::find(heads, atom) != heads.end(); });
+  }
+
   void classify(size_t t) {
     const Term& term = terms_[t];
     TermMeaning& meaning = meaning_.terms[t];
@@ -375,16 +381,22 @@ class Prober {
         if (meaning_.softcap == 0 && largest_difference(along_rows(expected), got) < 1e-8) return;
       }
       meaning.kind = TermKind::kUnused;
-      if (largest_difference(got, scores(kAmplitude, neutral_)) < 1e-9) return;
+      if (largest_difference(got, scores(kAmplitude, neutral_)) < 1e-9) {
+        Vector scaled = plain;
+        for (size_t k = 0; k < scaled.size(); ++k) scaled[k] *= factor[k];
+        const Vector p = weights(kAmplitude, setting);
+        if (largest_difference(p, scaled) < 1e-9) {
+          meaning.kind = TermKind::kFactor;
+        } else if (is_per_head(term) && largest_difference(p, plain) > 1e-6) {
+          meaning.kind = TermKind::kSink;
+        }
+        return;
+      }
       refuse("'{}' neither adds to the scores nor scales them", name);
     }
     setting[t] = random_block(term.order);
     const Vector got = minus(scores(kAmplitude, setting), scores(kAmplitude, neutral_));
-    const bool per_head = std::ranges::all_of(term.order, [&](AtomId atom) {
-      const AtomList heads = canonical_.heads();
-      return std::ranges::find(heads, atom) != heads.end();
-    });
-    if (largest(got) < 1e-9 && per_head &&
+    if (largest(got) < 1e-9 && is_per_head(term) &&
         largest_difference(weights(kAmplitude, setting), plain) > 1e-6) {
       // Scores keep their differences, and yet all weights shrink or grow.
       meaning.kind = TermKind::kSink;

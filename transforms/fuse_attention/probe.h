@@ -10,6 +10,7 @@ enum class TermKind : uint8_t {
   kMask,    // bool: weights are 0 where it has the masking value
   kAdd,     // added to the scores
   kScale,   // multiplies or divides the scores, constant along keys
+  kFactor,  // multiplies the weights, or a bool that makes them 0, constant along keys
   kSink,    // a logit per head that joins the normalisation
   kDrop,    // drops weights at random
   kUnused,  // no effect on the output

@@ -50,7 +50,9 @@ std::vector<ValueId> RegionPlan::mask_operands() const {
   for (const size_t t : visibility.kept) result.push_back(terms[t].root);
   for (size_t t = 0; t < terms.size(); ++t) {
     const TermKind kind = meaning.terms[t].kind;
-    if (kind == TermKind::kScale || kind == TermKind::kSink) result.push_back(terms[t].root);
+    const bool is_operand =
+        kind == TermKind::kScale || kind == TermKind::kSink || kind == TermKind::kFactor;
+    if (is_operand) result.push_back(terms[t].root);
   }
   return result;
 }
@@ -191,6 +193,9 @@ std::string describe(const RegionPlan& plan) {
   }
   if (!plan.visibility.biases.empty() && !kept_summand) say("bias vector");
   if (plan.sink_term()) say("sink");
+  for (const TermMeaning& meaning : plan.meaning.terms) {
+    if (meaning.kind == TermKind::kFactor) say("factor per query");
+  }
   for (const size_t t : plan.visibility.kept) {
     say(fmt::format("bias kept ({})", plan.parts[t].why_kept));
   }
@@ -410,6 +415,65 @@ void fill_report(RegionPlan& plan) {
   report.error = plan.verified.error;
 }
 
+// Bools of whole rows become factors of the weights. Whether there are any.
+bool take_row_masks_for_factors(RegionPlan& plan) {
+  bool any = false;
+  for (size_t t = 0; t < plan.terms.size(); ++t) {
+    const AtomList& order = plan.terms[t].order;
+    const bool of_rows = std::ranges::find(order, plan.canonical.keys[0]) == order.end();
+    if (plan.meaning.terms[t].kind != TermKind::kMask || !of_rows) continue;
+    plan.meaning.terms[t].kind = TermKind::kFactor;
+    any = true;
+  }
+  return any;
+}
+
+// What its masks are, and what it gives where they hide everything.
+void read_and_verify(const GraphFacts& facts, RegionPlan& plan, MaskMemo& memo) {
+  plan.parts.clear();
+  plan.visibility = {};
+  read_terms(facts, plan, memo);
+  std::vector<MaskToVerify> masks;
+  for (size_t t = 0; t < plan.terms.size(); ++t) {
+    masks.push_back(
+        {.number = swallowing(plan, t, plan.parts[t]), .implied = plan.parts[t].implied});
+  }
+  const BlackBox box(plan.cutout, *plan.factors, plan.canonical, plan.roles, plan.terms, facts,
+                     false);
+  plan.verified = verify_region(box, plan.cutout, plan.meaning, plan.terms, masks);
+  collect_visibility(facts, plan, memo);
+  check_kept_masks(facts, plan);
+  check_hiding_biases(facts, plan);
+  settle_dead_rows(plan);
+}
+
+// A bool also hides weights that are no numbers, which a factor of the output's gradient does not:
+// those of rows without a key, or whose every key is hidden by what is added at run time.
+bool weights_are_numbers(const RegionPlan& plan) {
+  if (plan.visibility.may_be_dead && plan.verified.dead_rows == DeadRows::kNan) return false;
+  const bool kept_numbers =
+      std::ranges::any_of(plan.visibility.kept, [&](size_t t) { return !plan.terms[t].is_bool(); });
+  return !kept_numbers && std::ranges::all_of(plan.visibility.biases, [](const BiasPart& part) {
+    return part.known.has_value();
+  });
+}
+
+// A bool that makes the weights of whole rows 0 hides their keys, where masks of the scores give
+// the same in rows without a key; else it is a factor of the weights.
+void settle_masks(const GraphFacts& facts, RegionPlan& plan, MaskMemo& memo) {
+  try {
+    read_and_verify(facts, plan, memo);
+  } catch (const Refused& as_masks) {
+    if (!take_row_masks_for_factors(plan)) throw;
+    try {
+      read_and_verify(facts, plan, memo);
+    } catch (const Refused&) {
+      throw as_masks;
+    }
+    if (!weights_are_numbers(plan)) throw;
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& region,
@@ -438,19 +502,7 @@ std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& r
   if (sinks > 1) refuse("{} sinks join one softmax", sinks);
   if ((sinks == 0) != plan.canonical.keys_and_sink.empty())
     refuse("scores have a column that is no sink");
-  read_terms(facts, plan, memo);
-  std::vector<MaskToVerify> masks;
-  for (size_t t = 0; t < plan.terms.size(); ++t) {
-    masks.push_back(
-        {.number = swallowing(plan, t, plan.parts[t]), .implied = plan.parts[t].implied});
-  }
-  const BlackBox box(plan.cutout, *plan.factors, plan.canonical, plan.roles, plan.terms, facts,
-                     false);
-  plan.verified = verify_region(box, plan.cutout, plan.meaning, plan.terms, masks);
-  collect_visibility(facts, plan, memo);
-  check_kept_masks(facts, plan);
-  check_hiding_biases(facts, plan);
-  settle_dead_rows(plan);
+  settle_masks(facts, plan, memo);
   fill_report(plan);
   return result;
 }

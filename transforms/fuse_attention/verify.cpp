@@ -129,6 +129,7 @@ class Verifier {
         for (double& entry : value.values) entry = entry > 0 ? 1 : 0;
       }
       trial.flash.terms.push_back(value);
+      trial.flash.bools.push_back(term.is_bool());
       if (meaning.kind == TermKind::kAdd && masks_[t].number && which != Case::kPlain) {
         // An additive mask holds 0 and its number, and nothing else.
         mask = random_mask(t, which);
