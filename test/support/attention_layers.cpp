@@ -351,6 +351,12 @@ class Layer {
         const ValueId of_keys = build_.where(valid, number(0), number(-kInfinity));
         return build_.binary("Add", s, added(of_keys, causal(), -kInfinity));
       }
+      case LayerMask::kPrefix: {
+        const ValueId prefix =
+            graph_.add_input("prefix", {DataType::kInt64, {options_.batch, 1, 1, 1}});
+        seen_ = build_.binary("Or", causal(), build_.binary("Less", positions_, prefix));
+        return build_.where(seen_, s, number(hidden));
+      }
       case LayerMask::kBatchBits: {
         const ValueId bits =
             graph_.add_input("attention_mask", {DataType::kBool, {options_.batch, 1}});

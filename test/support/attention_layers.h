@@ -32,6 +32,7 @@ enum class LayerMask {
   kBand,       // not those of which 2 < |j - i|, and a run-time bool vector, -FLT_MAX added
   kRepeatedKeys,  // causal, and a run-time bool vector made 0 or -inf and repeated for the heads
   kKeysOfHeads,   // causal, and a run-time bool per head and key, -inf added
+  kPrefix,        // causal, or keys before a run-time position per batch entry
   kTruncated,     // keys from half the query's position on, made an integer after it is repeated
 };
 

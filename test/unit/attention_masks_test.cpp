@@ -230,7 +230,7 @@ TEST(AttentionMasks, PartsThatSayAnotherMaskAreRefused) {
   for (const LayerMask mask :
        {LayerMask::kCausal, LayerMask::kWindow, LayerMask::kBand, LayerMask::kLeftPadding,
         LayerMask::kSegments, LayerMask::kZeroDeadRows, LayerMask::kDistances,
-        LayerMask::kPositions, LayerMask::kKeysOfOne, LayerMask::kBatchBits}) {
+        LayerMask::kPositions, LayerMask::kKeysOfOne, LayerMask::kBatchBits, LayerMask::kPrefix}) {
     for (const int64_t sequence : {12, 1024}) {
       SCOPED_TRACE(fmt::format("mask {}, sequence {}", static_cast<int>(mask), sequence));
       Analysed layer({.sequence = sequence, .mask = mask});

@@ -345,6 +345,15 @@ TEST(FuseAttention, BiasesMayBeComputedFromPairs) {
   }
 }
 
+// An interval that ends at the later of two keys, one known and one not; no row is without a key.
+TEST(FuseAttention, PrefixesBeforeCausalKeysAreIntervals) {
+  for (const int64_t sequence : {12, 40}) {
+    const AttentionRegion region = expect_fused({.sequence = sequence, .mask = LayerMask::kPrefix},
+                                                "known intervals or positions");
+    EXPECT_EQ(region.dead_rows, "none");
+  }
+}
+
 // As in DeBERTa.
 TEST(FuseAttention, ProductsOfBitsAreConjunctions) {
   expect_fused({.mask = LayerMask::kProducts, .squared_loss = true}, "query mask, key mask");

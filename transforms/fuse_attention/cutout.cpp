@@ -235,23 +235,31 @@ class Cutter {
     return copy_chain(inside, steps);
   }
 
-  // A copy of what computes a quadratic value from values that are not, nor repeated.
-  ValueId expand_mask(ValueId value, int& budget) {
+  static bool is_comparison(const Node& node) {
+    return node.is("Less") || node.is("LessOrEqual") || node.is("Greater") ||
+           node.is("GreaterOrEqual");
+  }
+
+  // A copy of what computes a quadratic value from values that are not, nor repeated; and of a
+  // comparison that is one of two conditions (`of_two`): as a mask over keys it says too little.
+  ValueId expand_mask(ValueId value, int& budget, bool of_two = false) {
     const NodeId id = facts_.producer(value);
     const bool may = may_pass(id) && --budget > 0;
     const bool repeats = may && (is_view(graph_.node(id)) || graph_.node(id).is("Expand"));
     const bool expands =
-        repeats || (may && facts_.home_positions(value) >= 2 && is_elementwise(graph_.node(id)));
+        repeats || (may && facts_.home_positions(value) >= 2 && is_elementwise(graph_.node(id))) ||
+        (may && of_two && is_comparison(graph_.node(id)));
     if (!expands) {
       const ValueId input = add_input(value);
       cutout_.leaves.push_back(input);
       return input;
     }
     const Node& node = graph_.node(id);
+    const bool leads_to_two = node.is("Or") || (repeats && of_two);
     std::vector<ValueId> operands;
     for (size_t k = 0; k < node.inputs.size(); ++k) {
       const auto simple = simple_operand(id, k);
-      operands.push_back(simple ? *simple : expand_mask(node.inputs[k], budget));
+      operands.push_back(simple ? *simple : expand_mask(node.inputs[k], budget, leads_to_two));
     }
     return copy(node, std::move(operands));
   }

@@ -55,6 +55,10 @@ class Dissector {
   void open(ValueId value, bool wanted);
   void nonzero(ValueId numbers, bool wanted);
 
+  // Either of two: of intervals that begin with the first key, the one that ends later.
+  void either(const ir::Node& node, bool wanted);
+  std::optional<Literal> only_literal(ValueId value, bool wanted);
+
   // Where(c, a, false) is c and a; Where(c, true, b) is c or b.
   void choice(const ir::Node& node, bool wanted);
   Literal nothing() const;

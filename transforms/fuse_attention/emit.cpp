@@ -320,6 +320,11 @@ class Replacer {
                                   DataType::kInt64);
       if (literal.offset != 0) bound = build_.binary("Add", bound, whole(literal.offset));
       bound = build_.binary("Max", build_.binary("Min", bound, whole(keys)), whole(0));
+      if (literal.end) {
+        const Sizes sizes(*plan.factors, plan.canonical);
+        const int64_t queries = sizes.product(plan.canonical.queries);
+        bound = build_.binary("Max", bound, constant(literal.end, queries, "attention_end"));
+      }
       const bool is_begin = literal.kind == Literal::Kind::kBegin;
       ValueId& side = is_begin ? first : last;
       side = side ? build_.binary(is_begin ? "Max" : "Min", side, bound) : bound;

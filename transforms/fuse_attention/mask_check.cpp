@@ -115,8 +115,8 @@ class Checker {
       for (const int64_t i : sample_.indices[canonical_.queries[0]]) {
         edges.push_back(i);
         for (const Literal& literal : parts_.literals) {
-          if (literal.kind != Literal::Kind::kInterval) continue;
           for (const SharedIntegers& bound : {literal.begin, literal.end}) {
+            if (!bound) continue;
             const int64_t edge = (*bound)[static_cast<size_t>(i)];
             edges.insert(edges.end(), {edge - 1, edge});
           }
@@ -297,7 +297,11 @@ class Checker {
     } else {
       const auto offset = static_cast<double>(literal.offset);
       const bool from = literal.kind == Kind::kBegin;
-      set([&](size_t k) { return (key_places_[k] >= value[k] + offset) == from; });
+      const Vector end = literal.end ? spread(*literal.end, canonical_.queries) : Vector();
+      set([&](size_t k) {
+        const bool before = !end.empty() && key_places_[k] < end[k];
+        return before || (key_places_[k] >= value[k] + offset) == from;
+      });
     }
     return result;
   }

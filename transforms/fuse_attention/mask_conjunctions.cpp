@@ -37,6 +37,7 @@ void Dissector::open(ValueId value, bool wanted) {
     conjunction(node->inputs[0], wanted);
     return conjunction(node->inputs[1], wanted);
   }
+  if (node->is("And") || node->is("Or")) return either(*node, wanted);
   if (node->is("Cast") && graph_.type(node->inputs[0]).dtype == ir::DataType::kBool) {
     return conjunction(node->inputs[0], wanted);
   }
@@ -62,6 +63,45 @@ void Dissector::nonzero(ValueId numbers, bool wanted) {
   if ((held.queries && held.keys) || held.heads) stop("'{}' is no vector", graph_.name_of(numbers));
   condition(held.queries ? Literal::Kind::kQueries : Literal::Kind::kKeys, numbers,
             Comparison::kEqual, 0, !wanted);
+}
+
+std::optional<Literal> Dissector::only_literal(ValueId value, bool wanted) {
+  const size_t before = parts_.literals.size();
+  conjunction(value, wanted);
+  const bool one = parts_.literals.size() == before + 1;
+  std::optional<Literal> result;
+  if (one) result = parts_.literals.back();
+  parts_.literals.resize(before);
+  return result;
+}
+
+// As in a prefix that every query sees, and causal keys after it.
+void Dissector::either(const Node& node, bool wanted) {
+  const auto a = only_literal(node.inputs[0], wanted);
+  const auto b = only_literal(node.inputs[1], wanted);
+  const auto known = [](const std::optional<Literal>& x) {
+    return x && x->kind == Literal::Kind::kInterval &&
+           std::ranges::all_of(*x->begin, [](int64_t j) { return j == 0; });
+  };
+  const auto at_run_time = [](const std::optional<Literal>& x) {
+    return x && x->kind == Literal::Kind::kEnd && !x->end;
+  };
+  if (known(a) && known(b)) {
+    std::vector<int64_t> end(std::max(a->end->size(), b->end->size()));
+    for (size_t r = 0; r < end.size(); ++r) {
+      end[r] = std::max((*a->end)[r % a->end->size()], (*b->end)[r % b->end->size()]);
+    }
+    const SharedIntegers begin = memo_.shared(std::vector<int64_t>(end.size(), 0));
+    parts_.literals.push_back(
+        {.kind = Literal::Kind::kInterval, .begin = begin, .end = memo_.shared(std::move(end))});
+    return;
+  }
+  const bool a_is_known = known(a) && at_run_time(b);
+  if (!a_is_known && !(known(b) && at_run_time(a))) {
+    stop("'{}' is computed by {}", graph_.name_of(node.outputs[0]), node.op);
+  }
+  parts_.literals.push_back(a_is_known ? *b : *a);
+  parts_.literals.back().end = a_is_known ? a->end : b->end;
 }
 
 void Dissector::choice(const Node& node, bool wanted) {

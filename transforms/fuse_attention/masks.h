@@ -27,7 +27,7 @@ struct Literal {
   enum class Kind : uint8_t {
     kInterval,     // query i sees keys begin[i] <= j < end[i], known now
     kBegin,        // keys from value[i] + offset on
-    kEnd,          // keys below value[i] + offset
+    kEnd,          // keys below value[i] + offset, or below end[i] where `end` is known
     kKeys,         // keys where the bool `value` is `positive`
     kQueries,      // queries where the bool `value` is `positive` see keys, others none
     kKnownKeys,    // keys where known[j], known now

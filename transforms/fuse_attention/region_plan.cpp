@@ -142,11 +142,21 @@ void refuse_leaks(const GraphFacts& facts, const Cutout& cutout) {
   }
 }
 
+// What of an interval that ends at a run-time key or a known one is seen in any case.
+Literal known_part(const Literal& literal) {
+  if (literal.kind != Literal::Kind::kEnd || !literal.end) return literal;
+  Literal known{.kind = Literal::Kind::kInterval, .end = literal.end};
+  known.begin = std::make_shared<const std::vector<int64_t>>(literal.end->size(), 0);
+  return known;
+}
+
 // Whether some row may see no key under these literals.
-bool may_be_dead(const GraphFacts& facts, const RegionPlan& plan) {
+bool may_be_dead(const GraphFacts& facts, const RegionPlan& plan, MaskMemo& memo) {
   if (plan.sink_term()) return false;  // every row sees the sink
   bool own_segment = false;
-  for (const Literal& literal : plan.visibility.literals) {
+  std::vector<Literal> literals;
+  std::ranges::transform(plan.visibility.literals, std::back_inserter(literals), known_part);
+  for (const Literal& literal : literals) {
     if (literal.kind == Literal::Kind::kInterval) continue;
     const bool own = literal.kind == Literal::Kind::kSameSegment &&
                      source_of(facts, plan.cutout.original[literal.value.index()]) ==
@@ -154,7 +164,9 @@ bool may_be_dead(const GraphFacts& facts, const RegionPlan& plan) {
     if (!own) return true;
     own_segment = true;
   }
-  const KnownIntervals& known = *plan.visibility.intervals;
+  const Sizes sizes(*plan.factors, plan.canonical);
+  const KnownIntervals& known = *memo.intersect(literals, sizes.product(plan.canonical.queries),
+                                                sizes.product(plan.canonical.keys));
   // A query sees its own segment at its own position at least.
   return known.some_empty || (own_segment && known.some_miss_own_position);
 }
@@ -171,7 +183,7 @@ std::string describe(const RegionPlan& plan) {
         break;
       case Literal::Kind::kBegin:
       case Literal::Kind::kEnd:
-        say("positions");
+        say(literal.end ? "known intervals or positions" : "positions");
         break;
       case Literal::Kind::kKeys:
       case Literal::Kind::kKnownKeys:
@@ -239,7 +251,7 @@ void collect_visibility(const GraphFacts& facts, RegionPlan& plan, MaskMemo& mem
   const Sizes sizes(*plan.factors, plan.canonical);
   all.intervals = memo.intersect(all.literals, sizes.product(plan.canonical.queries),
                                  sizes.product(plan.canonical.keys));
-  all.may_be_dead = may_be_dead(facts, plan);
+  all.may_be_dead = may_be_dead(facts, plan, memo);
   all.description = describe(plan);
 }
 
