@@ -189,9 +189,12 @@ class Layer {
     const ValueId apart = build_.reshape(products, {options_.batch, n, kWidth, n, kWidth});
     pairs_ = build_.reshape(build_.transpose(apart, {0, 1, 3, 2, 4}),
                             {options_.batch, n, n, kWidth * kWidth});
-    pair_weight_ = graph_.add_input("bias", {options_.dtype, {kWidth * kWidth, heads_}});
-    added_ = graph_.add_input("added", {options_.dtype, {heads_}});
-    return heads_second(build_.binary("Add", build_.matmul(pairs_, pair_weight_), added_));
+    const int64_t heads = options_.shared_bias ? options_.kv_heads : heads_;
+    pair_weight_ = graph_.add_input("bias", {options_.dtype, {kWidth * kWidth, heads}});
+    added_ = graph_.add_input("added", {options_.dtype, {heads}});
+    const ValueId bias =
+        heads_second(build_.binary("Add", build_.matmul(pairs_, pair_weight_), added_));
+    return options_.shared_bias ? repeated(bias) : bias;
   }
 
   // Of the linear layer's weights, and of what the tokens are multiplied by.
@@ -199,7 +202,7 @@ class Layer {
     if (!pairs_) return;
     constexpr int64_t kWidth = 3;
     const int64_t n = options_.sequence;
-    const ValueId rows = rows_of_pairs(heads_last(ds));
+    const ValueId rows = rows_of_pairs(heads_last(options_.shared_bias ? summed(ds) : ds));
     const ValueId pairs = build_.transpose(rows_of_pairs(pairs_), {1, 0});
     graph_.add_output("bias.grad", build_.matmul(pairs, rows, "bias.grad"));
     // Zero but for rounding, as it is constant along keys: so its decay is added.

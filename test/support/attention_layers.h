@@ -82,8 +82,9 @@ struct LayerOptions {
   LayerTemperature temperature = LayerTemperature::kNone;  // an input [heads, 1, 1]
   LayerDropout dropout = LayerDropout::kNone;
   LayerRows rows = LayerRows::kNone;
-  bool sink = false;       // a run-time logit per head
-  bool pair_bias = false;  // a trained linear layer of pairs, which are products of tokens
+  bool sink = false;         // a run-time logit per head
+  bool pair_bias = false;    // a trained linear layer of pairs, which are products of tokens
+  bool shared_bias = false;  // it is of KV heads, and repeated for their query heads
   bool key_is_value = false;
   bool query_is_key = false;  // with groups 1
   bool scaled_last = false;   // what is added to the scores is scaled with them

@@ -345,6 +345,21 @@ TEST(FuseAttention, BiasesMayBeComputedFromPairs) {
   }
 }
 
+// As in AlphaFold's attention along rows of an alignment, whose bias is the same for all rows.
+TEST(FuseAttention, BiasesMayBeSharedBySomeHeads) {
+  for (const int64_t kv_heads : {1, 2, 4}) {
+    const LayerOptions options{.kv_heads = kv_heads,
+                               .groups = 3,
+                               .mask = LayerMask::kNone,
+                               .pair_bias = true,
+                               .shared_bias = true,
+                               .squared_loss = true};
+    const Fusion fusion = fuse(attention_layer(options));
+    ASSERT_EQ(fusion.regions.size(), 1U);
+    expect_fused(options, fusion.regions[0].mask);
+  }
+}
+
 // An interval that ends at the later of two keys, one known and one not; no row is without a key.
 TEST(FuseAttention, PrefixesBeforeCausalKeysAreIntervals) {
   for (const int64_t sequence : {12, 40}) {

@@ -212,10 +212,11 @@ class Replacer {
   // The bias, repeated where its gradient is wanted apart.
   ValueId widened(const RegionPlan& plan, ValueId bias) {
     Shape shape = build_.shape(bias);
-    const auto groups = score_groups(plan.canonical, plan.canonical.bias_gradient);
+    const auto all = score_groups(plan.canonical);
+    const auto kept = score_groups(plan.canonical, plan.canonical.bias_gradient);
     const Sizes sizes(*plan.factors, plan.canonical);
     for (size_t d = 0; d < shape.size(); ++d) {
-      shape[d] = std::max(shape[d], sizes.product(groups[d]));
+      if (!kept[d].empty()) shape[d] = sizes.product(all[d]);
     }
     return build_.expand(bias, shape);
   }
@@ -521,15 +522,31 @@ class Replacer {
     return build_.cast(build_.reduce_sum(product, axes, true), dtype);
   }
 
-  // Where the bias has an index that its wanted gradient lacks.
+  // Where the bias has an index that its wanted gradient lacks: all of the batch say, or one of the
+  // indices that count as heads.
   ValueId summed_bias_gradient(const RegionPlan& plan, ValueId gradient) {
-    const auto groups = score_groups(plan.canonical, plan.canonical.bias_gradient);
+    const auto all = score_groups(plan.canonical);
+    const auto kept = score_groups(plan.canonical, plan.canonical.bias_gradient);
+    Shape apart;
     std::vector<int64_t> axes;
-    for (size_t d = 0; d < groups.size(); ++d) {
-      if (groups[d].empty() && build_.shape(gradient)[d] != 1)
-        axes.push_back(static_cast<int64_t>(d));
+    Shape target;
+    for (size_t d = 0; d < all.size(); ++d) {
+      target.push_back(1);
+      const auto add = [&](int64_t extent, bool stays) {
+        if (!stays && extent != 1) axes.push_back(static_cast<int64_t>(apart.size()));
+        if (stays) target.back() *= extent;
+        apart.push_back(extent);
+      };
+      if (kept[d].empty()) {
+        add(build_.shape(gradient)[d], false);
+        continue;
+      }
+      for (const AtomId atom : all[d]) {
+        add(plan.factors->size(atom), std::ranges::find(kept[d], atom) != kept[d].end());
+      }
     }
-    return build_.reduce_sum(gradient, axes, true);
+    if (axes.empty()) return gradient;
+    return build_.reshape(build_.reduce_sum(build_.reshape(gradient, apart), axes, true), target);
   }
 
   void finish_result(const Emitted& emitted, ResultRole role, ValueId x) {

@@ -331,23 +331,17 @@ void settle_dead_rows(RegionPlan& plan) {
   if (!plan.verified.dead_rows_known) refuse("what rows without a key give, no formula says");
 }
 
-// The gradient of a trained bias has all of the batch or none of it, and heads likewise.
+// The gradient of a trained bias is one of queries and keys.
 void check_bias_gradient(const RegionPlan& plan) {
   const CanonicalFactors& c = plan.canonical;
   if (!plan.cutout.results.contains(ResultRole::kBiasGradient)) return;
   const std::string& name =
       plan.cutout.graph.name_of(plan.cutout.results.at(ResultRole::kBiasGradient));
-  const auto held = [&](const AtomList& group) {
-    return static_cast<size_t>(std::ranges::count_if(group, [&](AtomId atom) {
-      return std::ranges::find(c.bias_gradient, atom) != c.bias_gradient.end();
-    }));
-  };
-  for (const AtomList& group : {c.batch, c.heads()}) {
-    if (held(group) != 0 && held(group) != group.size()) {
-      refuse("'{}' is summed over some heads only", name);
+  for (const AtomId position : {c.queries[0], c.keys[0]}) {
+    if (std::ranges::find(c.bias_gradient, position) == c.bias_gradient.end()) {
+      refuse("'{}' is read outside it", name);
     }
   }
-  if (held(c.queries) == 0 || held(c.keys) == 0) refuse("'{}' is read outside it", name);
   const bool has_bias = std::ranges::any_of(plan.meaning.terms, [](const TermMeaning& meaning) {
     return meaning.kind == TermKind::kAdd;
   });
