@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <map>
 #include <optional>
 #include <random>
 #include <unordered_set>
@@ -44,18 +45,40 @@ bool passes_indices_on(const Node& node, size_t operand) {
   return kViews.contains(node.op) && (operand == 0 || node.op == "Concat");
 }
 
+// Operators that hand on what is true of a label: whether it counts.
+bool passes_condition_on(const Node& node) {
+  static const std::unordered_set<std::string> kConditions = {
+      "Not",     "And",    "Or",        "Cast",      "Identity", "Reshape",
+      "Squeeze", "Expand", "Unsqueeze", "Transpose", "Slice",    "Pad"};
+  return node.domain.empty() && kConditions.contains(node.op);
+}
+
+bool is_index(const Node& node, size_t operand) {
+  static const std::unordered_set<std::string> kIndexed = {"Gather", "GatherElements", "GatherND",
+                                                           "ScatterElements", "ScatterND"};
+  return node.domain.empty() && operand == 1 && kIndexed.contains(node.op);
+}
+
 class LimitFinder {
  public:
   explicit LimitFinder(const Graph& graph) : graph_(graph), readers_(ir::consumers(graph)) {}
 
   Limits find(ValueId input) {
     limits_ = {};
+    counts_.clear();
     seen_.clear();
     visit(input);
+    for (const auto& [label, conditions] : counts_) {
+      std::unordered_set<ValueId> seen;
+      if (limits_.ignored || reaches_index(input, conditions, seen)) continue;
+      limits_.ignored = label;
+    }
     return limits_;
   }
 
  private:
+  using Values = std::unordered_set<ValueId>;
+
   void visit(ValueId value) {
     if (!seen_.insert(value).second) return;
     for (NodeId reader : readers_[value.index()]) {
@@ -67,28 +90,66 @@ class LimitFinder {
   }
 
   void read(const Node& node, size_t k) {
-    const bool gathers = node.op == "Gather" || node.op == "GatherElements";
-    const bool scatters = node.op == "ScatterElements";
-    if (node.domain.empty() && (gathers || scatters) && k == 1) {
+    if (is_index(node, k)) {
+      if (node.op.ends_with("ND")) return;  // its last dimension indexes several
       const auto axis = static_cast<size_t>(node.attributes.get_int("axis", 0));
       bound(graph_.shape(node.input(0))[axis]);
     } else if (node.op == "SoftmaxCrossEntropyLoss" || node.op == "NegativeLogLikelihoodLoss") {
       if (k != 1) return;
       bound(graph_.shape(node.input(0))[1]);
-      if (node.attributes.has("ignore_index")) {
-        limits_.ignored = node.attributes.get_int("ignore_index", 0);
-      }
+      if (node.attributes.has("ignore_index")) counts_[node.attributes.get_int("ignore_index", 0)];
     } else if (node.is("Equal")) {
       const ValueId other = node.input(1 - k);
       if (graph_.is_constant(other) && graph_.constant(other).num_elements() == 1) {
         const auto label = static_cast<int64_t>(graph_.constant(other).value_as_double(0));
-        if (label < 0) limits_.ignored = label;
+        if (label < 0) add_conditions(node.outputs[0], counts_[label]);
       }
-    } else if (node.is("Unsqueeze") || passes_indices_on(node, k)) {
+    } else if (passes_indices_on(node, k)) {
       for (ValueId output : node.outputs) {
         if (output) visit(output);
       }
     }
+  }
+
+  void add_conditions(ValueId condition, Values& conditions) const {
+    if (!conditions.insert(condition).second) return;
+    for (NodeId reader : readers_[condition.index()]) {
+      const Node& node = graph_.node(reader);
+      if (passes_condition_on(node)) add_conditions(node.outputs[0], conditions);
+    }
+  }
+
+  // Whether an element of the value is looked up whatever it is: PyTorch compares tokens too with a
+  // number that does not count, in the gradient of their embedding.
+  bool reaches_index(ValueId value, const Values& conditions, Values& seen) const {
+    if (!seen.insert(value).second) return false;
+    return std::ranges::any_of(readers_[value.index()], [&](NodeId reader) {
+      const Node& node = graph_.node(reader);
+      for (size_t k = 0; k < node.inputs.size(); ++k) {
+        if (node.inputs[k] != value) continue;
+        if (is_index(node, k)) return true;
+        if (!passes_indices_on(node, k) || replaces_ignored(node, conditions)) continue;
+        for (ValueId output : node.outputs) {
+          if (output && reaches_index(output, conditions, seen)) return true;
+        }
+      }
+      return false;
+    });
+  }
+
+  // Whether what is ignored does not get past the node: a choice by whether it counts, or a floor.
+  bool replaces_ignored(const Node& node, const Values& conditions) const {
+    if (node.is("Where")) return conditions.contains(node.input(0));
+    if (!node.is("Max") && !node.is("Clip")) return false;
+    const size_t end =
+        node.is("Max") ? node.inputs.size() : std::min<size_t>(node.inputs.size(), 2);
+    for (size_t k = node.is("Max") ? 0 : 1; k < end; ++k) {
+      const ValueId floor = node.inputs[k];
+      if (!floor || !graph_.is_constant(floor)) continue;
+      const Tensor& tensor = graph_.constant(floor);
+      if (tensor.num_elements() == 1 && tensor.value_as_double(0) >= 0) return true;
+    }
+    return false;
   }
 
   void bound(int64_t extent) { limits_.below = std::min(limits_.below.value_or(extent), extent); }
@@ -96,7 +157,8 @@ class LimitFinder {
   const Graph& graph_;
   std::vector<std::vector<NodeId>> readers_;
   Limits limits_;
-  std::unordered_set<ValueId> seen_;
+  std::map<int64_t, Values> counts_;  // what is compared with -> what tells whether it counts
+  Values seen_;
 };
 
 class Generator {
