@@ -25,8 +25,9 @@ bool contains_any(const std::string& text, const std::vector<std::string>& words
 
 // The names exporters give to dimensions and inputs.
 bool names_sequence(const std::string& dim) {
+  static const std::vector<std::string> kWhole = {"s", "t", "target", "tgt", "source", "src"};
   return contains_any(lower(dim), {"seq", "token", "len", "time", "frame", "patch"}) ||
-         lower(dim) == "s" || lower(dim) == "t";
+         std::ranges::find(kWhole, lower(dim)) != kWhole.end();
 }
 bool names_batch(const std::string& dim) {
   return contains_any(lower(dim), {"batch"}) || lower(dim) == "b" || lower(dim) == "n";
@@ -383,7 +384,9 @@ class Detector {
       const bool is_input = graph_.value(tag.value).kind == ir::ValueKind::kInput;
       if (is_input && tag.dim >= 1) roles_.batch.push_back({tag.value, 0});
     }
-    if (roles_.batch.empty()) {
+    if (!roles_.batch.empty()) {
+      find_batch_of_others();
+    } else {
       for (ValueId input : graph_.inputs()) {
         if (!is_data_input(input) || graph_.type(input).rank() < 2) continue;
         if (!is_sequence({input, 0})) {
@@ -399,6 +402,45 @@ class Detector {
     for (const DimTag& tag : roles_.batch) {
       because("batch: axis {} of '{}'", tag.dim, graph_.name_of(tag.value));
     }
+  }
+
+  // Inputs of which nothing is known yet, such as what a second tower reads: axis 0 is the batch
+  // where it is as long, or called the same, as the batch of those that are known.
+  void find_batch_of_others() {
+    const std::vector<DimTag> known = roles_.batch;
+    const auto is_known = [&](ValueId input) {
+      const auto of_input = [input](const DimTag& tag) { return tag.value == input; };
+      return std::ranges::any_of(known, of_input) || std::ranges::any_of(roles_.sequence, of_input);
+    };
+    for (ValueId input : graph_.inputs()) {
+      if (!is_data_input(input) || graph_.type(input).rank() < 2 || is_known(input)) continue;
+      if (std::ranges::all_of(known, [&](const DimTag& tag) { return is_like({input, 0}, tag); })) {
+        roles_.batch.push_back({input, 0});
+      }
+    }
+  }
+
+  // By name where both have one; by extent where neither has, and no sequence is as long.
+  bool is_like(const DimTag& tag, const DimTag& batch) const {
+    const std::string name = symbol_of(tag);
+    if (name != symbol_of(batch)) return false;
+    if (!name.empty()) return true;
+    const int64_t extent = extent_of(batch);
+    return extent > 1 && extent_of(tag) == extent &&
+           std::ranges::none_of(roles_.sequence, [&](const DimTag& sequence) {
+             return extent_of(sequence) == extent;
+           });
+  }
+
+  int64_t extent_of(const DimTag& tag) const {
+    return graph_.shape(tag.value)[static_cast<size_t>(tag.dim)];
+  }
+
+  std::string symbol_of(const DimTag& tag) const {
+    for (const NamedDim& dim : options_.named_dims) {
+      if (dim.axis == tag.dim && dim.input == graph_.name_of(tag.value)) return dim.name;
+    }
+    return {};
   }
 
   const ir::Graph& graph_;

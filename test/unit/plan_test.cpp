@@ -330,6 +330,33 @@ TEST(Roles, ADecodersSequenceIsFoundToo) {
   EXPECT_EQ(roles.sequence, (std::vector<shard::DimTag>{{ids, 1}, {decoder, 1}}));
 }
 
+// Two encoders, the second one's inputs called by no name that says what they are.
+TEST(Roles, ASecondTowersBatchIsFoundToo) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const ir::DataType kInt = ir::DataType::kInt64;
+  const ValueId a = graph.add_input("a", {kInt, {3, 8}});
+  const ValueId b = graph.add_input("b", {kInt, {3, 6}});
+  const ValueId c = graph.add_input("c", {kInt, {3, 5}});
+  const ValueId table = graph.add_input("table", {kInt, {8, 3}});
+  const ValueId w = graph.add_input("w", {ir::DataType::kFloat32, {16, 4}});
+  ValueId loss = build.reduce_sum(w, {0, 1}, false);
+  for (const ValueId tokens : {a, b, c, table}) {
+    loss =
+        build.binary("Add", loss, build.reduce_sum(build.gather(w, tokens, 0), {0, 1, 2}, false));
+  }
+  graph.add_output("loss", loss);
+  graph.add_output("w.grad", build.identity(w));
+  const shard::RoleOptions by_extent{.named_dims = {{"seq", "a", 1}, {"target", "b", 1}}};
+  const shard::Roles roles = shard::detect_roles(graph, by_extent);
+  EXPECT_EQ(roles.sequence, (std::vector<shard::DimTag>{{a, 1}, {b, 1}}));
+  EXPECT_EQ(roles.batch, (std::vector<shard::DimTag>{{a, 0}, {b, 0}, {c, 0}}));
+  const shard::RoleOptions by_name{
+      .named_dims = {{"batch", "a", 0}, {"seq", "a", 1}, {"batch", "c", 0}, {"rows", "b", 0}}};
+  EXPECT_EQ(shard::detect_roles(graph, by_name).batch,
+            (std::vector<shard::DimTag>{{a, 0}, {c, 0}}));
+}
+
 // Their names are those of inputs per token, their shapes are not.
 TEST(Roles, BroadcastMasksAndNumbersPerSampleAreNoSequence) {
   ir::Graph graph;
