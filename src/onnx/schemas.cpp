@@ -89,8 +89,8 @@ void infer_all_gather(InferenceContext& context) {
   result->mutable_dim(axis)->set_dim_value(total(sizes));
 }
 
-// Which member this graph's rank is cannot be read off the node, so an uneven result's extent is
-// left open: value_info states it.
+// Which member this graph's rank is cannot be read off the sizes, so an uneven result's extent is
+// left open: value_info states it, or the attribute 'member' tells it once the length is known.
 void infer_reduce_scatter(InferenceContext& context) {
   const auto* shape = operand_shape(context);
   if (shape == nullptr) return;
@@ -257,6 +257,7 @@ void register_all() {
                            .TypeAndShapeInferenceFunction(infer_all_gather));
   onnx::RegisterSchema(
       along_an_axis("ReduceScatter", "This member's piece of the sum of the members' operands.")
+          .Attr("member", "whose piece it is, of open_sizes", onnx::AttributeProto::INT, false)
           .TypeAndShapeInferenceFunction(infer_reduce_scatter));
   onnx::RegisterSchema(recompute_barrier());
   onnx::RegisterSchema(dist_collective());

@@ -192,6 +192,28 @@ TEST(JoinLengths, CollectivesTakeTheirSizesFromAnOperand) {
   expect_tokens(joined(threaded).graph);
 }
 
+// Nothing but the result's own shape says whose part it is, and that is no number in the file.
+TEST(JoinLengths, AnUnevenReduceScatterSaysWhosePartItHas) {
+  for (const int64_t member : {0, 1, 2}) {
+    SCOPED_TRACE(member);
+    const Make make = [member](ir::Builder& build, ValueId x, int64_t n) {
+      const std::vector<int64_t> sizes = {n + 3, n, 2 * n - 2};
+      const ValueId part = build.node(
+          "ReduceScatter", {x}, {DataType::kFloat32, {2, sizes[static_cast<size_t>(member)]}},
+          {{"group", std::vector<int64_t>{0, 1, 2}}, {"axis", int64_t{1}}, {"sizes", sizes}},
+          "autosp");
+      const ValueId rows = build.node("ReduceScatter", {x}, {DataType::kFloat32, {1, 4 * n + 1}},
+                                      {{"group", std::vector<int64_t>{0, 1, 2}},
+                                       {"axis", int64_t{0}},
+                                       {"sizes", std::vector<int64_t>{1, 0, 1}}},
+                                      "autosp");
+      build.graph().add_output("y", part);
+      build.graph().add_output("z", rows);
+    };
+    expect_every_length_back(make);
+  }
+}
+
 // --- What cannot stay open, by name.
 
 void expect_refused(const Make& make, const std::string& what) {

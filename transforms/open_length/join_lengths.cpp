@@ -170,6 +170,7 @@ class Joiner {
     for (size_t k = 0; k < node.inputs.size(); ++k) operands.push_back(operand(n, k));
     ir::Attributes attributes = node.attributes;
     if (differ(n)) open_sizes(n, operands, attributes);
+    if (const auto member = scattered_to(n)) attributes.set("member", *member);
     std::vector<ir::Type> types;
     std::vector<std::string> names;
     for (ValueId result : node.outputs) {
@@ -289,6 +290,29 @@ class Joiner {
     }
     operands.resize(2);
     operands.push_back(arithmetic(fmt::format("node '{}'", first_.describe(node))).numbers(forms));
+  }
+
+  // Whose part of an uneven ReduceScatter its result is: that cannot be read off the sizes alone,
+  // and value_info states no number where the length is open.
+  std::optional<int64_t> scattered_to(NodeId n) const {
+    const Node& node = first_.node(n);
+    if (node.domain != ir::kAutospDomain || node.op != "ReduceScatter") return std::nullopt;
+    const auto axis = static_cast<size_t>(node.attributes.get_int("axis", 0));
+    std::vector<bool> possible(node.attributes.get_ints("group").size(), true);
+    bool even = true;
+    for (size_t g = 0; g < count(); ++g) {
+      const Node& there = graph(g).node(n);
+      const std::vector<int64_t> sizes = there.attributes.get_ints("sizes");
+      const int64_t own = graph(g).shape(there.outputs[0])[axis];
+      for (size_t m = 0; m < possible.size(); ++m) {
+        possible[m] = possible[m] && sizes.at(m) == own;
+        even = even && sizes[m] == sizes[0];
+      }
+    }
+    if (even) return std::nullopt;
+    const auto member = std::ranges::find(possible, true);
+    if (member == possible.end()) refuse_node(node, "has another member's part elsewhere");
+    return member - possible.begin();
   }
 
   void append_list(NodeId n, const std::string& list, std::vector<LengthForm>& forms) const {
