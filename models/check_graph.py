@@ -49,8 +49,14 @@ def pytorch_step(
 ) -> tuple[Arrays, Arrays]:
     """What PyTorch computes at these sizes, and the feeds with which the graph has to compute it too."""
     inputs = case.inputs(seed=5, **sizes)
-    with fixed_draws(seed=7) as drawn:
-        values = loss_and_gradients(case, signature.parameters, signature.constants, list(inputs.values()))
+    try:
+        with fixed_draws(seed=7) as drawn:
+            values = loss_and_gradients(case, signature.parameters, signature.constants, list(inputs.values()))
+    except RuntimeError as error:
+        if not sizes:
+            raise
+        at = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        raise CannotConvert(f"{case.name}: the module fails at {at}: {error}; export with --static") from error
     if len(drawn) != len(draws):
         raise CannotConvert(f"{case.name}: PyTorch draws {len(drawn)} random tensors, the graph {len(draws)}")
     expected = to_numpy(dict(zip(signature.output_names(), values, strict=True)))

@@ -16,6 +16,7 @@ def decomposition_table() -> dict[object, Callable[..., object]]:
     table[aten.empty_permuted.default] = _empty_permuted
     table[aten.native_layer_norm.default] = _layer_norm_in_float32
     table[aten.convolution_backward.default] = _convolution_backward
+    table[aten.clamp.default] = _clamp
     return table
 
 
@@ -39,6 +40,13 @@ def _empty_permuted(size: list[int], physical_layout: list[int], **options: obje
     """Memory layout has no meaning in ONNX."""
     kept = {key: value for key, value in options.items() if key in ("dtype", "device")}
     return torch.empty(size, **kept)
+
+
+def _clamp(x: torch.Tensor, low: float | None = None, high: float | None = None) -> torch.Tensor:
+    """Gives both bounds one type: of an integer and a float, the exporter promotes only one, and then fails."""
+    if not x.is_floating_point() or low is None or high is None or type(low) is type(high):
+        return NotImplemented
+    return aten.clamp.default(x, float(low), float(high))
 
 
 def _convolution_backward(

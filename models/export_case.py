@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 import traceback
 
 import numpy as np
@@ -19,6 +20,7 @@ from training_case import CannotConvert, TrainingCase
 
 JOINT, ONNX_AD = "torch-joint-graph", "onnx-ad"
 ROUTES = (JOINT, ONNX_AD)
+SUMMARY = "## Exception summary"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,8 @@ def export_case(
         where = _innermost_model_frame(error)
         raise CannotConvert(f"{case.name}: a Python branch depends on the data ({where}): {_reason(error)}") from error
     except (torch.onnx.errors.OnnxExporterError, NotImplementedError, RuntimeError, AssertionError) as error:
-        raise CannotConvert(f"{case.name}: {_reason(error)}") from error
+        raise CannotConvert(f"{case.name}: {_reason(error)}{_way_out(error, symbolic)}") from error
+    _require_open(model, signature, case)
     graph_files.strip_export_notes(model)
     onnx.checker.check_model(model, full_check=True)
     graph_files.set_metadata(model, {"autosp.loss": "loss", "autosp.route": route, "autosp.model": case.name})
@@ -78,7 +81,28 @@ def _reason(error: BaseException) -> str:
         for line in lines:
             if mark in line:
                 return line
-    return lines[-1] if lines else type(error).__name__
+    if SUMMARY in lines:  # of torch.onnx, behind its advice on how to report the error
+        lines = lines[lines.index(SUMMARY) + 1 :]
+    sentences = [line for line in lines if not line.startswith(("frame #", "(", "<omitting", "Exception raised from"))]
+    return re.sub(r"^<class '[\w.]*'>: ", "", sentences[0]) if sentences else type(error).__name__
+
+
+def _way_out(error: BaseException, symbolic: list[str]) -> str:
+    """What to do where an operator does not take an open length."""
+    at_length = re.search(r"symbolic (sizes|int|shape)|SymInt|Constraints violated|specialized", str(error))
+    return f" (with {' and '.join(symbolic)} open; export with --static)" if symbolic and at_length else ""
+
+
+def _require_open(model: onnx.ModelProto, signature: Signature, case: TrainingCase) -> None:
+    """Refuses a graph for which the exporter took a length that is to be open for a number."""
+    for value in model.graph.input:
+        for axis, name in signature.symbolic_axes.get(value.name, {}).items():
+            length = value.type.tensor_type.shape.dim[axis]
+            if length.HasField("dim_value"):
+                raise CannotConvert(
+                    f"{case.name}: an operator of the model fixes the length '{name}' at {length.dim_value} "
+                    f"(axis {axis} of '{value.name}'); export with --static"
+                )
 
 
 def _innermost_model_frame(error: BaseException) -> str:

@@ -21,6 +21,7 @@ import warnings
 import onnx
 import torch
 from torch import fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -108,7 +109,8 @@ def trace_training_step(case: TrainingCase, signature: Signature) -> fx.GraphMod
         [_fake(fake_mode, name, value, {}) for name, value in constants.items()],
         [_fake(fake_mode, name, value, signature.symbolic_axes.get(name, {})) for name, value in inputs.items()],
     )
-    with fake_mode:
+    # Without the dispatcher, PyTorch's kernels in C++ ask for lengths as numbers: a pad would fix the sequence.
+    with fake_mode, enable_python_dispatcher():
         traced = make_fx(step, decomposition_table=decomposition_table(), tracing_mode="real")(*arguments)
     traced.graph.eliminate_dead_code()
     traced.recompile()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from torch import nn
 
 import decompositions
 import graph_files
-from export_case import export_case
+from export_case import _reason, export_case
 from families import FAMILIES, Dimensions, _NeverReached
 from gradient_check import GradientMismatch, OnnxRuntimeGraph, compare_outputs, require_match
 from onnx_ad_route import choose_parameters, differentiate
@@ -98,6 +99,73 @@ def test_a_symbolic_graph_is_checked_at_other_lengths() -> None:
     assert [value.name for value in exported.model.graph.output] == ["loss", "linear.weight.grad", "linear.bias.grad"]
     assert exported.model.graph.input[-1].type.tensor_type.shape.dim[1].dim_param == "seq"
     assert len(exported.comparisons) == 4
+
+
+class OverPositions(nn.Module):
+    """The mean square of what a function makes of [batch, channels, positions], behind a trained scale."""
+
+    def __init__(self, over: Callable[[torch.Tensor], torch.Tensor], *layers: nn.Module) -> None:
+        super().__init__()
+        self.over, self.layers = over, nn.ModuleList(layers)
+        self.scale = nn.Parameter(torch.ones(4, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x * self.scale
+        for layer in self.layers:
+            x = layer(x)
+        return torch.cos(self.over(x)).square().mean()
+
+
+def over_positions_case(over: Callable[[torch.Tensor], torch.Tensor], *layers: nn.Module) -> TrainingCase:
+    module = OverPositions(over, *layers)
+    jitter_parameters(module)
+    return TrainingCase(
+        "over_positions",
+        module,
+        lambda sizes, generator: {"x": torch.randn(2, 4, sizes["seq"], generator=generator)},
+        {"seq": 12},
+    )
+
+
+@pytest.mark.parametrize(
+    ("over", "layers"),
+    [
+        (lambda x: x[..., :-3], [nn.Conv1d(4, 4, 4, groups=4, padding=3)]),
+        (lambda x: x, [nn.Conv1d(4, 6, 5, padding=4, dilation=2)]),
+        (lambda x: x, [nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(4, 4, 3, groups=2)]),
+        (lambda x: nn.functional.pad(x, (1, -1)), []),
+        (lambda x: x.clamp(min=-1, max=0.5), []),
+    ],
+    ids=["cut back", "dilated", "padded before", "shifted", "bounds of two types"],
+)
+def test_a_sequence_stays_open(over: Callable[[torch.Tensor], torch.Tensor], layers: list[nn.Module]) -> None:
+    exported = export_case(over_positions_case(over, *layers), ["seq"])
+    assert exported.model.graph.input[-1].type.tensor_type.shape.dim[2].dim_param == "seq"
+    assert len(exported.comparisons) == 4
+
+
+def test_a_length_that_an_operator_fixes_is_refused() -> None:
+    fixed = over_positions_case(lambda x: x * float(x.shape[-1]))
+    with pytest.raises(CannotConvert, match=r"fixes the length 'seq' at 12 .*; export with --static"):
+        export_case(fixed, ["seq"])
+
+
+def test_a_module_that_takes_some_lengths_only_is_refused() -> None:
+    in_fours = over_positions_case(lambda x: x.reshape(2, 4, -1, 4))
+    with pytest.raises(CannotConvert, match=r"the module fails at seq=13: shape .*; export with --static"):
+        export_case(in_fours, ["seq"])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Cannot slice\nException raised from x at y.cpp:340\nframe #0: f + 0x9d\nframe #1: g\n", "Cannot slice"),
+        ("Failed.\n- Create an issue\n\n## Exception summary\n\n<class 'RuntimeError'>: no clamp\nmore\n", "no clamp"),
+        ("(Refer to the full stack trace above for more information.)", "RuntimeError"),
+    ],
+)
+def test_the_reason_is_the_first_sentence(text: str, reason: str) -> None:
+    assert _reason(RuntimeError(text)) == reason
 
 
 def test_a_loss_that_is_no_number_is_refused() -> None:
