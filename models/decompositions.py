@@ -16,6 +16,10 @@ def decomposition_table() -> dict[object, Callable[..., object]]:
     table[aten.empty_permuted.default] = _empty_permuted
     table[aten.native_layer_norm.default] = _layer_norm_in_float32
     table[aten.convolution_backward.default] = _convolution_backward
+    table[aten.native_batch_norm.default] = _batch_norm
+    table[aten._native_batch_norm_legit.default] = _batch_norm
+    table[aten._native_batch_norm_legit_no_training.default] = _batch_norm_by_buffers
+    table[aten.native_batch_norm_backward.default] = _batch_norm_backward
     table[aten.clamp.default] = _clamp
     return table
 
@@ -47,6 +51,91 @@ def _clamp(x: torch.Tensor, low: float | None = None, high: float | None = None)
     if not x.is_floating_point() or low is None or high is None or type(low) is type(high):
         return NotImplemented
     return aten.clamp.default(x, float(low), float(high))
+
+
+def _batch_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_variance: torch.Tensor | None,
+    training: bool,
+    momentum: float,
+    epsilon: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """By its formula: in training, the exporter's translation takes other statistics than PyTorch.
+
+    Running statistics are buffers, so constants of the graph. Their update is no part of a loss and its gradients.
+    """
+    wide = x.float()
+    if training:
+        axes = _all_but_channels(x)
+        mean = wide.mean(axes, keepdim=True)
+        centered = wide - mean
+        scale = torch.rsqrt((centered * centered).mean(axes, keepdim=True) + epsilon)
+        saved = mean.reshape(-1), scale.reshape(-1)
+    else:
+        centered = wide - _along_channels(running_mean.float(), x)
+        scale = _along_channels(torch.rsqrt(running_variance.float() + epsilon), x)
+        saved = x.new_zeros([0]), x.new_zeros([0])
+    output = centered * scale
+    if weight is not None:
+        output = output * _along_channels(weight.float(), x)
+    if bias is not None:
+        output = output + _along_channels(bias.float(), x)
+    return output.to(x.dtype), *saved
+
+
+def _batch_norm_by_buffers(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    running_mean: torch.Tensor,
+    running_variance: torch.Tensor,
+    momentum: float,
+    epsilon: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _batch_norm(x, weight, bias, running_mean, running_variance, False, momentum, epsilon)
+
+
+def _batch_norm_backward(
+    gradient: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    running_mean: torch.Tensor | None,
+    running_variance: torch.Tensor | None,
+    mean: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    training: bool,
+    epsilon: float,
+    output_mask: list[bool],
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """The backward of `_batch_norm`; with running statistics, PyTorch's own."""
+    if not training:
+        return torch._decomp.decomposition_table[aten.native_batch_norm_backward.default](
+            gradient, x, weight, running_mean, running_variance, mean, scale, training, epsilon, output_mask
+        )
+    axes = _all_but_channels(x)
+    wide, scale = gradient.float(), _along_channels(scale, x)
+    normal = (x.float() - _along_channels(mean, x)) * scale
+    grad_input = None
+    if output_mask[0]:
+        if weight is not None:
+            scale = scale * _along_channels(weight.float(), x)
+        along = normal * (wide * normal).mean(axes, keepdim=True)
+        grad_input = (scale * (wide - wide.mean(axes, keepdim=True) - along)).to(x.dtype)
+    parameter_type = x.dtype if weight is None else weight.dtype
+    grad_weight = (wide * normal).sum(axes).to(parameter_type) if output_mask[1] else None
+    grad_bias = wide.sum(axes).to(parameter_type) if output_mask[2] else None
+    return grad_input, grad_weight, grad_bias
+
+
+def _all_but_channels(x: torch.Tensor) -> list[int]:
+    return [0, *range(2, x.dim())]
+
+
+def _along_channels(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return values.reshape(1, -1, *[1] * (x.dim() - 2))
 
 
 def _convolution_backward(
@@ -90,7 +179,7 @@ def _convolution_backward(
     if output_mask[1]:
         grad_weight = _convolution_weight_gradient(gradient, x, weight, stride, padding, dilation, groups)
     if output_mask[2]:
-        grad_bias = gradient.sum([0, *range(2, x.dim())])
+        grad_bias = gradient.sum(_all_but_channels(x))
     return grad_input, grad_weight, grad_bias
 
 

@@ -144,6 +144,19 @@ def test_a_sequence_stays_open(over: Callable[[torch.Tensor], torch.Tensor], lay
     assert len(exported.comparisons) == 4
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("symbolic", [["seq"], []])
+def test_batch_norm_has_the_statistics_that_pytorch_takes(training: bool, affine: bool, symbolic: list[str]) -> None:
+    norm = nn.BatchNorm1d(4, affine=affine)
+    norm.running_mean.copy_(torch.tensor([0.5, -1.0, 2.0, 0.1]))
+    norm.running_var.copy_(torch.tensor([0.5, 3.0, 2.0, 1.1]))
+    case = over_positions_case(lambda x: x, nn.Conv1d(4, 4, 1), norm)  # a bias whose gradient is zero
+    case.module.train(training)
+    exported = export_case(case, symbolic)
+    assert not any(node.op_type == "BatchNormalization" for node in exported.model.graph.node)
+
+
 def test_a_length_that_an_operator_fixes_is_refused() -> None:
     fixed = over_positions_case(lambda x: x * float(x.shape[-1]))
     with pytest.raises(CannotConvert, match=r"fixes the length 'seq' at 12 .*; export with --static"):
