@@ -212,14 +212,16 @@ Operator::Operator(const Row& kernel_row, Settings session_settings)
 }
 
 // The operators of one session. Sessions do not say when they end, so these stay for good.
-void register_operators(const OrtApi& api, OrtSessionOptions* options) {
+void register_operators(const OrtApi& api, std::string_view version, OrtSessionOptions* options) {
   const Settings settings = read_settings(api, *options);
   OrtCustomOpDomain* domain = nullptr;
   check(api, call(api, kCreateDomain, std::string(ir::kAutospDomain).c_str(), &domain));
   for (const Row& row : executor::collective_rows()) {
     check(api, call(api, kAddToDomain, domain, new Operator(row, settings)));
   }
-  check(api, call(api, kAddToDomain, domain, make_recompute_barrier(api)));
+  if (takes_recompute_barrier(version)) {
+    check(api, call(api, kAddToDomain, domain, make_recompute_barrier(api)));
+  }
   check(api, call(api, kAddDomain, options, domain));
 }
 
@@ -232,7 +234,7 @@ extern "C" __attribute__((visibility("default"))) autosp::onnxruntime::OrtStatus
     autosp::onnxruntime::OrtSessionOptions* options, const autosp::onnxruntime::OrtApiBase* base) {
   using namespace autosp::onnxruntime;
   if (const OrtApi* api = base->get_api(kApiVersion)) {
-    return guarded(*api, [&] { register_operators(*api, options); });
+    return guarded(*api, [&] { register_operators(*api, base->get_version(), options); });
   }
   const OrtApi* oldest = base->get_api(1);
   return call(*oldest, kCreateStatus, ErrorCode::kFail,

@@ -6,6 +6,8 @@ namespace autosp::onnx_io {
 
 namespace {
 
+constexpr char kSeparator = '_';
+
 void add_constant(const onnx::TensorProto& tensor, onnx::FunctionProto* function) {
   auto* node = function->add_node();
   node->set_op_type("Constant");
@@ -53,24 +55,38 @@ std::string Functions::signature(const ir::Node& node) const {
   return text;
 }
 
+std::string Functions::name_of(const ir::Node& node, onnx::FunctionProto function) {
+  const auto [entry, is_new] = written_.try_emplace(function.SerializeAsString());
+  if (!is_new) return entry->second;
+  const int number = counts_[node.op]++;
+  entry->second = number == 0 ? node.op : fmt::format("{}{}{}", node.op, kSeparator, number);
+  function.set_name(entry->second);
+  functions_.push_back(std::move(function));
+  return entry->second;
+}
+
 void Functions::bind(const ir::Node& node, onnx::NodeProto* proto) {
   if (!body_ || node.domain.empty()) return;
-  const auto [entry, is_new] = overloads_.try_emplace(signature(node));
+  const auto [entry, is_new] = names_.try_emplace(signature(node));
   if (is_new) {
     const auto body = body_(graph_, node);
     if (!body) {
-      overloads_.erase(entry);
+      names_.erase(entry);
       return;
     }
-    entry->second = std::to_string(counts_[node.op]++);
-    functions_.push_back(to_function(node, *body));
-    functions_.back().set_overload(entry->second);
+    entry->second = name_of(node, to_function(node, *body));
   }
-  proto->set_overload(entry->second);
+  proto->set_op_type(entry->second);
 }
 
 void Functions::write(onnx::ModelProto* model) const {
   for (const auto& function : functions_) *model->add_functions() = function;
+}
+
+std::string operator_of_function(const std::string& name) {
+  const size_t end = name.find_last_not_of("0123456789");
+  if (end == std::string::npos || end + 1 == name.size() || name[end] != kSeparator) return name;
+  return name.substr(0, end);
 }
 
 }  // namespace autosp::onnx_io

@@ -11,6 +11,7 @@
 #include "ir/rewriter.h"
 #include "onnx/dims.h"
 #include "onnx/emitter.h"
+#include "onnx/functions.h"
 #include "onnx/model.h"
 #include "onnx/node_order.h"
 #include "onnx/proto.h"
@@ -266,6 +267,7 @@ Operation Importer::resolve(const Scope& scope, const onnx::NodeProto& node) con
                       .op = node.op_type(),
                       .inputs = {},
                       .results = {}};
+  if (operation.domain == ir::kAutospDomain) operation.op = operator_of_function(operation.op);
   const auto version = scope.opsets.find(operation.domain);
   if (version != scope.opsets.end()) operation.version = version->second;
   for (const std::string& input : node.input()) {
@@ -317,7 +319,7 @@ void Importer::import_node(Scope& scope, const onnx::NodeProto& node) {
   Operation operation = resolve(scope, node);
   // Written for other runtimes: here, what is recomputed stays so
   // (transforms/recompute/barriers.h).
-  if (domain == ir::kAutospDomain && node.op_type() == "RecomputeBarrier") {
+  if (domain == ir::kAutospDomain && operation.op == "RecomputeBarrier") {
     scope.values[node.output(0)] = operation.input(0);
     return;
   }

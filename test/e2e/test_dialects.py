@@ -125,8 +125,9 @@ def test_the_checker_accepts_them(autosp_onnx, tmp_path, dialect, dist_collectiv
         assert {node.domain for node in model.graph.node} <= {"", "com.microsoft", "autosp"}
         assert any(node.op_type in EXCHANGES[dialect] for node in model.graph.node)
         # What is ours carries its meaning.
-        ours = {(node.op_type, node.overload) for node in model.graph.node if node.domain == "autosp"}
-        assert ours == {(function.name, function.overload) for function in model.functions}
+        ours = {node.op_type for node in model.graph.node if node.domain == "autosp"}
+        assert ours == {function.name for function in model.functions}
+        assert len(ours) == len(model.functions)  # no overloads, which runtimes ignore
 
 
 def refused(result, *parts):

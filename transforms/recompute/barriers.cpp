@@ -20,18 +20,14 @@ constexpr const char* kBarrier = "RecomputeBarrier";
 
 bool is_recomputed(const Node& node) { return node.phase == name_of(Phase::kRecompute); }
 
-// True where the element is NaN, and nobody knows before the run: []. The same operators whatever
-// the extents are.
+// True where the first element is NaN, and nobody knows before the run: []. The same operators and
+// constants for every shape, so that one function serves all barriers.
 ValueId waits_for(Builder& build, ValueId after) {
-  const size_t rank = build.rank(after);
-  if (rank == 0) return build.unary("IsNaN", after);
-  std::vector<int64_t> axes(rank);
-  std::iota(axes.begin(), axes.end(), 0);
-  const ValueId element =
-      build.node("Slice",
-                 {after, build.int64s(std::vector<int64_t>(rank, 0)),
-                  build.int64s(std::vector<int64_t>(rank, 1)), build.int64s(std::move(axes))},
-                 {build.dtype(after), ir::Shape(rank, 1)});
+  const ir::DataType dtype = build.dtype(after);
+  const ValueId flat = build.node("Reshape", {after, build.int64s({-1})},
+                                  {dtype, {ir::num_elements(build.shape(after))}});
+  const ValueId element = build.node(
+      "Slice", {flat, build.int64s({0}), build.int64s({1}), build.int64s({0})}, {dtype, {1}});
   return build.unary("IsNaN", build.reshape(element, {}));
 }
 
