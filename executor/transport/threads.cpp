@@ -241,6 +241,7 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
   // have posted. A device waits for the others' operands. Throws when that cannot be.
   template <typename Work>
   void meet_over(const Collective& collective, Post post, const Work& work) {
+    const Alone alone(busy_, rank_, collective);
     post.ready = ready_.get();
     post.done = done_.get();
     if (device_ == nullptr) return work(gather(collective, post));
@@ -257,6 +258,25 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
     const std::lock_guard lock(world_.mutex);
     --meeting.inside;
   }
+
+  // One collective of a rank at a time: a second would take the place at the meeting of the first,
+  // whose memory the others may be reading.
+  class Alone {
+   public:
+    Alone(std::atomic<bool>& busy, int rank, const Collective& collective) : busy_(busy) {
+      if (!busy_.exchange(true)) return;
+      throw Error("rank {} comes to {}, but it is already in a collective", rank,
+                  describe(collective))
+          .note("two runs act as this rank at the same time")
+          .help("let a world have one session for each rank, and one run of it at a time");
+    }
+    ~Alone() { busy_ = false; }
+    Alone(const Alone&) = delete;
+    Alone& operator=(const Alone&) = delete;
+
+   private:
+    std::atomic<bool>& busy_;
+  };
 
   // Of a member whose device fails: the others come no further either, and queue nothing more with
   // its memory and events. Until then it keeps these, and does not return.
@@ -348,6 +368,7 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
 
   State& world_;
   int rank_;
+  std::atomic<bool> busy_ = false;  // in a collective
   Device* device_ = nullptr;  // whose memory collectives work on; null: the host's
   std::unique_ptr<DeviceEvent> ready_;
   std::unique_ptr<DeviceEvent> done_;

@@ -25,12 +25,21 @@ struct World {
   executor::ThreadWorld meeting;
 };
 
+struct Worlds {
+  std::mutex mutex;
+  std::map<std::string, std::weak_ptr<World>> by_name;
+};
+
+Worlds& worlds() {
+  static Worlds all;
+  return all;
+}
+
 std::shared_ptr<World> find_world(const Settings& settings) {
-  static std::mutex mutex;
-  static std::map<std::string, std::weak_ptr<World>> worlds;
-  const std::lock_guard lock(mutex);
-  std::erase_if(worlds, [](const auto& entry) { return entry.second.expired(); });
-  std::weak_ptr<World>& known = worlds[settings.world];
+  Worlds& all = worlds();
+  const std::lock_guard lock(all.mutex);
+  std::erase_if(all.by_name, [](const auto& entry) { return entry.second.expired(); });
+  std::weak_ptr<World>& known = all.by_name[settings.world];
   std::shared_ptr<World> world = known.lock();
   if (!world) known = world = std::make_shared<World>(settings.ranks, settings.timeout);
   if (world->ranks != settings.ranks) {
@@ -131,6 +140,18 @@ std::shared_ptr<Member> mpi_member(double timeout) {
 std::shared_ptr<Member> join(const Settings& settings) {
   if (settings.threads) return std::make_shared<ThreadMember>(settings);
   return mpi_member(settings.timeout);
+}
+
+void fail_rank(const std::string& world, int rank, const std::string& reason) {
+  std::shared_ptr<World> found;
+  {
+    Worlds& all = worlds();
+    const std::lock_guard lock(all.mutex);
+    const auto entry = all.by_name.find(world);
+    if (entry != all.by_name.end()) found = entry->second.lock();
+  }
+  if (!found || rank < 0 || rank >= found->ranks) return;
+  found->meeting.fail(rank, std::make_exception_ptr(Error("{}", reason)));
 }
 
 }  // namespace autosp::onnxruntime

@@ -33,4 +33,7 @@ class Member {
 // ranks.
 std::shared_ptr<Member> join(const Settings& settings);
 
+// Ends the collectives of a world of threads, if there is one of that name, because a rank failed.
+void fail_rank(const std::string& world, int rank, const std::string& reason);
+
 }  // namespace autosp::onnxruntime

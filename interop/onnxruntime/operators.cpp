@@ -102,15 +102,16 @@ class Kernel {
     const OrtValue* input = nullptr;
     check(api_, call(api_, kGetInput, context, 0, &input));
     const Tensor x = read_tensor(api_, input);
-    take_numbers(context, x.shape.size());
-    Tensor y{.dtype = x.dtype, .shape = result_shape(x.shape)};
+    // Several runs of a session may have this kernel at once, until one of them is refused.
+    const ir::Node node = with_numbers(context, x.shape.size());
+    Tensor y{.dtype = x.dtype, .shape = result_shape(node, x.shape)};
     OrtValue* output = nullptr;
     check(api_, call(api_, kGetOutput, context, 0, y.shape.data(), y.shape.size(), &output));
     check(api_, call(api_, kGetTensorData, output, &y.data));
     const reference::Operand operand{x.dtype, &x.shape, x.data};
     const reference::Result result{y.dtype, &y.shape, y.data};
     row_.function(
-        {.call = {node_, {&operand, 1}, {&result, 1}}, .communicator = &member_->communicator()});
+        {.call = {node, {&operand, 1}, {&result, 1}}, .communicator = &member_->communicator()});
     write_token(context);
   }
 
@@ -127,30 +128,32 @@ class Kernel {
     *static_cast<int64_t*>(data) = 0;
   }
 
-  // Where the numbers are an operand, they become the node's.
-  void take_numbers(OrtKernelContext* context, size_t rank) {
+  // The node; where the numbers are an operand, they are its.
+  ir::Node with_numbers(OrtKernelContext* context, size_t rank) const {
+    ir::Node node = node_;
     size_t inputs = 0;
     check(api_, call(api_, kGetInputCount, context, &inputs));
     const OrtValue* input = nullptr;
     if (inputs > 2) check(api_, call(api_, kGetInput, context, 2, &input));
-    if (input == nullptr) return;
+    if (input == nullptr) return node;
     const Tensor numbers = read_tensor(api_, input);
     const auto* begin = static_cast<const int64_t*>(numbers.data);
     const auto count = static_cast<size_t>(ir::num_elements(numbers.shape));
-    ir::set_collective_lists(node_.op, {begin, count}, rank, "the node", node_.attributes);
+    ir::set_collective_lists(node.op, {begin, count}, rank, "the node", node.attributes);
+    return node;
   }
 
   // Its extents are checked against the operand's where the collective is.
-  ir::Shape result_shape(const ir::Shape& operand) const {
-    if (node_.op == "AllReduce") return operand;
-    if (node_.op == "AllToAll") return node_.attributes.get_ints("shape");
-    const std::vector<int64_t> sizes = node_.attributes.get_ints("sizes");
-    const size_t axis = ir::normalize_axis(node_.attributes.get_int("axis", 0), operand.size());
+  ir::Shape result_shape(const ir::Node& node, const ir::Shape& operand) const {
+    if (node.op == "AllReduce") return operand;
+    if (node.op == "AllToAll") return node.attributes.get_ints("shape");
+    const std::vector<int64_t> sizes = node.attributes.get_ints("sizes");
+    const size_t axis = ir::normalize_axis(node.attributes.get_int("axis", 0), operand.size());
     if (axis >= operand.size()) {
-      throw Error("axis {} of {}", node_.attributes.get_int("axis", 0), ir::to_string(operand));
+      throw Error("axis {} of {}", node.attributes.get_int("axis", 0), ir::to_string(operand));
     }
     ir::Shape shape = operand;
-    shape[axis] = node_.op == "AllGather" ? std::accumulate(sizes.begin(), sizes.end(), int64_t{0})
+    shape[axis] = node.op == "AllGather" ? std::accumulate(sizes.begin(), sizes.end(), int64_t{0})
                                           : sizes.at(position());
     return shape;
   }
@@ -239,4 +242,15 @@ extern "C" __attribute__((visibility("default"))) autosp::onnxruntime::OrtStatus
   const OrtApi* oldest = base->get_api(1);
   return call(*oldest, kCreateStatus, ErrorCode::kFail,
               "error: this ONNX Runtime is older than 1.17");
+}
+
+// For whoever runs the ranks of a world of threads: one of them failed outside of a collective, and
+// the others are not to wait for it.
+extern "C" __attribute__((visibility("default"))) void AutospFailRank(const char* world, int rank,
+                                                                      const char* reason) {
+  try {
+    autosp::onnxruntime::fail_rank(world, rank, reason);
+  } catch (...) {  // then they wait as long as they would without
+    return;
+  }
 }

@@ -250,5 +250,48 @@ TEST(ThreadTransportErrors, WrongSizesInOneRankGraphAreAnError) {
   EXPECT_THAT(failure, AllOf(HasSubstr("AllGather \"k\""), HasSubstr("sizes [2, 3]")));
 }
 
+// As two sessions that name one rank, or two runs of one session, do.
+TEST(ThreadTransportErrors, ASecondCollectiveOfARankAtTheSameTimeIsRefused) {
+  ThreadWorld world(2, 30);
+  std::array<std::string, 2> failures;
+  const auto run = [&](size_t which) {
+    try {
+      reduce(world.rank(0), "a", {0, 1});
+    } catch (const Interrupted&) {
+      failures[which] = "Interrupted";
+    } catch (const Error& error) {
+      world.fail(0, std::current_exception());
+      failures[which] = error.what();
+    }
+  };
+  {
+    const std::jthread first([&] { run(0); });
+    const std::jthread second([&] { run(1); });
+  }
+  std::ranges::sort(failures);
+  EXPECT_EQ(failures[0], "Interrupted");
+  EXPECT_THAT(failures[1], HasSubstr("rank 0 comes to AllReduce \"a\""));
+  EXPECT_THAT(failures[1], HasSubstr("already in a collective"));
+}
+
+// The others may still be reading what the first run has posted.
+TEST(ThreadTransportErrors, RunsThatActAsOneRankNeverCrash) {
+  for (int round = 0; round < 20; ++round) {
+    ThreadWorld world(2, 30);
+    std::array<std::jthread, 4> threads;
+    for (int k = 0; k < 4; ++k) {
+      threads[static_cast<size_t>(k)] = std::jthread([&world, k] {
+        try {
+          for (int i = 0; i < 50; ++i) reduce(world.rank(k % 2), "a", {0, 1}, 1000);
+        } catch (const Interrupted&) {
+          return;
+        } catch (...) {
+          world.fail(k % 2, std::current_exception());
+        }
+      });
+    }
+  }
+}
+
 }  // namespace
 }  // namespace autosp::executor
