@@ -39,7 +39,7 @@ class Input:
 
     def of_rank(self, whole: Array, rank: int) -> Array:
         """The part of `whole`, of shape `self.shape`, that a rank is fed; contiguous."""
-        return np.ascontiguousarray(whole[self.slices[rank]]) if self.slices else whole
+        return np.ascontiguousarray(whole[self.slices[rank]]) if self.slices else np.asarray(whole)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Manifest:
         Raises AutospError when one is missing or has another type or shape.
         """
         if self.step_input is not None:
-            arrays = {self.step_input: np.int64(0).reshape(()), **arrays}
+            arrays = {self.step_input: np.array(0, np.int64), **arrays}
         problems = []
         for expected in self.inputs:
             wanted = f"{expected.dtype}{list(expected.shape)}"

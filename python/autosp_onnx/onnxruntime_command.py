@@ -209,9 +209,11 @@ def _step(options: argparse.Namespace, rank: int) -> dict[str, object]:
     manifest = read_manifest(options.folder)
     threads = max(1, len(os.sched_getaffinity(0)) // manifest.ranks)
     session = RankSession(manifest, rank, session_options(timeout=options.timeout, threads=threads))
-    whole = read_npz(options.feed)
-    inputs = manifest.at_length_of(whole).inputs
-    fed = {part.name: part.of_rank(whole.pop(part.name), rank) for part in inputs}
+    given = read_npz(options.feed)
+    manifest = manifest.at_length_of(given)
+    whole = manifest.select(given, f"'{options.feed}'")
+    del given
+    fed = {part.name: part.of_rank(whole.pop(part.name), rank) for part in manifest.inputs}
     began = time.perf_counter()
     outputs = session.run(fed)
     seconds = time.perf_counter() - began

@@ -104,14 +104,29 @@ def test_ranks_under_mpi_equal_the_whole_model(autosp_onnx, tmp_path, case):
 def test_dropout_drops_what_the_executor_drops(autosp_onnx, tmp_path):
     graph = TrainingGraph(GRAPHS / "dropout" / "gpt2.onnx")
     out = shard(autosp_onnx, graph, tmp_path / "out", "--sp", 3)
-    feed = tmp_path / "feed.npz"
-    np.savez(feed, **graph.committed_inputs, autosp_step=np.array(6))
-    expected = autosp_onnx("run", out, "--feed", graph.feed, "--step", 6, "--output", tmp_path / "expected.npz")
-    assert expected.returncode == 0, expected.stderr
-    run = ort(out, "--np", 3, "--feed", feed, "--output", tmp_path / "o.npz")
-    assert run.returncode == 0, run.stderr
-    with np.load(tmp_path / "expected.npz") as archive:
-        assert_file_holds_step(tmp_path / "o.npz", dict(archive))
+    with_step = tmp_path / "feed.npz"
+    np.savez(with_step, **graph.committed_inputs, autosp_step=np.array(6))
+    for step, feed in ((6, with_step), (0, graph.feed)):  # 0 where none is given
+        expected = autosp_onnx("run", out, "--feed", graph.feed, "--step", step, "--output", tmp_path / "expected.npz")
+        assert expected.returncode == 0, expected.stderr
+        run = ort(out, "--np", 3, "--feed", feed, "--output", tmp_path / "o.npz")
+        assert run.returncode == 0, run.stderr
+        with np.load(tmp_path / "expected.npz") as archive:
+            assert_file_holds_step(tmp_path / "o.npz", dict(archive))
+
+
+def test_functions_are_told_apart_by_name(autosp_onnx, tmp_path):
+    """Runtimes that ignore overloads would take one for another."""
+    dropout = TrainingGraph(GRAPHS / "dropout" / "gpt2.onnx")
+    for policy in ("full", "mincut"):
+        out = shard(autosp_onnx, dropout, tmp_path / policy, "--sp", 2, "--recompute", policy)
+        model = onnx.load(out / "rank_0.onnx")
+        names = [function.name for function in model.functions]
+        assert len(names) == len(set(names)) and "Attention_1" in names
+        assert not any(function.overload for function in model.functions)
+        # A body that fits every shape: our kernel stands for it by its name.
+        barriers = {node.op_type for node in model.graph.node if "~barrier" in node.output[0]}
+        assert "RecomputeBarrier" in barriers and barriers <= {"RecomputeBarrier", "RecomputeBarrier_1"}
 
 
 def test_cases_use_every_collective(autosp_onnx, tmp_path):
