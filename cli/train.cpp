@@ -86,6 +86,7 @@ class Report {
   explicit Report(const Arguments& arguments) : arguments_(arguments) {}
 
   void begin(const TrainingJob& job) {
+    for (const std::string& note : job.notes) fmt::print(stderr, "note: {}\n", note);
     if (arguments_.json) return;
     fmt::print("{}: {}, zero {}, {} batches, {} per step\n",
                count_of_ranks(job.manifest.ranks.size()), job.plan.optimizer.name, job.plan.zero,

@@ -11,7 +11,6 @@ namespace autosp::cli {
 
 namespace {
 
-constexpr const char* kStepArray = "step";
 constexpr std::string_view kBegin = "step_";
 constexpr std::string_view kEnd = ".npz";
 

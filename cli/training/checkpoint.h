@@ -9,6 +9,8 @@
 
 namespace autosp::cli {
 
+inline constexpr const char* kStepArray = "step";  // of a checkpoint: its number
+
 // Before the first step: what cannot be written is told at once. Throws Error.
 void make_checkpoint_folder(const std::filesystem::path& folder);
 

@@ -3,9 +3,11 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <set>
 #include <span>
 
 #include "base/error.h"
+#include "batch_stamp.h"
 #include "feeds.h"
 #include "signature.h"
 #include "training/checkpoint.h"
@@ -64,6 +66,58 @@ Tensor find_parameter(const onnx_io::ManifestInput& input,
       .help("give the parameters with --init NPZ");
 }
 
+// "'a', 'b', 'c' and 4 more".
+std::string first_of(const std::vector<std::string>& names) {
+  constexpr size_t kListed = 3;
+  std::string text;
+  for (size_t k = 0; k < std::min(kListed, names.size()); ++k) {
+    text += fmt::format("{}'{}'", k == 0 ? "" : ", ", names[k]);
+  }
+  if (names.size() > kListed) text += fmt::format(" and {} more", names.size() - kListed);
+  return text;
+}
+
+// Names of --init that mean something: inputs, what a checkpoint or a feed file holds besides.
+bool is_known(const std::string& name, const std::set<std::string>& inputs) {
+  if (inputs.contains(name) || name == kStepArray || name == kStampName) return true;
+  const size_t slash = name.find('/');  // optimizer state
+  return slash != std::string::npos && inputs.contains(name.substr(slash + 1));
+}
+
+// --init may give some of the parameters, and hold more than these; but not another model's alone.
+void check_initial(const TrainingRun& run, const Arrays& given, bool resumed, TrainingJob& job) {
+  if (run.initial.empty()) return;
+  std::set<std::string> inputs;
+  std::vector<std::string> missing;
+  size_t parameters = 0;
+  for (const onnx_io::ManifestInput& input : job.manifest.inputs) {
+    inputs.insert(input.name);
+    if (input.role != onnx_io::InputRole::kParameter) continue;
+    ++parameters;
+    if (!given.contains(input.name)) missing.push_back(input.name);
+  }
+  std::vector<std::string> unknown;
+  for (const auto& [name, tensor] : given) {
+    if (!is_known(name, inputs)) unknown.push_back(name);
+  }
+  const std::string file = run.initial.string();
+  if (missing.size() == parameters && parameters > 0) {
+    throw Error("--init '{}' holds no parameter of this model", file)
+        .note(unknown.empty() ? "it holds no array that could be one"
+                              : fmt::format("it holds {}", first_of(unknown)))
+        .note(fmt::format("the model's parameters are {}", first_of(missing)))
+        .help("give arrays by the names of the model's parameters (without prefixes as 'module.')");
+  }
+  if (!unknown.empty()) {
+    job.notes.push_back(fmt::format("of --init '{}', no parameter of this model, and not used: {}",
+                                    file, first_of(unknown)));
+  }
+  if (missing.empty() || resumed) return;
+  job.notes.push_back(fmt::format(
+      "--init '{}' holds {} of {} parameters; these begin as the data or the model have them: {}",
+      file, parameters - missing.size(), parameters, first_of(missing)));
+}
+
 void load_state(const TrainingRun& run, TrainingJob& job) {
   std::optional<Checkpoint> checkpoint;
   if (run.resume) checkpoint = latest_checkpoint(run.checkpoint);
@@ -75,6 +129,7 @@ void load_state(const TrainingRun& run, TrainingJob& job) {
   }
   const Arrays saved = checkpoint ? checkpoint->arrays : Arrays();
   const Arrays given = run.initial.empty() ? Arrays() : executor::read_npz(run.initial);
+  check_initial(run, given, checkpoint.has_value(), job);
   const Arrays initial = with_initial_parameters(run.folder, {});
   std::map<std::string, const onnx_io::ManifestInput*> inputs;
   for (const onnx_io::ManifestInput& input : job.manifest.inputs) inputs[input.name] = &input;

@@ -42,6 +42,7 @@ struct TrainingJob {
   executor::Arrays frozen;  // parameters that are not trained
   int64_t first_step = 1;
   std::filesystem::path resumed_from;
+  std::vector<std::string> notes;  // on what was read, for the user
 };
 
 // `started`: ranks that run; 0 where that is not known yet. Throws Error for what does not fit.

@@ -646,3 +646,35 @@ def test_states_of_another_shape_are_refused(autosp_onnx, llama, tmp_path):
     result = autosp_onnx(*words, "--steps", 2, "--resume")
     assert result.returncode == 2
     assert "holds 'mean/model.norm.weight' as float32[1]" in result.stderr
+
+
+def test_initial_parameters_of_another_model_are_refused(autosp_onnx, llama, tmp_path):
+    graph, _, parameters, folder = llama
+    shard(autosp_onnx, graph, tmp_path / "out", "--sp", 2, "--optimizer", "sgd")
+    prefixed = tmp_path / "prefixed.npz"
+    np.savez(prefixed, **{f"module.{name}": array for name, array in parameters.items()})
+    np.savez(tmp_path / "whole.npz", **parameters, **np.load(folder / "data.npz"))
+    arguments = ("train", tmp_path / "out", "--data", tmp_path / "whole.npz", "--steps", 1, "--lr", 0.1, "--init")
+    result = autosp_onnx(*arguments, prefixed)
+    assert result.returncode == 2
+    assert f"error: --init '{prefixed}' holds no parameter of this model" in result.stderr
+    assert "note: it holds 'module." in result.stderr and "help: " in result.stderr
+    result = autosp_onnx(*arguments, tmp_path / "whole.npz")  # what else a file holds is no matter
+    assert result.returncode == 0 and "--init" not in result.stderr
+
+
+def test_initial_parameters_that_are_missing_or_unknown_are_told(autosp_onnx, llama, tmp_path):
+    graph, _, parameters, folder = llama
+    shard(autosp_onnx, graph, tmp_path / "out", "--sp", 2, "--optimizer", "sgd")
+    names = list(parameters)
+    some = {name: parameters[name] for name in names[2:]}
+    np.savez(tmp_path / "some.npz", **some, extra=np.zeros(3))
+    np.savez(tmp_path / "whole.npz", **parameters, **np.load(folder / "data.npz"))
+    arguments = ("train", tmp_path / "out", "--data", tmp_path / "whole.npz", "--steps", 1, "--lr", 0.1)
+    for transport in ("threads", "mpi"):
+        result = autosp_onnx(*arguments, "--init", tmp_path / "some.npz", "--transport", transport)
+        assert result.returncode == 0, result.stderr
+        [unknown, missing] = [line for line in result.stderr.splitlines() if "--init" in line]
+        assert unknown.startswith("note: ") and unknown.endswith("not used: 'extra'")
+        assert f"holds {len(some)} of {len(parameters)} parameters" in missing
+        assert all(f"'{name}'" in missing for name in names[:2])
