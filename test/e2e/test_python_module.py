@@ -108,6 +108,17 @@ def test_feed_cuts_as_the_manifest_says(autosp):
     assert all(len(part["input_ids"][0]) < len(joined[0]) for part in parts)
 
 
+def test_feeds_are_arrays_down_to_the_step(autosp):
+    """ONNX Runtime takes no numpy scalars."""
+    dropout = TrainingGraph(GRAPHS / "dropout" / "gpt2.onnx")
+    inputs = dropout.committed_inputs
+    with autosp.shard(dropout.path, sp=2, dim=dropout.symbolic_axes) as sharded:
+        for given, step in ((inputs, 0), ({**inputs, "autosp_step": np.int64(7)}, 7)):
+            for part in sharded.feed(given):
+                assert all(type(array) is np.ndarray for array in part.values())
+                assert part["autosp_step"].shape == () and part["autosp_step"] == step
+
+
 def test_validate_finds_differences(autosp, tmp_path):
     sharded = autosp.shard(GPT2.path, sp=2, output=tmp_path / "out", **SIZES)
     path = sharded.manifest.graph(1)
