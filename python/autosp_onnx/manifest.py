@@ -78,7 +78,7 @@ class OpenLength:
     def of(self, inputs: tuple[Input, ...], arrays: Mapping[str, Array]) -> int:
         """The length of whole inputs. Raises AutospError when it does not follow from them."""
         for planned in inputs:
-            array = arrays.get(planned.name)
+            array = _get(arrays, planned.name)
             if planned.name not in self.inputs or array is None or array.ndim != len(planned.shape):
                 continue
             growth = self.inputs[planned.name].shape
@@ -141,6 +141,16 @@ class Manifest:
         """The file of a rank's graph."""
         return self.folder / str(self.fields["ranks"][rank]["file"])
 
+    def check_graphs(self) -> None:
+        """Raises AutospError where a rank's graph is missing, as it is with other dialects alone."""
+        for rank in range(self.ranks):
+            if not self.graph(rank).is_file():
+                raise AutospError(
+                    f"'{self.graph(rank)}' is missing",
+                    note="every rank runs a graph of its own",
+                    help="shard the model again, with --dialect autosp",
+                )
+
     @property
     def step_input(self) -> str | None:
         """The input that takes the number of the step, which decides random numbers; None: nothing is random."""
@@ -161,14 +171,14 @@ class Manifest:
     def select(self, arrays: Mapping[str, Array], where: str) -> dict[str, Array]:
         """The whole inputs among `arrays`; step 0 where none is given.
 
-        Raises AutospError when one is missing or has another type or shape.
+        Raises AutospError when one is missing or has another type or shape, TypeError for what is no arrays by name.
         """
-        if self.step_input is not None:
+        if self.step_input is not None and _get(arrays, self.step_input) is None:
             arrays = {self.step_input: np.array(0, np.int64), **arrays}
         problems = []
         for expected in self.inputs:
             wanted = f"{expected.dtype}{list(expected.shape)}"
-            array = arrays.get(expected.name)
+            array = _get(arrays, expected.name)
             if array is None:
                 near = difflib.get_close_matches(expected.name, arrays, n=1, cutoff=0.8)
                 problems.append(f"'{expected.name}' {wanted} is missing" + (f" (it has '{near[0]}')" if near else ""))
@@ -196,13 +206,29 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
             raise ValueError(f"it has format {fields['format']}, not {FORMAT}")
         inputs = tuple(_input(entry) for entry in fields["inputs"])
         open_length = _open_length(fields["open_length"]) if "open_length" in fields else None
-    except (OSError, ValueError, KeyError, TypeError) as failure:
+        manifest = Manifest(pathlib.Path(folder), fields, inputs, open_length)
+        _check_whole(manifest)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as failure:
+        missing = isinstance(failure, KeyError)
         raise AutospError(
-            f"'{os.fspath(folder)}' holds no sharded model: {failure}",
+            f"'{os.fspath(folder)}' holds no sharded model: "
+            + (f"its manifest lacks {failure}" if missing else str(failure)),
             note=f"looked for {path}",
             help="give the folder that 'autosp-onnx shard' wrote; shard the model again if it is damaged",
         ) from failure
-    return Manifest(pathlib.Path(folder), fields, inputs, open_length)
+    return manifest
+
+
+def _check_whole(manifest: Manifest) -> None:
+    """Raises ValueError, KeyError or TypeError where something is missing that will be read later."""
+    if manifest.ranks < 1:
+        raise ValueError("its manifest lists no ranks")
+    for rank in range(manifest.ranks):
+        manifest.graph(rank)
+    for part in manifest.inputs:
+        if part.slices and len(part.slices) != manifest.ranks:
+            raise ValueError(f"its manifest has {len(part.slices)} slices of '{part.name}' for {manifest.ranks} ranks")
+    _ = (manifest.signature, manifest.loss, manifest.gradients, manifest.step_input)
 
 
 def feed(folder: str | os.PathLike[str], inputs: Mapping[str, Array]) -> list[dict[str, Array]]:
@@ -257,6 +283,16 @@ def write_feeds(
         files.append(directory / f"rank_{rank}.npz")
         write_npz(files[-1], {**manifest.of_rank(whole, rank), STAMP: np.frombuffer(stamp.encode(), np.uint8)})
     return files
+
+
+def _get(arrays: Mapping[str, Array], name: str) -> Array | None:
+    """Raises TypeError for what is no arrays by name."""
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"inputs are {type(arrays).__name__}, not a mapping of numpy arrays by name")
+    array = arrays.get(name)
+    if array is None or (hasattr(array, "dtype") and hasattr(array, "shape")):
+        return array
+    raise TypeError(f"input '{name}' is {type(array).__name__}, not a numpy array")
 
 
 def _fnv1a(text: str) -> str:

@@ -11,7 +11,6 @@ import os
 import pathlib
 import signal
 import sys
-import tempfile
 import time
 from typing import NoReturn
 
@@ -20,6 +19,7 @@ import numpy as np
 from autosp_onnx import installation, process
 from autosp_onnx.arrays import read_npz, write_npz
 from autosp_onnx.errors import AutospError
+from autosp_onnx.interrupts import TemporaryFolder
 from autosp_onnx.manifest import Manifest, read_manifest
 
 _BUG = 70
@@ -77,7 +77,7 @@ def _seconds(text: str) -> float:
 
 def _launch(options: argparse.Namespace) -> int:
     manifest = _prepare(options)
-    with tempfile.TemporaryDirectory(prefix="autosp-onnx-") as reports:
+    with TemporaryFolder() as reports:
         code, _, error = _mpirun(options, manifest, reports)
         if code != 0:
             raise _first_failure(pathlib.Path(reports), error, code)
@@ -102,13 +102,7 @@ def _prepare(options: argparse.Namespace) -> Manifest:
             note="every rank runs a graph of its own",
             help=f"run it with {manifest.ranks} ranks, or shard the model again",
         )
-    for rank in range(manifest.ranks):
-        if not manifest.graph(rank).is_file():
-            raise AutospError(
-                f"'{manifest.graph(rank)}' is missing",
-                note="every rank runs a graph of its own",
-                help="shard the model again, with --dialect autosp",
-            )
+    manifest.check_graphs()
     given = read_npz(options.feed)
     manifest.at_length_of(given).select(given, f"'{options.feed}'")
     if options.output is not None:

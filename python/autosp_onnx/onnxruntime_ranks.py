@@ -1,5 +1,6 @@
 """Rank graphs in stock ONNX Runtime, whose collectives come from the library of this package."""
 
+import ctypes
 import pathlib
 import threading
 import uuid
@@ -104,7 +105,8 @@ def run_in_threads(
     """
     manifest = manifest.at_length_of(inputs)
     whole = manifest.select(inputs, "the batch")
-    world = {"transport": "threads", "world": uuid.uuid4().hex, "ranks": manifest.ranks}
+    name = uuid.uuid4().hex
+    world = {"transport": "threads", "world": name, "ranks": manifest.ranks}
     sessions = [
         RankSession(
             manifest, rank, session_options(timeout=timeout, threads=threads_per_rank, settings={**world, "rank": rank})
@@ -119,6 +121,7 @@ def run_in_threads(
             results[rank] = sessions[rank].run(manifest.of_rank(whole, rank))
         except BaseException as failure:
             failures.append(failure)
+            _fail_rank(name, rank, str(failure))
 
     ranks = [threading.Thread(target=step, args=(rank,), daemon=True) for rank in range(manifest.ranks)]
     for thread in ranks:
@@ -128,6 +131,12 @@ def run_in_threads(
     if failures:
         raise min(failures, key=lambda failure: _COLLECTIVE_FAILED in str(failure))
     return results
+
+
+def _fail_rank(world: str, rank: int, reason: str) -> None:
+    """The other ranks wait for this one no longer, wherever it failed."""
+    library = ctypes.CDLL(str(installation.collectives_library()))  # the runtime has opened it
+    library.AutospFailRank(world.encode(), rank, reason.encode())
 
 
 def _foreign(path: pathlib.Path, what: str) -> AutospError:

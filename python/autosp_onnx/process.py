@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from autosp_onnx import installation
 from autosp_onnx.errors import AutospError
+from autosp_onnx.interrupts import deferred
 
 _SECONDS_TO_END = 10.0  # for mpirun to end its ranks
 
@@ -21,7 +22,22 @@ def run(
     The command gets a process group of its own, so that a Ctrl-C reaches it once: from here. On any exception
     (KeyboardInterrupt among them) it is interrupted, then killed, and waited for, before the exception goes on.
     """
-    child = subprocess.Popen(
+    child = None
+    try:
+        with deferred():
+            child = _start(command, environment)
+        output, error = child.communicate()
+    except BaseException:
+        if child is not None:
+            _end(child)
+        raise
+    return child.returncode, output, error
+
+
+def _start(
+    command: Sequence[str | os.PathLike[str]], environment: dict[str, str] | None
+) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
         [os.fspath(part) for part in command],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -31,12 +47,6 @@ def run(
         env=environment,
         start_new_session=True,
     )
-    try:
-        output, error = child.communicate()
-    except BaseException:
-        _end(child)
-        raise
-    return child.returncode, output, error
 
 
 def _end(child: "subprocess.Popen[str]") -> None:

@@ -5,23 +5,27 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from autosp_onnx import installation, process
 from autosp_onnx.arrays import Array, read_npz, write_npz
 from autosp_onnx.errors import AutospError
+from autosp_onnx.interrupts import TemporaryFolder
 from autosp_onnx.manifest import Manifest, feed, read_manifest
 
 if TYPE_CHECKING:
     import onnx
 
 _LARGEST_MESSAGE = 2**31 - 1  # bytes of a protocol buffer
+_SMALL_TENSOR = 1024  # bytes; such stay in the model's file
+_ALIGNMENT = 4096  # of weights in their file, so that it can be mapped
 _MISMATCH = 1
 
-Option = str | int | bool | Sequence[str] | Mapping[str, object]
+Option = str | int | float | bool | os.PathLike[str] | Sequence[str] | Mapping[str, object]
+Runtime = Literal["executor", "onnxruntime"]
+Transport = Literal["threads", "mpi"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +52,7 @@ class ShardedModel:
         folder: str | os.PathLike[str],
         model: str | os.PathLike[str] | None = None,
         *,
-        temporary: "tempfile.TemporaryDirectory[str] | None" = None,
+        temporary: TemporaryFolder | None = None,
     ) -> None:
         """Opens what `autosp-onnx shard` wrote.
 
@@ -93,8 +97,8 @@ class ShardedModel:
         self,
         inputs: Mapping[str, Array],
         *,
-        runtime: Literal["executor", "onnxruntime"] = "executor",
-        transport: Literal["threads", "mpi"] = "threads",
+        runtime: Runtime = "executor",
+        transport: Transport = "threads",
         timeout: float = 60.0,
     ) -> dict[str, Array]:
         """One training step on all ranks.
@@ -112,15 +116,20 @@ class ShardedModel:
 
         Raises:
             AutospError: an input is missing or does not fit, or a rank failed.
+            ValueError: there is no such runtime or transport.
         """
+        _check_choice("runtime", runtime, get_args(Runtime))
+        _check_choice("transport", transport, get_args(Transport))
         whole = self.manifest.at_length_of(inputs).select(inputs, "the batch")
         if runtime == "onnxruntime":
             installation.require_onnxruntime()
+            self.manifest.check_graphs()
         if runtime == "onnxruntime" and transport == "threads":
             from autosp_onnx.onnxruntime_ranks import run_in_threads
 
             return run_in_threads(self.manifest, whole, timeout=timeout)[0]
-        with _temporary_folder() as folder:
+        with TemporaryFolder() as name:
+            folder = pathlib.Path(name)
             write_npz(folder / "inputs.npz", whole)
             options = [str(self.folder), "--np", str(self.ranks), "--timeout", str(timeout)]
             options += ["--feed", str(folder / "inputs.npz"), "--output", str(folder / "outputs.npz")]
@@ -155,7 +164,8 @@ class ShardedModel:
                 note=f"'{self.folder}' was opened without",
                 help="give validate() the model",
             )
-        with _temporary_folder() as folder:
+        with TemporaryFolder() as name:
+            folder = pathlib.Path(name)
             options = ["--json"] + ([] if tolerance is None else ["--tolerance", repr(tolerance)])
             if inputs is not None:
                 whole_inputs = self.manifest.at_length_of(inputs).select(inputs, "the batch")
@@ -163,6 +173,11 @@ class ShardedModel:
                 options += ["--feed", str(folder / "inputs.npz")]
             code, report = process.call("validate", whole, self.folder, *options, accept=(0, _MISMATCH))
         return Validation(code == 0, json.loads(report))
+
+
+def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{what} is {value!r}, not one of {', '.join(map(repr, choices))}")
 
 
 def shard(
@@ -185,12 +200,15 @@ def shard(
 
     Raises:
         AutospError: the model cannot be sharded so, or an option means nothing; its lines say what to do.
+        TypeError: the model is neither a file nor a model in memory.
         KeyboardInterrupt: leaves no process and no file behind.
     """
+    if not isinstance(model, str | os.PathLike) and not hasattr(model, "SerializeToString"):
+        raise TypeError(f"model is {type(model).__name__}, not the path of a file or an onnx.ModelProto")
     if output is not None and isinstance(model, str | os.PathLike):
         process.call("shard", model, "-o", output, *_words({"sp": sp, **options}))
         return ShardedModel(output, model)
-    temporary = tempfile.TemporaryDirectory(prefix="autosp-onnx-")
+    temporary = TemporaryFolder()
     try:
         path = _file_of(model, data_folder, pathlib.Path(temporary.name) / "model")
         folder = pathlib.Path(temporary.name) / "out" if output is None else pathlib.Path(output)
@@ -224,24 +242,23 @@ def _file_of(
     """A model in memory as a file in `folder`, with its external data beside it."""
     if isinstance(model, str | os.PathLike):
         return pathlib.Path(model)
-    folder.mkdir()
-    path = folder / "model.onnx"
-    for location in sorted(_external_locations(model)):
+    locations = sorted(_external_locations(model))
+    for location in locations:
+        _check_location(location)
         if data_folder is None:
             raise AutospError(
                 f"the model keeps weights in '{location}'",
                 note="a model in memory does not say which folder that is in",
                 help="give data_folder, or load the model with its external data",
             )
-        _place(pathlib.Path(data_folder) / location, folder / location)
-    if model.ByteSize() <= _LARGEST_MESSAGE:
-        path.write_bytes(model.SerializeToString())
-        return path
-    import onnx
-
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)  # saving moves the weights out of what it saves
-    onnx.save_model(copy, path, save_as_external_data=True, location="weights.bin", size_threshold=1024)
+    folder.mkdir()
+    for location in locations:
+        _place(pathlib.Path(str(data_folder)) / location, folder / location)
+    path = folder / _unused("model.onnx", locations)
+    text = _message(model)
+    if text is None:
+        text = _without_weights(model, folder / _unused("weights.bin", locations))
+    path.write_bytes(text)
     return path
 
 
@@ -252,6 +269,82 @@ def _external_locations(model: "onnx.ModelProto") -> set[str]:
         for entry in tensor.external_data
         if tensor.data_location == tensor.EXTERNAL and entry.key == "location"
     }
+
+
+def _check_location(location: str) -> None:
+    """Before anything is placed there: a model may come from anybody."""
+    path = pathlib.PurePath(location)
+    if path.parts and not path.is_absolute() and ".." not in path.parts and "\0" not in location:
+        return
+    raise AutospError(
+        f"the model keeps weights in '{location}', which leads out of its folder",
+        note="ONNX allows files in the model's folder and below it",
+        help="save the model again with its external data beside it",
+    )
+
+
+def _unused(name: str, locations: Sequence[str]) -> str:
+    """What is written must not be a link to a file of the user's."""
+    taken = {pathlib.PurePath(location).parts[0] for location in locations}
+    while name in taken:
+        name = f"_{name}"
+    return name
+
+
+def _message(model: "onnx.ModelProto") -> bytes | None:
+    """The model as one protocol buffer; None when it is too large for that."""
+    from google.protobuf.message import Error
+
+    try:
+        text: bytes = model.SerializeToString()
+    except (Error, ValueError):
+        return None
+    return text if len(text) <= _LARGEST_MESSAGE else None
+
+
+def _without_weights(model: "onnx.ModelProto", weights: pathlib.Path) -> bytes:
+    """Writes the large initializers to a file, one after the other, and gives the model that refers to it.
+
+    Nothing is copied as a whole, and the model stays as it is.
+    """
+    import onnx
+
+    light = onnx.ModelProto()
+    _copy_fields(model, light, but="graph")
+    _copy_fields(model.graph, light.graph, but="initializer")
+    with open(weights, "wb") as file:
+        for tensor in model.graph.initializer:
+            _copy_initializer(tensor, light.graph.initializer.add(), file)
+    return light.SerializeToString()
+
+
+def _copy_fields(source: Any, target: Any, *, but: str) -> None:
+    for field, value in source.ListFields():
+        if field.name == but:
+            continue
+        if hasattr(value, "extend"):
+            getattr(target, field.name).extend(value)
+        elif hasattr(value, "ListFields"):
+            getattr(target, field.name).CopyFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def _copy_initializer(tensor: "onnx.TensorProto", target: "onnx.TensorProto", file: BinaryIO) -> None:
+    from onnx import numpy_helper
+
+    numbers = tensor.data_location != tensor.EXTERNAL and tensor.data_type != tensor.STRING
+    if not numbers or tensor.ByteSize() < _SMALL_TENSOR:
+        target.CopyFrom(tensor)
+        return
+    raw = tensor.raw_data or numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
+    file.seek(-(-file.tell() // _ALIGNMENT) * _ALIGNMENT)
+    place = {"location": pathlib.Path(file.name).name, "offset": file.tell(), "length": len(raw)}
+    file.write(raw)
+    target.name, target.data_type, target.data_location = tensor.name, tensor.data_type, tensor.EXTERNAL
+    target.dims.extend(tensor.dims)
+    for key, value in place.items():
+        target.external_data.add(key=key, value=str(value))
 
 
 def _place(source: pathlib.Path, target: pathlib.Path) -> None:
@@ -268,14 +361,3 @@ def _place(source: pathlib.Path, target: pathlib.Path) -> None:
             note="the model keeps weights there",
             help="give the folder that holds it as data_folder",
         ) from failure
-
-
-class _temporary_folder:
-    """As tempfile.TemporaryDirectory, but a path."""
-
-    def __enter__(self) -> pathlib.Path:
-        self._folder = tempfile.TemporaryDirectory(prefix="autosp-onnx-")
-        return pathlib.Path(self._folder.name)
-
-    def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()

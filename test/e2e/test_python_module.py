@@ -1,5 +1,6 @@
 """The Python module autosp_onnx: sharding a file or a model in memory, running, comparing, and what stays on disk."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import python_package
 import numpy as np
 import onnx
 import pytest
+from google.protobuf.message import EncodeError
 from onnx import numpy_helper
 
 from training_graph import GRAPHS, TrainingGraph, assert_same_step, run_in_onnxruntime
@@ -93,6 +95,64 @@ def test_a_model_in_memory_too_large_for_one_file(autosp, monkeypatch):
         assert sharded.validate(inputs)
 
 
+class TooLarge:
+    """A model that protocol buffers refuse to write, as they do above 2 GB."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def ByteSize(self):
+        raise EncodeError("Failed to serialize proto")
+
+    SerializeToString = ByteSize
+
+
+def test_a_model_in_memory_that_cannot_be_one_message(autosp):
+    model, inputs = with_weights_inside(GPT2)
+    before = model.SerializeToString()
+    for tensor in model.graph.initializer[:2]:  # in fields of their type, not as bytes
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.float_data[:] = numpy_helper.to_array(tensor).ravel().tolist()
+            tensor.ClearField("raw_data")
+    given = model.SerializeToString()
+    with autosp.shard(TooLarge(model), 2, **SIZES) as sharded:
+        weights = sharded.model.parent / "weights.bin"
+        assert weights.stat().st_size > 1024 and sharded.model.stat().st_size < len(before) - 1024
+        assert sharded.validate(inputs)
+    assert model.SerializeToString() == given
+
+
+@pytest.mark.parametrize("location", ["../../victim.bin", "/etc/hostname", "a/../../victim.bin", ""])
+def test_weights_outside_of_the_models_folder_are_never_placed(autosp, tmp_path, monkeypatch, location):
+    model, _ = with_weights_inside(GPT2)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    placed = []
+    monkeypatch.setattr("autosp_onnx.sharded_model._place", lambda *paths: placed.append(paths))
+    with pytest.raises(autosp.AutospError, match="leads out of its folder"):
+        autosp.shard(model, 2, data_folder=tmp_path / "a" / "b", **SIZES)
+    assert placed == []
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "weights.bin"])
+def test_weights_of_the_users_are_not_written_over(autosp, tmp_path, name):
+    """They appear beside the model as links, whatever they are called."""
+    graph, inputs = with_weights_inside(GPT2)
+    onnx.save_model(graph, tmp_path / "saved.onnx", save_as_external_data=True, location=name, size_threshold=1024)
+    weights = (tmp_path / name).read_bytes()
+    model = onnx.load(tmp_path / "saved.onnx", load_external_data=False)
+    extra = numpy_helper.from_array(np.zeros(4096, np.float32), "unused")
+    model.graph.initializer.append(extra)
+    with autosp.shard(TooLarge(model), 2, data_folder=tmp_path, **SIZES) as sharded:
+        assert (tmp_path / name).read_bytes() == weights
+        assert sharded.validate(inputs)
+
+
 def test_feed_cuts_as_the_manifest_says(autosp):
     with autosp.shard(GPT2.path, sp=3, **SIZES) as sharded:
         parts = sharded.feed(GPT2.committed_inputs)
@@ -152,6 +212,83 @@ def test_errors_say_what_to_do(autosp, tmp_path):
         inputs = {**GPT2.committed_inputs, "input_ids": GPT2.committed_inputs["input_ids"].astype(np.int32)}
         with pytest.raises(autosp.AutospError, match="'input_ids' is int32"):
             sharded.feed(inputs)
+
+
+def test_arguments_of_other_types_are_refused(autosp):
+    for model in (None, GPT2.path.read_bytes()):
+        with pytest.raises(TypeError, match="not the path of a file or an onnx.ModelProto"):
+            autosp.shard(model, 2, **SIZES)
+    with autosp.shard(GPT2.path, 2, **SIZES) as sharded:
+        inputs = GPT2.committed_inputs
+        with pytest.raises(ValueError, match="runtime is 'ort', not one of 'executor', 'onnxruntime'"):
+            sharded.run(inputs, runtime="ort")
+        with pytest.raises(ValueError, match="transport is 'nccl', not one of 'threads', 'mpi'"):
+            sharded.run(inputs, transport="nccl")
+        with pytest.raises(TypeError, match="inputs are list, not a mapping"):
+            sharded.run(list(inputs))
+        with pytest.raises(TypeError, match="input 'input_ids' is list, not a numpy array"):
+            sharded.feed({**inputs, "input_ids": inputs["input_ids"].tolist()})
+
+
+def test_onnxruntime_wants_rank_graphs(autosp):
+    with autosp.shard(GPT2.path, 2, dialect="standard", **SIZES) as sharded:
+        for transport in ("threads", "mpi"):
+            with pytest.raises(autosp.AutospError, match="rank_0.onnx' is missing") as missing:
+                sharded.run(GPT2.committed_inputs, runtime="onnxruntime", transport=transport)
+            assert "--dialect autosp" in missing.value.help
+
+
+def test_damaged_manifests_are_refused(autosp, tmp_path):
+    with autosp.shard(GPT2.path, 2, **SIZES) as sharded:
+        whole = sharded.manifest.fields
+    changes = [{"ranks": []}, {"ranks": 3}, {"ranks": [{"rank": 0}]}, {"outputs": [3]}, {"inputs": [{"name": "x"}]}]
+    for change in [*changes, *({name: None} for name in ("outputs", "ranks", "model", "plan_hash"))]:
+        fields = {name: value for name, value in (whole | change).items() if value is not None}
+        (tmp_path / "manifest.json").write_text(json.dumps(fields))
+        with pytest.raises(autosp.AutospError, match="holds no sharded model"):
+            autosp.ShardedModel(tmp_path)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(autosp.AutospError, match="holds no sharded model"):
+        autosp.ShardedModel(tmp_path)
+
+
+def test_a_rank_that_fails_ends_the_others(autosp, monkeypatch):
+    from autosp_onnx import onnxruntime_ranks
+
+    class Failing(onnxruntime_ranks.RankSession):
+        def run(self, inputs):
+            if self._session.get_modelmeta().custom_metadata_map["autosp.rank"] == "1":
+                raise MemoryError("rank 1 has no memory")
+            return super().run(inputs)
+
+    monkeypatch.setattr(onnxruntime_ranks, "RankSession", Failing)
+    with autosp.shard(GPT2.path, 3, **SIZES) as sharded:
+        began = time.monotonic()
+        with pytest.raises(MemoryError, match="rank 1"):
+            sharded.run(GPT2.committed_inputs, runtime="onnxruntime", timeout=100)
+        assert time.monotonic() - began < 50
+
+
+@pytest.mark.parametrize("where", ["tempfile.mkdtemp", "os.rmdir", "subprocess.Popen"])
+def test_interrupted_while_it_makes_or_removes_things_it_leaves_nothing(autosp, monkeypatch, where):
+    """The fixture above looks for what is left."""
+    module, function = where.split(".")
+    real = getattr(sys.modules[module], function)
+    interrupted = []
+
+    def interrupting(*arguments, **options):
+        result = None if function == "rmdir" else real(*arguments, **options)
+        if not interrupted:
+            interrupted.append(result)
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*arguments, **options) if function == "rmdir" else result
+
+    monkeypatch.setattr(where, interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        autosp.shard(onnx.load(GPT2.path), 2, **SIZES).close()
+    assert interrupted
+    if function == "Popen":
+        assert interrupted[0].poll() is not None  # ended, and waited for
 
 
 def test_options_become_those_of_the_command(autosp):
