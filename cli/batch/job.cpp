@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <set>
 
 #include "base/error.h"
 #include "batch/shard_options.h"
@@ -34,21 +35,72 @@ std::string escaped(const fs::path& folder) {
   return result;
 }
 
+std::set<fs::path> glob_paths(const std::string& pattern) {
+  glob_t found{};
+  std::set<fs::path> result;
+  if (::glob(pattern.c_str(), GLOB_TILDE_CHECK | GLOB_BRACE, nullptr, &found) == 0) {
+    result.insert(found.gl_pathv, found.gl_pathv + found.gl_pathc);
+  }
+  ::globfree(&found);
+  return result;
+}
+
+// What this program has written: its graphs are no models to be split.
+bool holds_results(const fs::path& folder) {
+  return fs::exists(folder / ".autosp-batch") ||
+         (fs::exists(folder / "manifest.json") && fs::exists(folder / "rank_0.onnx"));
+}
+
+// This folder and all below it, but for hidden ones, results, and links, which may lead in circles.
+std::vector<fs::path> folders_from(const fs::path& folder) {
+  std::vector<fs::path> result = {folder};
+  const auto options = fs::directory_options::skip_permission_denied;
+  for (auto entry = fs::recursive_directory_iterator(folder, options); entry != end(entry);
+       ++entry) {
+    if (!entry->is_directory()) continue;
+    if (entry->path().filename().string().starts_with('.') || holds_results(entry->path())) {
+      entry.disable_recursion_pending();
+    } else if (!entry->is_symlink()) {
+      result.push_back(entry->path());
+    }
+  }
+  return result;
+}
+
+// What a shell makes of the pattern. "**" as a part of the path is any number of folders, which
+// glob() does not know.
+std::set<fs::path> expanded(const std::string& pattern) {
+  constexpr std::string_view kAnyFolders = "/**/";
+  const size_t at = pattern.find(kAnyFolders);
+  if (at == std::string::npos) {
+    if (pattern.ends_with("/**")) return expanded(pattern + "/*");
+    return glob_paths(pattern);
+  }
+  const std::string rest = pattern.substr(at + kAnyFolders.size());
+  std::set<fs::path> result;
+  for (const fs::path& root : glob_paths(pattern.substr(0, at) + "/")) {
+    for (const fs::path& folder : folders_from(root)) {
+      for (const fs::path& path : expanded(escaped(folder) + "/" + rest)) {
+        if (!fs::is_directory(path)) result.insert(path.lexically_normal());
+      }
+    }
+  }
+  return result;
+}
+
 // A file of that name, or those that match; `base` is a folder and no pattern.
 std::vector<fs::path> matches_of(const fs::path& base, const std::string& text,
                                  const std::string& origin) {
   if (fs::is_regular_file(base / text)) return {base / text};
   const bool absolute = fs::path(text).is_absolute() || text.starts_with('~');
   const std::string pattern = absolute ? text : escaped(base) + "/" + text;
-  glob_t found{};
-  const int code = ::glob(pattern.c_str(), GLOB_TILDE_CHECK | GLOB_BRACE, nullptr, &found);
-  std::vector<fs::path> result;
-  for (size_t k = 0; k < found.gl_pathc; ++k) result.emplace_back(found.gl_pathv[k]);
-  ::globfree(&found);
-  if (code == 0) return result;
+  const std::set<fs::path> result = expanded(pattern);
+  if (!result.empty()) return {result.begin(), result.end()};
   throw Error("no file matches '{}'", absolute ? text : (base / text).string())
       .note(fmt::format("in {}", origin))
-      .help("give the path of an .onnx file, or a pattern such as 'models/*.onnx' in quotes");
+      .help(
+          "give the path of an .onnx file, or a pattern such as 'models/*.onnx' or "
+          "'models/**/*.onnx' in quotes");
 }
 
 std::vector<Match> find_models(const std::vector<JobRequest>& requests, const fs::path& base) {

@@ -55,6 +55,22 @@ def test_the_second_run_does_nothing(autosp_onnx, batch, models, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+def test_two_stars_are_any_number_of_folders(autosp_onnx, batch, models, tmp_path):
+    deep = models / "a" / "b [1]"
+    for folder in (deep, models / ".hidden"):
+        folder.mkdir(parents=True)
+    (models / "bert_static.onnx").rename(deep / "bert_static.onnx")
+    shutil.copy(models / "gpt2_static.onnx", models / ".hidden")
+    (models / "a" / "circle").symlink_to(models)
+    assert autosp_onnx("shard", models / "nano_static.onnx", "--sp", 2, "-o", models / "result").returncode == 0
+    found = batch(models / "**" / "*.onnx", "--sp", 2)
+    assert len(found) == 3 and set(found.values()) == {"converted"}
+    assert sum("bert_static" in name for name in found) == 1
+    assert len(batch(tmp_path / "**" / "b*" / "**" / "*.onnx", "--sp", 2)) == 1
+    result = autosp_onnx("batch", models / "**" / "*.ort", "--sp", 2, "-o", tmp_path / "none")
+    assert result.returncode == 2 and "no file matches" in result.stderr
+
+
 def test_what_has_changed_is_converted_again(batch, models, tmp_path):
     pattern = models / "*.onnx"
     batch(pattern, "--sp", 2)
