@@ -35,8 +35,10 @@ function(autosp_shard target)
     list(APPEND arg_OPTIONS --dp=${arg_DP})
   endif()
   set(manifest ${output}/manifest.json)
+  get_filename_component(parent ${output} DIRECTORY)  # which the depfile is written into
   add_custom_command(
     OUTPUT ${manifest}
+    COMMAND ${CMAKE_COMMAND} -E make_directory ${parent}
     COMMAND ${program} shard ${model} --sp=${arg_SP} ${arg_OPTIONS} -o ${output} --depfile ${output}.d
     DEPENDS ${model} ${program_dependency}
     DEPFILE ${output}.d

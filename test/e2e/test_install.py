@@ -61,6 +61,20 @@ def test_a_project_finds_the_package(prefix, tmp_path):
     assert "no work to do" in run("cmake", "--build", build)
 
 
+@pytest.mark.parametrize("generator", ["Ninja", "Unix Makefiles"])
+def test_the_output_may_lie_deep(prefix, tmp_path, generator):
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.25)\n"
+        "project(user LANGUAGES NONE)\n"
+        "find_package(autosp 0.1 REQUIRED)\n"
+        f"autosp_shard(llama MODEL {GRAPHS}/llama.onnx SP 2 OUTPUT shards/deep/llama OPTIONS --dim seq=40)\n"
+    )
+    build = tmp_path / "build"
+    run("cmake", "-S", tmp_path, "-B", build, "-G", generator, f"-DCMAKE_PREFIX_PATH={prefix}")
+    run("cmake", "--build", build)
+    assert (build / "shards" / "deep" / "llama" / "manifest.json").exists()
+
+
 def listed_commands(autosp_onnx):
     text = autosp_onnx("--help").stdout.split("Subcommands:")[1].split("\n\n")[0]
     return sorted(line.split()[0] for line in text.splitlines() if line.startswith("  ") and line[2] != " ")
