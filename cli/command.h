@@ -5,6 +5,8 @@
 #include <functional>
 #include <string>
 
+#include "base/error.h"
+
 namespace autosp::cli {
 
 // Exit codes besides 0.
@@ -20,6 +22,8 @@ struct Failure {
   std::string text;  // all lines, without a trailing newline
   int code = kBug;
 };
+// A report that standard output did not take, for example because the disk is full, was not given.
+Error not_printed(int problem);
 // Of the exception that is being handled; to be called in a catch clause.
 Failure current_failure();
 

@@ -1,5 +1,8 @@
+#include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <new>
+#include <system_error>
 
 #include "base/error.h"
 #include "command.h"
@@ -18,6 +21,12 @@ Failure bug(const char* what) {
 Failure to_failure(const Error& error) { return {error.what(), kUserError}; }
 
 }  // namespace
+
+Error not_printed(int problem) {
+  return Error("the report could not be printed: {}", std::strerror(problem))
+      .note("standard output leads to a file or device that does not take it")
+      .help("send it somewhere with room, or to a terminal");
+}
 
 Failure current_failure() {
   try {
@@ -38,6 +47,10 @@ Failure current_failure() {
             .note("the system refused it")
             .help("check that the path exists, that you may write there, and that the disk has "
                   "room"));
+  } catch (const std::system_error& error) {
+    // As fmt::print has it when text is more than the buffer takes.
+    if (std::ferror(stdout) != 0) return to_failure(not_printed(error.code().value()));
+    return bug(error.what());
   } catch (const std::exception& error) {
     return bug(error.what());
   } catch (...) {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <span>
 
 #include "base/error.h"
@@ -70,12 +69,9 @@ Error to_error(const CLI::ParseError& failure, const CLI::App& command, std::spa
       .help(near.empty() ? fmt::format("'{} --help' lists what it takes", name) : near);
 }
 
-// A report that could not be printed, to a full disk for example, was not given.
 void check_printed() {
   if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
-  throw Error("the report could not be printed: {}", std::strerror(errno))
-      .note("standard output leads to a file or device that does not take it")
-      .help("send it somewhere with room, or to a terminal");
+  throw cli::not_printed(errno);
 }
 
 int parse(CLI::App& app, int argc, char** argv, const cli::Action& action) {

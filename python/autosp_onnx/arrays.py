@@ -26,7 +26,21 @@ def read_npz(path: str | os.PathLike[str]) -> dict[str, Array]:
 
 
 def write_npz(path: pathlib.Path, arrays: Mapping[str, Array]) -> None:
-    """Any name may be an array's, unlike with numpy.savez. What is no regular file is written through."""
+    """Any name may be an array's, unlike with numpy.savez. What is no regular file is written through.
+
+    Raises AutospError when it cannot be written.
+    """
+    try:
+        _replace(path, arrays)
+    except OSError as failure:
+        raise AutospError(
+            f"'{path}' cannot be written: {failure.strerror}",
+            note="the system refused it",
+            help="check that you may write there, and that the disk has room",
+        ) from failure
+
+
+def _replace(path: pathlib.Path, arrays: Mapping[str, Array]) -> None:
     if path.exists() and not path.is_file():
         _write(path, arrays)
         return

@@ -36,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
             _run_rank(options)
         return _launch(options)
     except AutospError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # there may be no room for it either
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     except KeyboardInterrupt as interruption:
         return 128 + (interruption.args[0] if interruption.args else signal.SIGINT)
@@ -82,7 +83,7 @@ def _launch(options: argparse.Namespace) -> int:
         if code != 0:
             raise _first_failure(pathlib.Path(reports), error, code)
         texts = [(pathlib.Path(reports) / f"rank_{rank}.json").read_text() for rank in range(manifest.ranks)]
-        _report(options, [json.loads(text) for text in texts])
+        _print_report(options, [json.loads(text) for text in texts])
     return 0
 
 
@@ -159,6 +160,23 @@ def _first_failure(reports: pathlib.Path, mpirun_said: str, code: int) -> Autosp
         f"mpirun ended with exit code {code}\n{mpirun_said.strip()}",
         note="no rank has said why",
         help="a rank may have been killed, for example for its memory",
+    )
+
+
+def _print_report(options: argparse.Namespace, ranks: list[dict[str, object]]) -> None:
+    problem = "it is closed"
+    if sys.stdout is not None:
+        try:
+            _report(options, ranks)
+            sys.stdout.flush()
+            return
+        except OSError as failure:
+            problem = failure.strerror
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python tries again at its end
+    raise AutospError(
+        f"the report could not be printed: {problem}",
+        note="standard output leads to a file or device that does not take it",
+        help="send it somewhere with room, or to a terminal",
     )
 
 
