@@ -1,5 +1,6 @@
 """The commands as a user calls them: results, reports, exit codes and what is left on disk."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -182,11 +183,15 @@ def test_options_of_lists_leave_the_model_alone(autosp_onnx, tmp_path):
     assert "over 16 ranks" in result.stdout
 
 
-def test_no_report_is_no_success(autosp_onnx, request):
+def test_no_report_is_no_success(autosp_onnx, request, tmp_path):
     binary = pathlib.Path(request.config.getoption("--autosp-onnx")).resolve()
-    with open("/dev/full", "w") as full:
-        run = subprocess.run([binary, "inspect", LLAMA], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert run.returncode == 2 and "could not be printed" in run.stderr
+    # The last are longer than a buffer.
+    shard = ["shard", "--sp", "2", "--json", "-o", tmp_path / "out"]
+    for command in (["inspect"], ["inspect", "--print-after", "import"], shard):
+        with open("/dev/full", "w") as full:
+            words = [binary, command[0], LLAMA, *command[1:]]
+            run = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert run.returncode == 2 and "could not be printed" in run.stderr
 
 
 def test_explain_says_how_inputs_are_fed(autosp_onnx):
@@ -637,3 +642,39 @@ def test_every_command_shows_an_example(autosp_onnx, command):
 
 def test_version(autosp_onnx):
     assert autosp_onnx("--version").stdout.startswith("autosp-onnx 0.")
+
+
+def test_what_a_killed_shard_left_is_removed_by_the_next(autosp_onnx, tmp_path):
+    def leave(name):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "parameters.bin").write_bytes(b"weights")
+        (folder / ".autosp-onnx-pending").touch()
+        return folder
+
+    gone, alive, other = leave("out.abCD12"), leave("out.abCD34"), leave("other.abCD12")
+    (mine := tmp_path / "out.backup").mkdir()
+    lock = os.open(alive, os.O_RDONLY)  # as the process that writes it has
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    for _ in range(2):  # where there is nothing yet, and in place of what is there
+        assert autosp_onnx("shard", LLAMA, "--sp", 2, "-o", tmp_path / "out").returncode == 0
+        assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", alive, other, mine])
+        assert not (tmp_path / "out" / ".autosp-onnx-pending").exists()
+    os.close(lock)
+    assert autosp_onnx("shard", LLAMA, "--sp", 2, "-o", tmp_path / "out").returncode == 0
+    assert not alive.exists() and mine.exists() and not gone.exists()
+
+
+def test_a_killed_shard_is_known_by_its_mark(autosp_onnx, tmp_path, request):
+    binary = pathlib.Path(request.config.getoption("--autosp-onnx")).resolve()
+    for _ in range(20):
+        command = [binary, "shard", LLAMA, "--sp", "2", "-o", tmp_path / "out"]
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        while child.poll() is None and not list(tmp_path.glob("out.*/.autosp-onnx-pending")):
+            pass
+        child.kill()
+        child.wait()
+        if list(tmp_path.glob("out.*")):
+            break
+    assert autosp_onnx("shard", LLAMA, "--sp", 2, "-o", tmp_path / "out").returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -172,6 +172,19 @@ def test_usage_errors(four_ranks, tmp_path):
     assert ort(four_ranks).returncode == 2  # no --feed
 
 
+def test_what_cannot_be_written_is_told(four_ranks):
+    feed = ("--feed", LLAMA.feed)
+    assert_refused(ort(four_ranks, *feed, "--output", "/dev/full"), "'/dev/full' cannot be written: No space left")
+    command = [sys.executable, "-m", "autosp_onnx.onnxruntime_command", four_ranks, *feed]
+    for where in (">/dev/full", ">&-"):
+        for option in ((), ("--json",)):
+            words = ["sh", "-c", f'"$@" {where}', "sh", *command, *option]
+            result = subprocess.run([*map(str, words)], stderr=subprocess.PIPE, text=True, timeout=120)
+            assert result.returncode == 2
+            assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["error", "note", "help"]
+            assert "the report could not be printed" in result.stderr
+
+
 def test_it_says_when_there_is_no_onnxruntime(four_ranks):
     script = "import sys; sys.modules['onnxruntime'] = None; from autosp_onnx import onnxruntime_command as command"
     script += "; sys.exit(command.main(sys.argv[1:]))"
