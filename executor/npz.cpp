@@ -8,6 +8,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -137,11 +138,6 @@ ir::Type parse_type(std::string_view header, uint64_t bytes, const std::string& 
   if (!description || !order || !shape) {
     throw damaged_header(what, "descr, fortran_order or shape is missing");
   }
-  if (order->starts_with("True")) {
-    throw Error("{}: stored in Fortran order", what)
-        .note("its first index varies fastest in the file")
-        .help("save numpy.ascontiguousarray(array)");
-  }
   ir::Type type{parse_description(*description, what), parse_shape(*shape, what)};
   // Guard the product before anything is allocated.
   const double wanted = [&] {
@@ -158,6 +154,24 @@ ir::Type parse_type(std::string_view header, uint64_t bytes, const std::string& 
   return type;
 }
 
+// Of a tensor whose first index varies fastest, as numpy saves what was transposed.
+ir::Tensor in_row_order(const ir::Tensor& columns) {
+  const ir::Shape& shape = columns.shape();
+  const size_t size = ir::element_size(columns.dtype());
+  ir::Tensor result(columns.type());
+  std::vector<int64_t> index(shape.size(), 0);
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t d = 1; d < shape.size(); ++d) strides[d] = strides[d - 1] * shape[d - 1];
+  const std::byte* from = columns.bytes().data();
+  std::byte* to = result.mutable_bytes();
+  for (int64_t n = 0; n < ir::num_elements(shape); ++n, to += size) {
+    const int64_t at = std::inner_product(index.begin(), index.end(), strides.begin(), int64_t{0});
+    std::memcpy(to, from + static_cast<size_t>(at) * size, size);
+    for (size_t d = shape.size(); d-- > 0 && ++index[d] == shape[d];) index[d] = 0;
+  }
+  return result;
+}
+
 // The array in a file of so many bytes, read straight into the tensor.
 ir::Tensor read_npy(uint64_t bytes, const Read& read, const std::string& what) {
   const std::string header = read_header(bytes, read, what);
@@ -169,7 +183,9 @@ ir::Tensor read_npy(uint64_t bytes, const Read& read, const std::string& what) {
       if (value != std::byte{0}) value = std::byte{1};
     }
   }
-  return tensor;
+  const auto order = field(header, "fortran_order");
+  const bool columns = order && order->starts_with("True");
+  return columns && tensor.shape().size() > 1 ? in_row_order(tensor) : tensor;
 }
 
 }  // namespace

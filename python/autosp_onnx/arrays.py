@@ -60,6 +60,17 @@ def _write(path: pathlib.Path, arrays: Mapping[str, Array]) -> None:
                 np.lib.format.write_array(member, np.ascontiguousarray(array).reshape(array.shape), allow_pickle=False)
 
 
+def as_fed(array: Array, wanted: str) -> Array:
+    """float32 rounded to the nearest bfloat16, where that is wanted, as `autosp-onnx run` does."""
+    if wanted != "bfloat16" or array.dtype != np.float32:
+        return array
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    nearest = (bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16
+    quiet = (bits >> 16) | 0x40  # rounding could make a number of what is none
+    result = np.where(np.isnan(array).reshape(bits.shape), quiet, nearest).astype(np.uint16)
+    return result.view("V2").reshape(array.shape)
+
+
 def type_name(array: Array) -> str:
     """The element type as the manifest names it."""
     return "bfloat16" if array.dtype.kind == "V" and array.dtype.itemsize == 2 else str(array.dtype)

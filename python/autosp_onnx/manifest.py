@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from autosp_onnx.arrays import Array, type_name, write_npz
+from autosp_onnx.arrays import Array, as_fed, type_name, write_npz
 from autosp_onnx.errors import AutospError
 
 FORMAT = 1
@@ -182,7 +182,7 @@ class Manifest:
             if array is None:
                 near = difflib.get_close_matches(expected.name, arrays, n=1, cutoff=0.8)
                 problems.append(f"'{expected.name}' {wanted} is missing" + (f" (it has '{near[0]}')" if near else ""))
-            elif (type_name(array), array.shape) != (expected.dtype, expected.shape):
+            elif (type_name(as_fed(array[:0] if array.ndim else array, expected.dtype)), array.shape) != (expected.dtype, expected.shape):
                 problems.append(f"'{expected.name}' is {type_name(array)}{list(array.shape)}, not {wanted}")
         if problems:
             raise AutospError(
@@ -190,7 +190,7 @@ class Manifest:
                 note="; ".join(problems[1:4]) or "the manifest lists what the model takes",
                 help="give every graph input, whole (ranks take their slices), with its shape and type",
             )
-        return {expected.name: arrays[expected.name] for expected in self.inputs}
+        return {expected.name: as_fed(arrays[expected.name], expected.dtype) for expected in self.inputs}
 
     def of_rank(self, arrays: Mapping[str, Array], rank: int) -> dict[str, Array]:
         """What a rank is fed of whole inputs, which `select` has checked."""

@@ -149,7 +149,16 @@ ir::ExternalData external_data(const onnx::TensorProto& proto, const ir::Type& t
   std::error_code code;
   const fs::path base = fs::weakly_canonical(folder.empty() ? "." : folder, code);
   const fs::path file = fs::weakly_canonical(base / data.location, code);
-  if (fs::path(data.location).is_absolute() || !is_inside(file, base)) {
+  const bool leads_out = fs::path(data.location).is_absolute() ||
+                         !is_inside((base / data.location).lexically_normal(), base);
+  if (!leads_out && !is_inside(file, base)) {
+    throw Error("external data of {} is '{}', a symbolic link to '{}', outside the model's folder",
+                where, data.location, file.string())
+        .note(fmt::format("the model's folder is '{}'", base.string()))
+        .help("copy the model and its data to one folder, following links ('cp -rL'): ONNX asks for "
+              "data files in the model's folder");
+  }
+  if (leads_out) {
     throw Error("external data of {} is '{}', outside the model's folder", where, data.location)
         .note(fmt::format("the model's folder is '{}'", base.string()))
         .help("keep the data file in the model's folder, as ONNX asks");

@@ -195,6 +195,7 @@ class Reader {
     for (const auto& input : message_.inputs()) manifest.inputs.push_back(read(input, manifest));
     for (const auto& output : message_.outputs()) manifest.outputs.push_back(read(output));
     for (const auto& entry : message_.collectives()) manifest.collectives.push_back(read(entry));
+    if (manifest.outputs.empty()) fail("it lists no outputs");
     manifest.warnings.assign(message_.warnings().begin(), message_.warnings().end());
     manifest.recompute = {.policy = message_.recompute().policy(),
                           .operators = message_.recompute().operators(),

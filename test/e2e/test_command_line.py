@@ -678,3 +678,38 @@ def test_a_killed_shard_is_known_by_its_mark(autosp_onnx, tmp_path, request):
             break
     assert autosp_onnx("shard", LLAMA, "--sp", 2, "-o", tmp_path / "out").returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_weights_behind_a_link_are_named_as_such(autosp_onnx, tmp_path):
+    """As a cache of downloads has them."""
+    folder, blobs = tmp_path / "snapshot", tmp_path / "blobs"
+    folder.mkdir()
+    blobs.mkdir()
+    model = onnx.load(LLAMA)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(4096, np.float32), "extra"))
+    onnx.save_model(model, folder / "model.onnx", save_as_external_data=True, location="weights.bin")
+    (folder / "weights.bin").rename(blobs / "0123abcd")
+    (folder / "weights.bin").symlink_to(blobs / "0123abcd")
+    result = autosp_onnx("shard", folder / "model.onnx", "--sp", 2, "-o", tmp_path / "out")
+    assert result.returncode == 2
+    assert f"'weights.bin', a symbolic link to '{blobs / '0123abcd'}'" in result.stderr
+    assert "help: " in result.stderr and "cp -rL" in result.stderr
+
+
+def test_a_manifest_without_outputs_is_refused(autosp_onnx, tmp_path):
+    shard(autosp_onnx, tmp_path / "out", "--sp", 2)
+    path = tmp_path / "out" / "manifest.json"
+    fields = json.loads(path.read_text())
+    del fields["outputs"]
+    path.write_text(json.dumps(fields))
+    result = autosp_onnx("run", tmp_path / "out", "--feed", FEED)
+    assert result.returncode == 2 and "lists no outputs" in result.stderr
+
+
+def test_arrays_in_fortran_order_are_fed_as_others(autosp_onnx, tmp_path):
+    shard(autosp_onnx, tmp_path / "out", "--sp", 2)
+    np.savez(tmp_path / "feed.npz", **{name: np.asfortranarray(array) for name, array in read(FEED).items()})
+    for feed, results in ((FEED, "a.npz"), (tmp_path / "feed.npz", "b.npz")):
+        assert autosp_onnx("run", tmp_path / "out", "--feed", feed, "--output", tmp_path / results).returncode == 0
+    first, second = read(tmp_path / "a.npz"), read(tmp_path / "b.npz")
+    assert all(np.array_equal(first[name], second[name]) for name in first)

@@ -330,3 +330,28 @@ def test_interrupted_it_leaves_nothing(tmp_path, way):
     assert "KeyboardInterrupt" in error and child.returncode != 0
     with pytest.raises(ProcessLookupError):
         os.kill(started, 0)
+
+
+def test_float32_is_rounded_where_a_model_takes_bfloat16(autosp):
+    from autosp_onnx.arrays import as_fed
+
+    bits = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x7F800000, 0xFF800000, 0x7F800001, 0x80000000], np.uint32)
+    rounded = as_fed(bits.view(np.float32), "bfloat16")
+    assert rounded.dtype == np.dtype("V2")
+    expected = [0x3F80, 0x3F82, 0x3F81, 0x7F80, 0xFF80, 0x7FC0, 0x8000]  # ties to even; no number stays none
+    assert rounded.view(np.uint16).tolist() == expected
+    assert as_fed(np.float32(1.5).reshape(()), "bfloat16").shape == ()
+    untouched = np.ones(3, np.float32)
+    assert as_fed(untouched, "float32") is untouched
+    model = TrainingGraph(GRAPHS / "bfloat16" / "llama.onnx").model
+    wanted = {value.name: value.type.tensor_type for value in model.graph.input}
+    floats = {name for name, type in wanted.items() if type.elem_type == onnx.TensorProto.BFLOAT16}
+    with autosp.shard(GRAPHS / "bfloat16" / "llama.onnx", 2, dim={"seq": 16}) as sharded:
+        generator = np.random.default_rng(0)
+        inputs = {
+            part.name: generator.standard_normal(part.shape).astype(np.float32)
+            if part.name in floats
+            else generator.integers(0, 8, part.shape)
+            for part in sharded.manifest.inputs
+        }
+        assert floats and {part[name].dtype for part in sharded.feed(inputs) for name in floats} == {np.dtype("V2")}
