@@ -1,0 +1,88 @@
+"""The report: Markdown of the outcomes and measurements that report.json has."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gpu_check.readings import of
+
+
+def number(value: float | None, form: str = ".4g") -> str:
+    return "" if value is None else format(value, form)
+
+
+def table(head: Sequence[str], rows: Sequence[str]) -> list[str]:
+    return ["", f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}", *rows, ""]
+
+
+def attention_lines(results: Mapping[str, Any]) -> list[str]:
+    rate = of(results, "rates", "PyTorch", "bf16_tflops") or of(results, "rates", "product", "tflops")
+    rows = []
+    for name, row in results.get("attention", {}).items():
+        cells = [name]
+        for way in ("forward", "backward"):
+            ours, theirs = of(row, "ours", f"{way}_tflops"), of(row, "PyTorch", f"{way}_tflops")
+            cells += [number(ours), number(ours and rate and ours / rate, ".2f"), number(theirs)]
+        differences = of(row, "ours", "differences_from_own_kernel")
+        cells.append(number(max(differences.values()), ".1e") if differences else "")
+        rows.append(f"| {' | '.join(cells)} |")
+    head = ["attention, bf16", "forward TFLOP/s", "of dense", "PyTorch", "backward", "of dense", "PyTorch", "off by"]
+    return table(head, rows) if rows else []
+
+
+def step_lines(results: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, row in results.get("step", {}).items():
+        cells = [number(of(row, kind, key)) for key in ("seconds", "loss") for kind in ("ours", "eager", "compiled")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    head = ["step", "ours s", "eager s", "compiled s", "our loss", "eager loss", "compiled loss"]
+    return table(head, lines) if lines else []
+
+
+def length_lines(results: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for policy, row in results.get("length", {}).items():
+        at = row.get("at 131072")
+        peak = of(at, "device_peak_bytes") or of(at, "peak_bytes")
+        cells = [of(at, "seconds"), of(at, "planned_peak_bytes"), peak]
+        cells += [row.get("planned longest"), of(row, "longest", "sequence"), of(row, "longest", "seconds")]
+        texts = [number(cell) if isinstance(cell, float) else str(cell or "") for cell in cells]
+        lines.append(f"| {policy} | {' | '.join(texts)} |")
+    head = ["recompute", "s at 131072", "planned bytes", "bytes in use", "longest planned", "longest run", "its s"]
+    return table(head, lines) if lines else []
+
+
+def exchange_lines(results: Mapping[str, Any]) -> list[str]:
+    rows = [
+        f"| {name} | {number(of(row, 'seconds'))} | {number(of(row, 'bytes_per_second_per_rank'))} |"
+        for name, row in results.get("exchange", {}).items()
+    ]
+    return table(["all-to-all on one GPU", "s", "bytes/s that a rank sends"], rows) if rows else []
+
+
+def small_lines(results: Mapping[str, Any]) -> list[str]:
+    rows = [
+        f"| {name} | {number(row['cpu'])} | {number(row['cuda'])} |"
+        for name, row in results.get("small steps", {}).items()
+    ]
+    return table(["committed graph, 40 tokens", "cpu s", "cuda s"], rows) if rows else []
+
+
+def report_lines(data: Mapping[str, Any]) -> list[str]:
+    results, cuda = data["results"], of(data, "devices", "cuda") or {}
+    name = cuda["devices"][0]["name"] if cuda.get("devices") else "No device"
+    lines = [f"# {name}", "", f"{datetime.date.today()}, {cuda.get('toolkit')}, driver {cuda.get('driver')}"]
+    lines += ["", f"Libraries: {json.dumps(cuda.get('libraries'))}", ""]
+    for what in ("conformance", "rates"):
+        if what in results:
+            lines += [f"{what}: {json.dumps(results[what])}", ""]
+    for part in (attention_lines, exchange_lines, step_lines, length_lines, small_lines):
+        lines += part(results)
+    notes = sorted({note for row in data["checks"].values() for note in row["notes"]})
+    lines += [f"- {note}" for note in notes]
+    rows = [f"| {k} | {row['outcome']} | {row['seconds']:.1f} |" for k, row in data["checks"].items()]
+    order = sorted(rows, key=lambda row: "| passed |" in row)  # what did not pass comes first
+    return lines + table(["check", "outcome", "s"], order)
