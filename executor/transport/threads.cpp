@@ -369,7 +369,7 @@ class ThreadWorld::Rank final : public CheckedCommunicator {
   State& world_;
   int rank_;
   std::atomic<bool> busy_ = false;  // in a collective
-  Device* device_ = nullptr;  // whose memory collectives work on; null: the host's
+  Device* device_ = nullptr;        // whose memory collectives work on; null: the host's
   std::unique_ptr<DeviceEvent> ready_;
   std::unique_ptr<DeviceEvent> done_;
 };

@@ -154,7 +154,7 @@ class Kernel {
     }
     ir::Shape shape = operand;
     shape[axis] = node.op == "AllGather" ? std::accumulate(sizes.begin(), sizes.end(), int64_t{0})
-                                          : sizes.at(position());
+                                         : sizes.at(position());
     return shape;
   }
 

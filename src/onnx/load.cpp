@@ -155,8 +155,9 @@ ir::ExternalData external_data(const onnx::TensorProto& proto, const ir::Type& t
     throw Error("external data of {} is '{}', a symbolic link to '{}', outside the model's folder",
                 where, data.location, file.string())
         .note(fmt::format("the model's folder is '{}'", base.string()))
-        .help("copy the model and its data to one folder, following links ('cp -rL'): ONNX asks for "
-              "data files in the model's folder");
+        .help(
+            "copy the model and its data to one folder, following links ('cp -rL'): ONNX asks for "
+            "data files in the model's folder");
   }
   if (leads_out) {
     throw Error("external data of {} is '{}', outside the model's folder", where, data.location)
