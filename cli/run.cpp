@@ -293,7 +293,7 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   check_device(arguments);
   open_device(arguments.device);  // one message here is clearer than mpirun's
   const onnx_io::Manifest manifest = read_manifest(arguments, arguments.np);
-  FeedSource(manifest, feed_files(arguments));  // likewise
+  static_cast<void>(FeedSource(manifest, feed_files(arguments)));  // likewise
   std::vector<std::string> words = {"run",
                                     arguments.folder.string(),
                                     "--transport",

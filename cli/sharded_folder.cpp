@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <linux/fs.h>
-#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -259,9 +258,6 @@ void check_outside(const fs::path& model, const fs::path& folder) {
   }
 }
 
-// In a folder that is not complete, or is to be removed.
-constexpr const char* kPendingMark = ".autosp-onnx-pending";
-
 // A folder beside the final one, removed again unless it takes its place.
 class PendingFolder {
  public:
@@ -284,15 +280,10 @@ class PendingFolder {
     }
     path_ = pattern;
     fs::permissions(path_, fs::perms(0755));
-    // Locked before it is marked: whoever finds the mark without the lock knows that we are gone.
-    lock_ = lock(path_);
-    std::ofstream(path_ / kPendingMark);
-    remove_abandoned();
   }
   ~PendingFolder() {
     std::error_code ignored;
     fs::remove_all(path_, ignored);
-    if (lock_ >= 0) ::close(lock_);
   }
   PendingFolder(const PendingFolder&) = delete;
   PendingFolder& operator=(const PendingFolder&) = delete;
@@ -300,13 +291,11 @@ class PendingFolder {
   const fs::path& path() const { return path_; }
 
   void commit() {
-    fs::remove(path_ / kPendingMark);
     const fs::path old = path_.string() + ".old";
     const bool replaces = fs::exists(target_);
     // Where the system can, both change places: there always is a complete folder.
     if (replaces &&
         ::renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, target_.c_str(), RENAME_EXCHANGE) == 0) {
-      std::ofstream(path_ / kPendingMark);
       return;  // what was there before is removed with this object
     }
     std::error_code code;
@@ -324,33 +313,8 @@ class PendingFolder {
   }
 
  private:
-  // Negative where it cannot be had: another process has it, or the file system knows no locks.
-  static int lock(const fs::path& folder) {
-    const int file = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (file < 0 || ::flock(file, LOCK_EX | LOCK_NB) == 0) return file;
-    ::close(file);
-    return -1;
-  }
-
-  // What processes that were killed have left for this target. Where there are no locks, it stays.
-  void remove_abandoned() const {
-    if (lock_ < 0) return;
-    const std::string begin = target_.filename().string() + ".";
-    const fs::path parent = target_.has_parent_path() ? target_.parent_path() : fs::path(".");
-    std::error_code ignored;
-    for (const auto& entry : fs::directory_iterator(parent, ignored)) {
-      if (!entry.path().filename().string().starts_with(begin)) continue;
-      if (!fs::exists(entry.path() / kPendingMark, ignored)) continue;
-      const int file = lock(entry.path());
-      if (file < 0) continue;
-      fs::remove_all(entry.path(), ignored);
-      ::close(file);
-    }
-  }
-
   fs::path target_;
   fs::path path_;
-  int lock_ = -1;
 };
 
 // Parameters that the model holds itself, for all ranks to share.

@@ -147,6 +147,10 @@ bool CudaDevice::capture(const std::function<void()>& queue) {
   // told.
   try {
     fork_and_join(queue);
+  } catch (const executor::Interrupted&) {  // another rank has failed
+    cudaStreamEndCapture(compute, &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
   } catch (const Error& error) {
     not_kept_ = error.message();
   } catch (const std::exception& error) {

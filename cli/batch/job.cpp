@@ -47,8 +47,9 @@ std::set<fs::path> glob_paths(const std::string& pattern) {
 
 // What this program has written: its graphs are no models to be split.
 bool holds_results(const fs::path& folder) {
-  return fs::exists(folder / ".autosp-batch") ||
-         (fs::exists(folder / "manifest.json") && fs::exists(folder / "rank_0.onnx"));
+  std::error_code ignored;
+  return fs::exists(folder / ".autosp-batch", ignored) ||
+         fs::exists(folder / "manifest.json", ignored);
 }
 
 // This folder and all below it, but for hidden ones, results, and links, which may lead in circles.
@@ -57,7 +58,8 @@ std::vector<fs::path> folders_from(const fs::path& folder) {
   const auto options = fs::directory_options::skip_permission_denied;
   for (auto entry = fs::recursive_directory_iterator(folder, options); entry != end(entry);
        ++entry) {
-    if (!entry->is_directory()) continue;
+    std::error_code ignored;  // a link that leads to itself is no folder
+    if (!entry->is_directory(ignored)) continue;
     if (entry->path().filename().string().starts_with('.') || holds_results(entry->path())) {
       entry.disable_recursion_pending();
     } else if (!entry->is_symlink()) {

@@ -1,10 +1,8 @@
 #include "training/checkpoint.h"
 
 #include <fcntl.h>
-#include <signal.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <charconv>
 
 #include "base/error.h"
@@ -24,27 +22,6 @@ std::optional<int64_t> step_of(const std::string& name) {
   int64_t step = 0;
   const auto [end, error] = std::from_chars(first, last, step);
   return error == std::errc() && end == last ? std::optional(step) : std::nullopt;
-}
-
-// Of "step_00000012.npz.4711.part", and what libzip puts behind that; nullopt for other names.
-std::optional<pid_t> writer_of(const std::string& name) {
-  const size_t at = name.find(std::string(kEnd) + ".");
-  if (at == std::string::npos || !step_of(name.substr(0, at + kEnd.size()))) return std::nullopt;
-  const char* last = name.data() + name.size();
-  pid_t process = 0;
-  const auto [end, error] = std::from_chars(name.data() + at + kEnd.size() + 1, last, process);
-  if (error != std::errc() || process <= 0) return std::nullopt;
-  return std::string_view(end, last).starts_with(".part") ? std::optional(process) : std::nullopt;
-}
-
-// Files that a run which was killed had begun; they are as large as checkpoints.
-void remove_abandoned(const std::filesystem::path& folder) {
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
-    const auto process = writer_of(entry.path().filename().string());
-    if (!process || ::kill(*process, 0) == 0 || errno != ESRCH) continue;
-    std::filesystem::remove(entry.path(), ignored);
-  }
 }
 
 // Onto the disk: a name may get there before what it names does.
@@ -70,7 +47,7 @@ executor::Arrays read_checkpoint(const std::filesystem::path& file) {
 void make_checkpoint_folder(const std::filesystem::path& folder) {
   std::error_code problem;
   std::filesystem::create_directories(folder, problem);
-  if (!problem && ::access(folder.c_str(), W_OK | X_OK) == 0) return remove_abandoned(folder);
+  if (!problem && ::access(folder.c_str(), W_OK | X_OK) == 0) return;
   if (!problem) problem = {errno, std::generic_category()};
   throw Error("'{}' cannot hold checkpoints: {}", folder.string(), problem.message())
       .note("one is written after the last step, and after every K steps with --every K")

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <random>
 #include <set>
 
@@ -39,26 +38,13 @@ Rounding rounding_of(const Manifest& manifest, const std::vector<Arrays>& output
   return result;
 }
 
-// The largest share that rounding has in entry i of a gradient, over the steps.
-double share_of_rounding(const std::string& gradient, int64_t i, const std::vector<Arrays>& steps,
-                         const Differences& differences) {
-  const std::vector<double>& difference = differences.at(gradient);
-  double share = 0;
-  for (size_t step = 0; step < steps.size(); ++step) {
-    if (difference[step] == 0) continue;
-    const double entry = std::abs(steps[step].at(gradient).value_as_double(i));
-    share = std::max(share, entry == 0 ? 1 : difference[step] / entry);
-  }
-  return std::min(share, 1.0);
-}
-
 // Optimizers that divide by a gradient's size (adam) move an entry whose gradient is rounding as
 // far as any other, there or back; of a key's bias, say, which is a third of one joined with
 // queries' and values'. `moved` is how far an entry moves at most; the share of a gradient that is
 // rounding decides what of it may differ.
 bool differs_by_rounding(const TensorComparison& tensor, const ir::Tensor& expected,
                          const std::vector<Arrays>& ranks, double moved,
-                         const std::function<double(int64_t)>& share) {
+                         const std::vector<float>& shares) {
   if (tensor.relative_error() <= tensor.tolerance) return false;
   const double allowed = tensor.tolerance * tensor.scale;
   for (const Arrays& rank : ranks) {
@@ -66,7 +52,7 @@ bool differs_by_rounding(const TensorComparison& tensor, const ir::Tensor& expec
     for (int64_t i = 0; i < expected.num_elements(); ++i) {
       const double error = std::abs(actual.value_as_double(i) - expected.value_as_double(i));
       if (error <= allowed) continue;
-      if (!(error <= 2 * moved * share(i))) return false;
+      if (!(error <= 2 * moved * shares[static_cast<size_t>(i)])) return false;
     }
   }
   return true;
@@ -96,12 +82,24 @@ double largest_difference(const ir::Tensor& a, const ir::Tensor& b) {
 }  // namespace
 
 void note_differences(const std::vector<TensorComparison>& tensors, size_t step,
-                      Differences& differences) {
+                      const Arrays& whole, const Arrays& rank, Differences& differences) {
   for (const TensorComparison& tensor : tensors) {
+    std::vector<Differences::Step>& steps = differences.steps[tensor.name];
+    if (steps.size() <= step) steps.resize(step + 1);
+    steps[step].error = std::max(steps[step].error, tensor.largest_error);
+    steps[step].allowed = tensor.tolerance * tensor.scale;
     if (tensor.role != onnx_io::OutputRole::kGradient) continue;
-    std::vector<double>& steps = differences[tensor.name];
-    if (steps.size() <= step) steps.resize(step + 1, 0);
-    steps[step] = std::max(steps[step], tensor.largest_error);
+    const ir::Tensor& expected = whole.at(tensor.name);
+    const ir::Tensor& actual = rank.at(tensor.name);
+    std::vector<float>& shares = differences.shares[tensor.name];
+    shares.resize(static_cast<size_t>(expected.num_elements()), 0);
+    for (int64_t i = 0; i < expected.num_elements(); ++i) {
+      const double size = std::abs(expected.value_as_double(i));
+      const double error = std::abs(actual.value_as_double(i) - expected.value_as_double(i));
+      if (error == 0) continue;
+      float& share = shares[static_cast<size_t>(i)];
+      share = std::max(share, static_cast<float>(error < size ? error / size : 1));
+    }
   }
 }
 
@@ -120,9 +118,9 @@ void mark_rounding(const TrainingJob& job, const Trajectory& whole, const Differ
   const double moved = furthest_move(job, whole.parameters);
   for (TensorComparison& tensor : curves.parameters) {
     const std::string& gradient = gradient_of.at(tensor.name);
-    tensor.is_rounding = differs_by_rounding(
-        tensor, whole.parameters.at(tensor.name), rank_parameters, moved,
-        [&](int64_t i) { return share_of_rounding(gradient, i, whole.steps, differences); });
+    tensor.is_rounding =
+        differs_by_rounding(tensor, whole.parameters.at(tensor.name), rank_parameters, moved,
+                            differences.shares.at(gradient));
   }
 }
 
@@ -142,23 +140,27 @@ Arrays nudged(const Arrays& state) {
   return result;
 }
 
-void mark_sensitive(const Trajectory& whole, const Trajectory& nudged, Curves& curves) {
+void mark_sensitive(const Trajectory& whole, const Trajectory& nudged,
+                    const Differences& differences, Curves& curves) {
   constexpr double kFew = 4;
-  for (size_t k = 0; k < curves.tensors.size(); ++k) {
-    TensorComparison& tensor = curves.tensors[k];
+  for (TensorComparison& tensor : curves.tensors) {
     if (tensor.agrees()) continue;
-    double allowed = 0;
-    for (size_t step = 0; step < static_cast<size_t>(curves.steps[k]); ++step) {
-      allowed = std::max(allowed, largest_difference(whole.steps[step].at(tensor.name),
-                                                     nudged.steps[step].at(tensor.name)));
+    double sensitivity = 0;
+    bool explained = true;
+    for (size_t step = 0; step < whole.steps.size(); ++step) {
+      sensitivity = std::max(sensitivity, largest_difference(whole.steps[step].at(tensor.name),
+                                                             nudged.steps[step].at(tensor.name)));
+      const Differences::Step& at = differences.steps.at(tensor.name)[step];
+      explained = explained && std::isfinite(sensitivity) &&
+                  at.error <= std::max(at.allowed, kFew * sensitivity);
     }
-    tensor.is_as_exact = tensor.largest_error <= kFew * allowed;
+    tensor.is_as_exact = explained;
   }
   for (TensorComparison& tensor : curves.parameters) {
     if (tensor.agrees()) continue;
-    const double allowed =
+    const double sensitivity =
         largest_difference(whole.parameters.at(tensor.name), nudged.parameters.at(tensor.name));
-    tensor.is_as_exact = tensor.largest_error <= kFew * allowed;
+    tensor.is_as_exact = std::isfinite(sensitivity) && tensor.largest_error <= kFew * sensitivity;
   }
 }
 

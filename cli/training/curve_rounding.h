@@ -20,9 +20,17 @@ struct Trajectory {
   executor::Arrays parameters;
 };
 
-// By gradient: the largest difference of an entry, on any rank, at each step (from 0).
-using Differences = std::map<std::string, std::vector<double>>;
+// How the ranks' losses and gradients differ from the whole model's.
+struct Differences {
+  struct Step {
+    double error = 0;    // the largest of an entry, on any rank
+    double allowed = 0;  // without an excuse
+  };
+  std::map<std::string, std::vector<Step>> steps;    // by output, from the first step
+  std::map<std::string, std::vector<float>> shares;  // by gradient: of an entry's size, the largest
+};
 void note_differences(const std::vector<TensorComparison>& tensors, size_t step,
+                      const executor::Arrays& whole, const executor::Arrays& rank,
                       Differences& differences);
 
 // Marks gradients that are next to nothing at every step, and parameters that differ only where
@@ -33,9 +41,10 @@ void mark_rounding(const TrainingJob& job, const Trajectory& whole, const Differ
 // The same parameters, each a few units in the last place off.
 executor::Arrays nudged(const executor::Arrays& state);
 
-// Marks what differs no more than the whole model from itself when it begins with nudged
-// parameters: training amplifies rounding, some models (T5 under Adam) a thousandfold in a few
-// steps.
-void mark_sensitive(const Trajectory& whole, const Trajectory& nudged, Curves& curves);
+// Marks what differs, at every step, no more than the whole model from itself when it begins with
+// nudged parameters: training amplifies rounding, some models (T5 under Adam) a thousandfold in a
+// few steps.
+void mark_sensitive(const Trajectory& whole, const Trajectory& nudged,
+                    const Differences& differences, Curves& curves);
 
 }  // namespace autosp::cli

@@ -206,9 +206,9 @@ RankCurves train_ranks(const Training& training, const Trajectory& expected,
       name_gradients(manifest, report.gradients, communicator);
       const auto losses = gather_numbers({report.loss}, "losses", communicator);
       const auto at = static_cast<size_t>(step - 1);
+      const std::vector<Arrays> outputs = {named(std::move(report), loss)};
       auto tensors =
-          compare_outputs(gradients, expected.steps[at], {named(std::move(report), loss)},
-                          precision, options.tolerance);
+          compare_outputs(gradients, expected.steps[at], outputs, precision, options.tolerance);
       for (TensorComparison& tensor : tensors) {
         tensor.rank = rank;
         // Of a curve: the losses of later steps carry what the earlier updates differed by.
@@ -219,7 +219,7 @@ RankCurves train_ranks(const Training& training, const Trajectory& expected,
       }
       const std::lock_guard lock(mutex);
       keep_worst(tensors, step, curves);
-      note_differences(tensors, at, curves.differences);
+      note_differences(tensors, at, expected.steps[at], outputs[0], curves.differences);
       if (rank == 0) curves.losses[at].ranks = losses;
     }
     curves.parameters[static_cast<size_t>(rank)] = trainer.whole_parameters();
@@ -255,7 +255,8 @@ Curves compare_curves(const std::shared_ptr<const ir::Graph>& whole, const Manif
   }
   mark_rounding(job, expected, ranks.differences, ranks.parameters, curves);
   if (!curves.equal()) {
-    mark_sensitive(expected, train_whole(training, whole, nudged(job.state)), curves);
+    mark_sensitive(expected, train_whole(training, whole, nudged(job.state)), ranks.differences,
+                   curves);
   }
   return curves;
 }

@@ -182,7 +182,9 @@ class Manifest:
             if array is None:
                 near = difflib.get_close_matches(expected.name, arrays, n=1, cutoff=0.8)
                 problems.append(f"'{expected.name}' {wanted} is missing" + (f" (it has '{near[0]}')" if near else ""))
-            elif (type_name(as_fed(array[:0] if array.ndim else array, expected.dtype)), array.shape) != (expected.dtype, expected.shape):
+                continue
+            some = array[:0] if array.ndim else array
+            if (type_name(as_fed(some, expected.dtype)), array.shape) != (expected.dtype, expected.shape):
                 problems.append(f"'{expected.name}' is {type_name(array)}{list(array.shape)}, not {wanted}")
         if problems:
             raise AutospError(
@@ -290,7 +292,7 @@ def _get(arrays: Mapping[str, Array], name: str) -> Array | None:
     if not isinstance(arrays, Mapping):
         raise TypeError(f"inputs are {type(arrays).__name__}, not a mapping of numpy arrays by name")
     array = arrays.get(name)
-    if array is None or (hasattr(array, "dtype") and hasattr(array, "shape")):
+    if array is None or isinstance(array, (np.ndarray, np.generic)):
         return array
     raise TypeError(f"input '{name}' is {type(array).__name__}, not a numpy array")
 

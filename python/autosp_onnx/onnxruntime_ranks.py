@@ -136,7 +136,7 @@ def run_in_threads(
 def _fail_rank(world: str, rank: int, reason: str) -> None:
     """The other ranks wait for this one no longer, wherever it failed."""
     library = ctypes.CDLL(str(installation.collectives_library()))  # the runtime has opened it
-    library.AutospFailRank(world.encode(), rank, reason.encode())
+    library.AutospFailRank(world.encode(), rank, reason.encode(errors="replace"))
 
 
 def _foreign(path: pathlib.Path, what: str) -> AutospError:

@@ -333,7 +333,9 @@ def _copy_fields(source: Any, target: Any, *, but: str) -> None:
 def _copy_initializer(tensor: "onnx.TensorProto", target: "onnx.TensorProto", file: BinaryIO) -> None:
     from onnx import numpy_helper
 
-    numbers = tensor.data_location != tensor.EXTERNAL and tensor.data_type != tensor.STRING
+    # Types of other widths lie in fields of wider ones, which onnx's versions read differently.
+    plain = (tensor.FLOAT, tensor.DOUBLE, tensor.INT32, tensor.INT64)
+    numbers = tensor.data_location != tensor.EXTERNAL and (tensor.raw_data or tensor.data_type in plain)
     if not numbers or tensor.ByteSize() < _SMALL_TENSOR:
         target.CopyFrom(tensor)
         return

@@ -91,4 +91,8 @@ def outcome_of(words: Sequence[str], limit: float, environment: Mapping[str, str
         os.killpg(process.pid, signal.SIGKILL)
         output, errors = process.communicate()
         code = f"ended after {limit:.0f} s"
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
     return process.returncode if code is None else code, output, errors

@@ -103,6 +103,7 @@ void max_pool(const Call& call) {
             static_cast<Compute<T>>(from[i]) > static_cast<Compute<T>>(from[largest]))
           largest = i;
       });
+      if (largest < 0) throw Error("a window of MaxPool holds padding alone");
       data<T>(call.results[0])[result] = from[largest];
       if (!has_result(call, 1)) return;
       data<int64_t>(call.results[1])[result] = columns ? by_columns(x, strides, largest) : largest;
@@ -135,7 +136,8 @@ void average_pool(const Call& call) {
           for_each_in_window(x, strides, window, kernel, at, 0, plane * plane_size,
                              [&](int64_t i) { sum += static_cast<Compute<T>>(from[i]); });
           const int64_t count = counted(x, window, after, kernel, at, with_padding);
-          data<T>(call.results[0])[result] = convert<T>(sum / static_cast<double>(count));
+          data<T>(call.results[0])[result] =
+              convert<T>(count == 0 ? 0 : sum / static_cast<double>(count));
         });
   });
 }

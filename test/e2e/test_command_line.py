@@ -1,6 +1,5 @@
 """The commands as a user calls them: results, reports, exit codes and what is left on disk."""
 
-import fcntl
 import json
 import os
 import pathlib
@@ -642,42 +641,6 @@ def test_every_command_shows_an_example(autosp_onnx, command):
 
 def test_version(autosp_onnx):
     assert autosp_onnx("--version").stdout.startswith("autosp-onnx 0.")
-
-
-def test_what_a_killed_shard_left_is_removed_by_the_next(autosp_onnx, tmp_path):
-    def leave(name):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "parameters.bin").write_bytes(b"weights")
-        (folder / ".autosp-onnx-pending").touch()
-        return folder
-
-    gone, alive, other = leave("out.abCD12"), leave("out.abCD34"), leave("other.abCD12")
-    (mine := tmp_path / "out.backup").mkdir()
-    lock = os.open(alive, os.O_RDONLY)  # as the process that writes it has
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    for _ in range(2):  # where there is nothing yet, and in place of what is there
-        assert autosp_onnx("shard", LLAMA, "--sp", 2, "-o", tmp_path / "out").returncode == 0
-        assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", alive, other, mine])
-        assert not (tmp_path / "out" / ".autosp-onnx-pending").exists()
-    os.close(lock)
-    assert autosp_onnx("shard", LLAMA, "--sp", 2, "-o", tmp_path / "out").returncode == 0
-    assert not alive.exists() and mine.exists() and not gone.exists()
-
-
-def test_a_killed_shard_is_known_by_its_mark(autosp_onnx, tmp_path, request):
-    binary = pathlib.Path(request.config.getoption("--autosp-onnx")).resolve()
-    for _ in range(20):
-        command = [binary, "shard", LLAMA, "--sp", "2", "-o", tmp_path / "out"]
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        while child.poll() is None and not list(tmp_path.glob("out.*/.autosp-onnx-pending")):
-            pass
-        child.kill()
-        child.wait()
-        if list(tmp_path.glob("out.*")):
-            break
-    assert autosp_onnx("shard", LLAMA, "--sp", 2, "-o", tmp_path / "out").returncode == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_weights_behind_a_link_are_named_as_such(autosp_onnx, tmp_path):

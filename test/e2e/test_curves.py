@@ -133,6 +133,25 @@ def test_rounding_that_training_amplifies_is_no_difference(autosp_onnx, tmp_path
     assert name in [entry["name"] for entry in json.loads(result.stdout)["parameters"] if not entry["equal"]]
 
 
+def test_rows_without_a_gradient_are_not_excused(autosp_onnx, tmp_path):
+    """Adam moves an embedding's row by what it remembers, also where the last step's gradient is zero."""
+    out = tmp_path / "out"
+    graph = shard(autosp_onnx, "llama.onnx", out, ["--sp", 2, "--optimizer", "adam"])
+    name = "model.embed_tokens.weight"
+    for rank in range(2):  # such rows stay where they are
+        path = out / f"optimizer_rank_{rank}.onnx"
+        update = onnx.load(path)
+        [maker] = [node for node in update.graph.node if f"{name}.new" in node.output]
+        maker.output[list(maker.output).index(f"{name}.new")] = "right"
+        update.graph.initializer.append(onnx.helper.make_tensor("none", onnx.TensorProto.FLOAT, [], [0.0]))
+        update.graph.node.append(onnx.helper.make_node("Equal", [f"{name}.grad", "none"], ["still"]))
+        update.graph.node.append(onnx.helper.make_node("Where", ["still", name, "right"], [f"{name}.new"]))
+        onnx.save(update, path)
+    result = autosp_onnx("validate", graph.path, out, "--steps", 3, "--json")
+    assert result.returncode == 1, result.stderr
+    assert name in [entry["name"] for entry in json.loads(result.stdout)["parameters"] if not entry["equal"]]
+
+
 def test_curves_that_leave_the_numbers_prove_nothing(autosp_onnx, tmp_path):
     """Both sides alike, but infinite: also when that is so after the first step only."""
     out = tmp_path / "out"

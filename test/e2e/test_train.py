@@ -678,19 +678,3 @@ def test_initial_parameters_that_are_missing_or_unknown_are_told(autosp_onnx, ll
         assert unknown.startswith("note: ") and unknown.endswith("not used: 'extra'")
         assert f"holds {len(some)} of {len(parameters)} parameters" in missing
         assert all(f"'{name}'" in missing for name in names[:2])
-
-
-def test_checkpoints_that_a_killed_run_began_are_removed(autosp_onnx, llama, tmp_path):
-    graph, _, parameters, folder = llama
-    shard(autosp_onnx, graph, tmp_path / "out", "--sp", 2, "--optimizer", "sgd")
-    saved = tmp_path / "saved"
-    saved.mkdir()
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    abandoned = [f"step_00000002.npz.{gone.pid}.part", f"step_00000002.npz.{gone.pid}.part.aB3xYz"]
-    others = [f"step_00000002.npz.{os.getpid()}.part", "step_00000002.npz.bak", "step_2.npz.part", "notes.1.part"]
-    for name in abandoned + others:
-        (saved / name).write_bytes(b"begun")
-    options = ("--init", folder / "parameters.npz", "--lr", 0.1, "--checkpoint", saved, "--resume")
-    train(autosp_onnx, tmp_path / "out", folder / "data.npz", *options, steps=1)
-    assert sorted(path.name for path in saved.iterdir()) == sorted([*others, "step_00000001.npz"])

@@ -28,7 +28,7 @@ class DecomposeConvolutions : public testing::TestWithParam<ConvolutionCase> {};
 TEST_P(DecomposeConvolutions, KeepsWhatTheyCompute) {
   const ConvolutionCase& c = GetParam();
   Example e;
-  std::vector<ValueId> operands = {e.input("x", c.x), e.input("w", c.w)};
+  std::vector<ValueId> operands = {e.build.unary("Neg", e.input("x", c.x)), e.input("w", c.w)};
   if (c.biased) operands.push_back(e.input("b", {c.y[1]}));
   e.output(e.build.node(c.op, operands, {DataType::kFloat32, c.y}, c.attributes));
   const Graph after = apply(e.graph, decompose_convolutions);
@@ -131,15 +131,34 @@ INSTANTIATE_TEST_SUITE_P(
         ConvolutionCase{"many_taps", "Conv", {1, 2, 70}, {2, 2, 65}, {1, 2, 6}, {}, false, true}),
     [](const auto& form) { return std::string(form.param.name); });
 
+// Two taps of 300 * 300 and -250 * 250 are beyond float16, their sum is not.
 TEST(DecomposeConvolutions, AddsUpNarrowProductsInFloat32) {
+  for (const int64_t groups : {int64_t{1}, int64_t{2}}) {
+    Example e;
+    const auto rows = [&](std::vector<float> values) {
+      const ir::Shape shape = {2, groups == 1 ? 2 : 1, 2};
+      if (groups == 1) values = {values[0], values[1], 0, 0, 0, 0, values[2], values[3]};
+      const ir::Tensor tensor = ir::Tensor::from_values<float>(shape, values);
+      return e.build.cast(e.build.constant(tensor), DataType::kFloat16);
+    };
+    const ValueId w = rows({300, -250, 300, -250});
+    const ValueId x = e.build.cast(e.build.constant(ir::Tensor::from_values<float>(
+                                       {1, 2, 2}, std::vector<float>{300, 250, 300, 250})),
+                                   DataType::kFloat16);
+    const ValueId y =
+        e.build.node("Conv", {x, w}, {DataType::kFloat16, {1, 2, 1}}, {{"group", groups}});
+    e.output(e.build.cast(y, DataType::kFloat32));
+    const Graph after = apply(e.graph, decompose_convolutions);
+    EXPECT_EQ(count_nodes(after, "Conv"), 0U);
+  }
+}
+
+// Its sequence would be told by no operator any more.
+TEST(DecomposeConvolutions, LeavesThoseOfInputs) {
   Example e;
-  const ValueId x = e.build.cast(e.input("x", {2, 6, 7}), DataType::kBFloat16);
-  const ValueId w = e.build.cast(e.input("w", {6, 1, 5}), DataType::kBFloat16);
-  const ValueId y =
-      e.build.node("Conv", {x, w}, {DataType::kBFloat16, {2, 6, 3}}, {{"group", kSix}});
-  e.output(e.build.cast(y, DataType::kFloat32));
-  // Rounded once, as the operator is.
-  apply(e.graph, decompose_convolutions);
+  e.output(e.build.node("Conv", {e.input("input_features", {2, 3, 7}), e.input("w", {4, 3, 1})},
+                        {DataType::kFloat32, {2, 4, 7}}));
+  EXPECT_EQ(count_nodes(apply(e.graph, decompose_convolutions), "Conv"), 1U);
 }
 
 }  // namespace

@@ -8,7 +8,8 @@
 //   ConvTranspose    y[o, t] = sum over i, k of w[i, o, k] x[i, t - k d + before]
 //
 // with the dilation d and the padding `before`. Strides are left alone, as patches and subsampling
-// have: there a sequence begins. So are kernels of more taps than kMostTaps.
+// have: there a sequence begins. So are kernels of more taps than kMostTaps, and convolutions of
+// the model's inputs, which tell that the last axis of audio is its sequence (shard/roles.cpp).
 #include <algorithm>
 
 #include "ir/rewriter.h"
@@ -62,9 +63,11 @@ int64_t padding_before(const ir::Attributes& attributes, size_t axis, const Conv
 std::optional<Convolution> read(const Graph& graph, const Node& node) {
   const bool transposed = node.is("ConvTranspose");
   if (!transposed && !node.is("Conv")) return std::nullopt;
+  if (graph.value(node.input(0)).kind == ir::ValueKind::kInput) return std::nullopt;
   const ir::Shape& x = graph.shape(node.input(0));
   const ir::Shape& w = graph.shape(node.input(1));
   const ir::Shape& y = graph.shape(node.output(0));
+  if (x.size() < 3) return std::nullopt;
   const auto is_one = [](int64_t value) { return value == 1; };
   const auto is_none = [](int64_t value) { return value == 0; };
   if (transposed && (node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" ||
@@ -85,6 +88,7 @@ std::optional<Convolution> read(const Graph& graph, const Node& node) {
   }
   Convolution c{.transposed = transposed, .batch = x[0]};
   c.groups = node.attributes.get_int("group", 1);
+  if (c.groups < 1) return std::nullopt;
   c.in = transposed ? w[0] / c.groups : w[1];
   c.out = transposed ? w[1] : w[0] / c.groups;
   c.taps = w[axis];
@@ -93,12 +97,14 @@ std::optional<Convolution> read(const Graph& graph, const Node& node) {
   const std::vector<int64_t> dilations = node.attributes.get_ints("dilations");
   if (!dilations.empty()) c.dilation = dilations[axis - 2];
   c.before = padding_before(node.attributes, axis - 2, c);
+  const int64_t filters = transposed ? c.groups * c.in : c.groups * c.out;
+  if (x[1] != c.groups * c.in || w[0] != filters) return std::nullopt;
   if (c.taps > kMostTaps || c.taps < 1 || c.result < 1) return std::nullopt;
   return c;
 }
 
 // y [batch, out, result] from x [batch, in, extent] and w as the node has it; channels are those of
-// all groups. 16-bit products are added up in float32.
+// all groups. Several taps of 16 bits are multiplied and added up in float32.
 ValueId sum_of_taps(Builder& build, const Convolution& c, ValueId x, ValueId w) {
   // One Pad holds the windows of all taps, and a position more than they need: the weights'
   // gradient takes the same windows in the backward pass, and must not find these, or the forward
@@ -121,8 +127,12 @@ ValueId sum_of_taps(Builder& build, const Convolution& c, ValueId x, ValueId w) 
     const int64_t begin = c.begin(k) + before;
     ValueId window = build.slice(x, 2, begin, begin + c.result);
     ValueId weights = build.reshape(build.slice(w, 2, k, k + 1), {rows, columns});
+    if (c.taps > 1) {
+      window = widen(build, window);
+      weights = widen(build, weights);
+    }
     if (c.is_depthwise()) {
-      add(build.binary("Mul", widen(build, window), widen(build, weights)));
+      add(build.binary("Mul", window, weights));
       continue;
     }
     if (c.groups > 1) {
@@ -133,8 +143,7 @@ ValueId sum_of_taps(Builder& build, const Convolution& c, ValueId x, ValueId w) 
       weights = build.transpose(
           weights, c.groups > 1 ? std::vector<int64_t>{0, 2, 1} : std::vector<int64_t>{1, 0});
     }
-    const ValueId product = build.matmul(weights, window);
-    add(c.taps > 1 ? widen(build, product) : product);
+    add(build.matmul(weights, window));
   }
   return build.reshape(sum, {c.batch, c.groups * c.out, c.result});
 }

@@ -94,7 +94,10 @@ bool decompose_batch_norm(Rewriter& rewriter, const Node& node) {
   Builder& build = rewriter.build();
   const ir::Type& type = graph.type(node.output(0));
   const ir::Shape& shape = graph.shape(node.input(0));
-  if (shape.size() < 2 || !is_floating(type.dtype)) return false;
+  const bool one_type = std::ranges::all_of(node.inputs, [&](ValueId input) {
+    return wide_type(graph.type(input).dtype) == wide_type(type.dtype);
+  });
+  if (shape.size() < 2 || !is_floating(type.dtype) || !one_type) return false;
   const auto wide = [&](size_t k) { return widen(build, rewriter.mapped(node.input(k))); };
   ir::Shape by_channel(shape.size(), 1);
   by_channel[1] = shape[1];
