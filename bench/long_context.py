@@ -4,8 +4,9 @@
 
 Every contestant trains the same Llama (bench/peers/llama.py, 14 million parameters, float32, batch 1) on this machine's
 CPU, a process per rank. For each it finds the longest sequence whose peak of resident memory per rank stays within the
-limit (autosp-onnx counts pages that ranks share with the rank whose they are, docs/executor.md), and the time of a step at a length that all can do. Hand-written schemes are given the memory that PyTorch itself
-takes; autosp-onnx is not given its own. Losses at the common length must agree, or nothing is reported.
+limit (autosp-onnx counts pages that ranks share with the rank whose they are, docs/executor.md), and the time of a step
+at a length that all can do. Hand-written schemes are given the memory that PyTorch itself takes; autosp-onnx is not
+given its own. Losses at the common length must agree, or nothing is reported.
 
 Needs the packages of models/requirements.txt.
 """
