@@ -14,16 +14,29 @@ struct WindowEdge {
   int64_t shift;  // index on the far side = index here + shift
 };
 
-std::map<AtomId, std::vector<WindowEdge>> window_edges(const FactorAnalysis& analysis,
-                                                       const ClassSet& home) {
-  std::map<AtomId, std::vector<WindowEdge>> edges;
+using WindowEdges = std::map<AtomId, std::vector<WindowEdge>>;
+
+// Windows at one place count together: of a convolution's taps, the one at the padding's own place.
+void add_edge(std::vector<WindowEdge>& edges, const WindowEdge& edge) {
+  const auto same = std::ranges::find_if(edges, [&](const WindowEdge& known) {
+    return known.to == edge.to && known.shift == edge.shift;
+  });
+  if (same == edges.end()) {
+    edges.push_back(edge);
+  } else {
+    same->bytes += edge.bytes;
+  }
+}
+
+WindowEdges window_edges(const FactorAnalysis& analysis, const ClassSet& home) {
+  WindowEdges edges;
   const ir::Graph& graph = analysis.graph();
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     for (const Factor& factor : analysis.node(NodeId(n)).factors) {
       if (!factor.window || !home.contains(analysis.class_of(factor.atom))) continue;
       const int64_t bytes = graph.type(graph.nodes()[n].inputs[0]).num_bytes();
-      edges[factor.atom].push_back({bytes, factor.result_atom, -*factor.window});
-      edges[factor.result_atom].push_back({bytes, factor.atom, *factor.window});
+      add_edge(edges[factor.atom], {bytes, factor.result_atom, -*factor.window});
+      add_edge(edges[factor.result_atom], {bytes, factor.atom, *factor.window});
     }
   }
   return edges;

@@ -46,9 +46,13 @@ std::string to_string(const AxisLayout& layout) {
     case Placement::kSplit:
       break;
   }
-  return fmt::format("split(dim {}{}, cuts {})", layout.position.dim,
+  const Halo none;
+  return fmt::format("split(dim {}{}, cuts {}{})", layout.position.dim,
                      layout.position.atom == 0 ? "" : fmt::format(".{}", layout.position.atom),
-                     fmt::join(layout.cuts, " "));
+                     fmt::join(layout.cuts, " "),
+                     layout.halo == none
+                         ? ""
+                         : fmt::format(", halo {} {}", layout.halo.before, layout.halo.after));
 }
 
 std::string to_string(const Layout& layout, const Mesh& mesh) {
@@ -94,9 +98,11 @@ std::vector<size_t> sequence_axes(const Mesh& mesh) {
   return axes;
 }
 
-Interval local_range(const Layout& layout, const Mesh& mesh,
-                     const std::vector<int64_t>& coordinates, AtomPosition position,
-                     int64_t extent) {
+namespace {
+
+// Without its halo.
+Interval own_range(const Layout& layout, const Mesh& mesh, const std::vector<int64_t>& coordinates,
+                   AtomPosition position, int64_t extent) {
   Interval result{0, extent};
   bool nested = false;
   for (size_t k = 0; k < layout.size(); ++k) {
@@ -130,6 +136,20 @@ Interval local_range(const Layout& layout, const Mesh& mesh,
   }
   AUTOSP_CHECK(first + count < cuts->size());
   return {(*cuts)[first], (*cuts)[first + count]};
+}
+
+}  // namespace
+
+Interval local_range(const Layout& layout, const Mesh& mesh,
+                     const std::vector<int64_t>& coordinates, AtomPosition position,
+                     int64_t extent) {
+  const Interval range = own_range(layout, mesh, coordinates, position, extent);
+  Halo halo;
+  for (const AxisLayout& axis : layout) {
+    if (axis.is_split() && axis.position == position) halo = axis.halo;  // the same on all of them
+  }
+  return {std::max<int64_t>(range.begin - halo.before, 0),
+          std::min(range.end + halo.after, extent)};
 }
 
 }  // namespace autosp::shard

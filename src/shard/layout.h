@@ -48,6 +48,14 @@ Cuts even_cuts(int64_t extent, int64_t parts);  // the first extent % parts shar
 
 enum class Placement : uint8_t { kReplicated, kSplit, kPartial };
 
+// Elements before and after a range.
+struct Halo {
+  int64_t before = 0;
+  int64_t after = 0;
+  bool operator==(const Halo&) const = default;
+  auto operator<=>(const Halo&) const = default;
+};
+
 struct AxisLayout {
   Placement placement = Placement::kReplicated;
   AtomPosition position;  // kSplit
@@ -56,11 +64,15 @@ struct AxisLayout {
   // this one that do not split the same atom.
   Cuts cuts;
   bool nested = false;
+  // kSplit: what a shard holds of its neighbours' besides its own, so that shards overlap; only
+  // what is exchanged for several windows at once does (transforms/spmd/halo_exchanges.h).
+  Halo halo = {};
 
   static AxisLayout replicated() { return {}; }
   static AxisLayout partial() { return {.placement = Placement::kPartial}; }
   static AxisLayout split(AtomPosition at, Cuts cuts, bool nested) {
-    return {Placement::kSplit, at, std::move(cuts), nested};
+    return {
+        .placement = Placement::kSplit, .position = at, .cuts = std::move(cuts), .nested = nested};
   }
   bool is_split() const { return placement == Placement::kSplit; }
   bool is_partial() const { return placement == Placement::kPartial; }

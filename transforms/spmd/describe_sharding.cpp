@@ -31,7 +31,10 @@ class Cuts {
 std::optional<ir::TensorSharding> describe(const SpmdProgram& program, PlacedId id) {
   const Placed& placed = program.at(id);
   const shard::Mesh& mesh = program.plan->mesh;
-  if (std::ranges::any_of(placed.layout, &shard::AxisLayout::is_partial)) return std::nullopt;
+  const auto is_no_division = [](const shard::AxisLayout& axis) {
+    return axis.is_partial() || axis.halo != shard::Halo{};
+  };
+  if (std::ranges::any_of(placed.layout, is_no_division)) return std::nullopt;
   std::vector<std::vector<std::vector<Interval>>> held;  // by rank, dimension, factor
   for (int64_t rank = 0; rank < mesh.size(); ++rank) {
     held.push_back(local_ranges(placed, mesh, rank));

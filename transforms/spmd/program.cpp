@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "transforms/ring_attention/ring_schedules.h"
+#include "transforms/spmd/halo_exchanges.h"
 
 namespace autosp::transforms {
 
@@ -314,7 +315,9 @@ class ProgramBuilder {
 
 }  // namespace
 
-SpmdProgram build_program(const shard::Plan& plan) { return ProgramBuilder(plan).build(); }
+SpmdProgram build_program(const shard::Plan& plan) {
+  return join_halo_exchanges(ProgramBuilder(plan).build());
+}
 
 std::vector<std::vector<Interval>> local_ranges(const Placed& placed, const shard::Mesh& mesh,
                                                 int64_t rank) {

@@ -8,7 +8,7 @@
 namespace autosp::transforms {
 
 enum class StepKind : uint8_t {
-  kSlice,          // replicated -> split: every rank keeps its part; nothing moves
+  kSlice,          // every rank keeps a part of what it holds; nothing moves
   kKeepOnFirst,    // replicated -> partial: all ranks but the first hold zeros
   kAllToAll,       // split -> split, along another atom or at other cut points
   kAllGather,      // split -> replicated
