@@ -7,6 +7,7 @@
 #include "base/context.h"
 #include "base/error.h"
 #include "longest_sequence.h"
+#include "make_manifest.h"
 #include "onnx/model.h"
 #include "open_export.h"
 #include "prediction.h"

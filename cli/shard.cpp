@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "command.h"
 #include "depfile.h"
+#include "make_manifest.h"
 #include "model_arguments.h"
 #include "onnx/atomic_file.h"
 #include "onnx/manifest_length.h"

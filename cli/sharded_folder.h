@@ -39,9 +39,6 @@ struct Graphs {
 // outlive the result.
 Graphs graphs_of(const transforms::SpmdProgram& program, bool annotate);
 
-// Everything `shard` tells about its result.
-onnx_io::Manifest make_manifest(const LoadedModel& model, const transforms::SpmdProgram& program);
-
 // Writes manifest.json and the graphs asked for into `folder`, which appears (or is replaced)
 // in one step when all is done; SIGINT, SIGTERM or SIGHUP before that leave nothing (Interruption).
 // Weights kept outside the model share blocks with it where the file system can; large ones kept
