@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <memory>
 #include <numeric>
+#include <optional>
 
 #include "base/context.h"
 #include "executor/kernels/rows.h"
@@ -103,7 +104,8 @@ class Kernel {
     check(api_, call(api_, kGetInput, context, 0, &input));
     const Tensor x = read_tensor(api_, input);
     // Several runs of a session may have this kernel at once, until one of them is refused.
-    const ir::Node node = with_numbers(context, x.shape.size());
+    const std::optional<ir::Node> given = with_numbers(context, x.shape.size());
+    const ir::Node& node = given ? *given : node_;
     Tensor y{.dtype = x.dtype, .shape = result_shape(node, x.shape)};
     OrtValue* output = nullptr;
     check(api_, call(api_, kGetOutput, context, 0, y.shape.data(), y.shape.size(), &output));
@@ -128,14 +130,14 @@ class Kernel {
     *static_cast<int64_t*>(data) = 0;
   }
 
-  // The node; where the numbers are an operand, they are its.
-  ir::Node with_numbers(OrtKernelContext* context, size_t rank) const {
-    ir::Node node = node_;
+  // The node with the numbers of the operand that holds them; nullopt where there is none.
+  std::optional<ir::Node> with_numbers(OrtKernelContext* context, size_t rank) const {
     size_t inputs = 0;
     check(api_, call(api_, kGetInputCount, context, &inputs));
     const OrtValue* input = nullptr;
     if (inputs > 2) check(api_, call(api_, kGetInput, context, 2, &input));
-    if (input == nullptr) return node;
+    if (input == nullptr) return std::nullopt;
+    ir::Node node = node_;
     const Tensor numbers = read_tensor(api_, input);
     const auto* begin = static_cast<const int64_t*>(numbers.data);
     const auto count = static_cast<size_t>(ir::num_elements(numbers.shape));
