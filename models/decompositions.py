@@ -21,6 +21,8 @@ def decomposition_table() -> dict[object, Callable[..., object]]:
     table[aten._native_batch_norm_legit_no_training.default] = _batch_norm_by_buffers
     table[aten.native_batch_norm_backward.default] = _batch_norm_backward
     table[aten.clamp.default] = _clamp
+    table[aten.unsqueeze.default] = _unsqueeze_complex
+    table[aten.linalg_solve_triangular.default] = _solve_triangular
     return table
 
 
@@ -51,6 +53,39 @@ def _clamp(x: torch.Tensor, low: float | None = None, high: float | None = None)
     if not x.is_floating_point() or low is None or high is None or type(low) is type(high):
         return NotImplemented
     return aten.clamp.default(x, float(low), float(high))
+
+
+def _unsqueeze_complex(x: torch.Tensor, axis: int) -> torch.Tensor:
+    """Of complex numbers (a table of rotations): as a view, which the exporter translates."""
+    if not x.is_complex():
+        return NotImplemented
+    shape = list(x.shape)
+    shape.insert(axis % (x.dim() + 1), 1)
+    return aten.view.default(x, shape)
+
+
+def _solve_triangular(
+    matrix: torch.Tensor, right: torch.Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
+) -> torch.Tensor:
+    """By products: D the diagonal, matrix = D (I + N) with N nilpotent, so that, of n rows,
+
+        inverse = (I - N) (I + N^2) (I + N^4) ... D^-1      up to the first power of 2 that is not below n
+
+    Chunks of delta rules (gated delta networks) are such systems, of 64 rows.
+    """
+    rows = matrix.shape[-1]
+    identity = torch.eye(rows, dtype=matrix.dtype, device=matrix.device)
+    strict = matrix.triu(1) if upper else matrix.tril(-1)
+    diagonal = None if unitriangular else matrix.diagonal(dim1=-2, dim2=-1)
+    power = strict if diagonal is None else strict / diagonal.unsqueeze(-1)
+    inverse, exponent = identity - power, 2
+    while exponent < rows:
+        power = power @ power
+        inverse = inverse + inverse @ power
+        exponent *= 2
+    if diagonal is not None:
+        inverse = inverse / diagonal.unsqueeze(-2)
+    return inverse @ right if left else right @ inverse
 
 
 def _batch_norm(

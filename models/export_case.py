@@ -16,7 +16,7 @@ import graph_files
 from check_graph import check_graph, to_numpy
 from gradient_check import Comparison
 from joint_graph import Signature, export_forward, export_training_step, signature_of
-from training_case import CannotConvert, TrainingCase
+from training_case import CannotConvert, FailsAtOtherLengths, TrainingCase
 
 JOINT, ONNX_AD = "torch-joint-graph", "onnx-ad"
 ROUTES = (JOINT, ONNX_AD)
@@ -43,8 +43,23 @@ class ExportedGraph:
 def export_case(
     case: TrainingCase, symbolic: list[str], route: str = JOINT, opset: int | None = None, *, checks: bool = True
 ) -> ExportedGraph:
-    """Traces, converts and checks; raises CannotConvert or GradientMismatch."""
-    signature = signature_of(case, symbolic)
+    """Traces, converts and checks; raises CannotConvert or GradientMismatch.
+
+    A graph that runs at the length of its trace alone is traced again at a prime: chunks that are padded are the
+    general case, and those that need no padding a branch of their own (Mamba 2, local attention).
+    """
+    try:
+        return _export_traced(case, signature_of(case, symbolic), symbolic, route, opset, checks)
+    except FailsAtOtherLengths as error:
+        try:
+            return _export_traced(case, signature_of(case, symbolic, odd=True), symbolic, route, opset, checks)
+        except (CannotConvert, RuntimeError):
+            raise error from None
+
+
+def _export_traced(
+    case: TrainingCase, signature: Signature, symbolic: list[str], route: str, opset: int | None, checks: bool
+) -> ExportedGraph:
     try:
         if route == ONNX_AD:
             model = _differentiated_forward(case, signature, opset)

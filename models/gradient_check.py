@@ -19,6 +19,9 @@ NOISE = {"float32": 2e-7, "rounded constants": 1e-5, "bfloat16": 1e-2}
 """Differences below this fraction of the largest gradient anywhere are measured against that one: some gradients are
 truly zero (an attention key's bias shifts all scores of a row alike), and an error relative to zero means nothing."""
 
+ROUNDING = {"float32": 1e-3, "rounded constants": 1e-3, "bfloat16": np.inf}
+"""How far PyTorch may be from the values of a wider type, relatively, for that to be taken for rounding."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OutputError:
@@ -92,8 +95,8 @@ def compare_outputs(
         relative = absolute / max(own_scale, largest if is_noise else 1e-30)
         tolerance = RELATIVE_TOLERANCE[precision]
         if exact is not None:
-            rounding = float(np.abs(exact[name] - reference).max(initial=0.0))
-            tolerance += 2.5 * rounding / max(own_scale, 1e-30)
+            rounding = float(np.abs(exact[name] - reference).max(initial=0.0)) / max(own_scale, 1e-30)
+            tolerance += 2.5 * rounding if rounding <= ROUNDING[precision] else 0.0
         errors.append(OutputError(name, absolute, relative, relative <= tolerance))
     return Comparison(setting, errors)
 

@@ -51,8 +51,8 @@ class Signature:
         return ["loss", *(f"{name}.grad" for name in self.parameters)]
 
 
-def signature_of(case: TrainingCase, symbolic: list[str]) -> Signature:
-    """The graph signature of `case` with the axes named in `symbolic` left open."""
+def signature_of(case: TrainingCase, symbolic: list[str], *, odd: bool = False) -> Signature:
+    """The graph signature of `case` with the axes named in `symbolic` left open; `odd`: traced at prime lengths."""
     parameters = case.parameters()
     constants = {
         name.removeprefix(case.parameter_prefix): value.detach() for name, value in case.module.named_buffers()
@@ -60,7 +60,7 @@ def signature_of(case: TrainingCase, symbolic: list[str]) -> Signature:
     unused = _parameters_without_gradient(case)
     for name in unused:
         constants[name] = parameters.pop(name)
-    inputs = case.inputs(seed=1, **_tracing_sizes(case, symbolic))
+    inputs = case.inputs(seed=1, **_tracing_sizes(case, symbolic, odd))
     return Signature(parameters, constants, inputs, case.symbolic_axes(symbolic), unused)
 
 
@@ -186,13 +186,16 @@ def _parameters_without_gradient(case: TrainingCase) -> list[str]:
     return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 
-def _tracing_sizes(case: TrainingCase, symbolic: list[str]) -> dict[str, int]:
-    """Sizes to trace at: symbolic axes of equal length would be taken for one axis, and length 1 for a constant."""
+def _tracing_sizes(case: TrainingCase, symbolic: list[str], odd: bool) -> dict[str, int]:
+    """Sizes to trace at: symbolic axes of equal length would be taken for one axis, and length 1 for a constant.
+
+    `odd` takes primes: a module that pads its chunks does so then, by an amount that may be 0 elsewhere.
+    """
     taken: set[int] = set()
     sizes = {}
     for name in symbolic:
         size = max(case.sizes[name], 3)
-        while size in taken:
+        while size in taken or (odd and any(size % divisor == 0 for divisor in range(2, size))):
             size += 1
         taken.add(size)
         sizes[name] = size

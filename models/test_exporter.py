@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 
@@ -70,6 +71,68 @@ def test_convolution_backward_is_pytorchs(
     expected = torch.ops.aten.convolution_backward(*arguments)
     for got, reference in zip(decompositions._convolution_backward(*arguments), expected, strict=True):
         torch.testing.assert_close(got, reference)
+
+
+@pytest.mark.parametrize("upper", [False, True])
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("unitriangular", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 5, 16])
+def test_triangular_systems_are_solved_as_pytorch_does(upper: bool, left: bool, unitriangular: bool, rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(3, rows, rows, generator=generator, dtype=torch.float64)
+    matrix = matrix + 3 * torch.eye(rows, dtype=torch.float64)
+    right = torch.randn(3, *((rows, 4) if left else (4, rows)), generator=generator, dtype=torch.float64)
+    options = {"upper": upper, "left": left, "unitriangular": unitriangular}
+    got = decompositions._solve_triangular(matrix, right, **options)
+    torch.testing.assert_close(got, torch.linalg.solve_triangular(matrix, right, **options))
+
+
+class ComplexRotation(nn.Module):
+    """Rotary positions as complex numbers, with an axis for the heads (Llama 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        angles = torch.arange(x.shape[1], dtype=torch.float32)[:, None] * torch.tensor([1.0, 0.1, 0.01])
+        table = torch.polar(torch.ones_like(angles), angles)
+        pairs = torch.view_as_complex(self.linear(x).reshape(*x.shape[:2], 1, 3, 2))
+        return (torch.view_as_real(pairs * table.unsqueeze(-2)) * x.reshape(*x.shape[:2], 1, 3, 2)).mean()
+
+
+def test_complex_rotations_with_an_axis_for_heads_are_exported() -> None:
+    def make_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"x": torch.randn(sizes["batch"], sizes["seq"], 6, generator=generator)}
+
+    module = ComplexRotation()
+    jitter_parameters(module)
+    case = TrainingCase("complex_rotation", module, make_inputs, {"batch": 2, "seq": 6})
+    assert export_case(case, ["seq"]).comparisons
+
+
+class PaddedChunks(nn.Module):
+    """Sums of chunks of four tokens, padded where the length asks for it (Mamba 2's chunks)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        missing = (4 - x.shape[1] % 4) % 4
+        if missing > 0:
+            y = torch.nn.functional.pad(y, (0, 0, 0, missing))
+        return y.reshape(x.shape[0], (x.shape[1] + missing) // 4, 4, 7).sum(2).square().mean()
+
+
+def padded_chunks_case() -> TrainingCase:
+    return dataclasses.replace(squared_error_case(), name="chunks", module=PaddedChunks(), sizes={"batch": 2, "seq": 8})
+
+
+def test_chunks_that_are_padded_at_some_lengths_are_traced_where_they_are() -> None:
+    exported = export_case(padded_chunks_case(), ["seq"])
+    assert {comparison.setting for comparison in exported.comparisons} >= {"chunks default sizes", "chunks seq=13"}
 
 
 def test_patches_backward_is_pytorchs_in_two_dimensions() -> None:
@@ -246,3 +309,13 @@ def test_no_random_number_is_below_the_layer_drop_threshold() -> None:
 @pytest.mark.parametrize("row", FAMILIES, ids=lambda row: row.name)
 def test_every_family_has_a_configuration(row: object) -> None:
     assert row.config(Dimensions()).model_type
+
+
+def test_float32_gradients_may_differ_by_what_pytorch_itself_rounds_and_no_more() -> None:
+    expected = {"loss": np.float32([1.0]), "w.grad": np.float32([1e-3, 2e-3])}
+    got = {"loss": np.float32([1.0]), "w.grad": np.float32([1e-3, 2.0003e-3])}  # 1.5e-4 apart
+    rounded = {"loss": np.float64([1.0]), "w.grad": np.float64([1e-3, 2.0002e-3])}
+    other = {"loss": np.float64([1.0]), "w.grad": np.float64([1e-3, 2.1e-3])}  # no rounding of float32
+    assert compare_outputs("alone", got, expected).failures
+    assert not compare_outputs("rounded", got, expected, exact=rounded).failures
+    assert compare_outputs("another computation", got, expected, exact=other).failures

@@ -21,6 +21,10 @@ class CannotConvert(Exception):
     """A model or an operator that this exporter does not convert; the message says which, and why."""
 
 
+class FailsAtOtherLengths(CannotConvert):
+    """A graph that runs at the lengths of its trace and not at others: the module branches on a length."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingCase:
     """A module `forward(*inputs) -> scalar loss` with its inputs.
