@@ -30,7 +30,8 @@ constexpr Pass kCanonicalPasses[] = {
      eliminate_common_subexpressions},
     // Equal operands are the same value now.
     {"drop_softmax_shifts", "a softmax subtracts its maximum by itself", drop_softmax_shifts},
-    {"distribute_score_factors", "scores are scaled before anything is added to them",
+    {"distribute_score_factors",
+     "scores are scaled before anything is added to them or taken from them",
      distribute_score_factors},
     // Index arithmetic is simple now.
     {"simplify_gathers", "gathers of ranges and grids become slices and views", simplify_gathers},

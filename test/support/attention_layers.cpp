@@ -103,6 +103,16 @@ class Layer {
   }
 
   ValueId weights_of(ValueId s) {
+    if (options_.one_more == LayerOneMore::kAdded) {
+      const ValueId e = build_.unary("Exp", s);
+      const ValueId sum = build_.reduce_sum(e, {3}, true);
+      return build_.binary("Div", e, build_.binary("Add", sum, number(1)));
+    }
+    if (options_.one_more == LayerOneMore::kPadded) {
+      const ValueId wide = build_.pad(s, {0, 0, 0, 1}, {0, 0, 0, 0});
+      const ValueId p = build_.softmax("Softmax", wide, 3);
+      return build_.slice(p, 3, 1, options_.sequence + 1);
+    }
     if (!options_.sink) {
       return build_.softmax("Softmax", s, options_.softmax_over_queries ? 2 : 3);
     }
@@ -234,6 +244,10 @@ class Layer {
   ValueId over_keys(ValueId x) { return build_.unsqueeze(x, {1, 2}); }
 
   ValueId added(ValueId s, ValueId seen, double number_where_not) {
+    if (options_.subtracted) {
+      const ValueId taken = build_.cast(build_.unary("Not", seen), options_.dtype);
+      return build_.binary("Sub", s, build_.binary("Mul", number(-number_where_not), taken));
+    }
     const ValueId bias = build_.where(seen, number(0), number(number_where_not));
     return build_.binary("Add", s, bias);
   }
@@ -375,6 +389,29 @@ class Layer {
         seen_ = build_.binary("Equal", bytes(over_queries(scaled)), bytes(over_keys(scaled)));
         return build_.where(seen_, s, number(hidden));
       }
+      case LayerMask::kUnion: {
+        const ValueId near = build_.binary("Less", distances(), build_.scalar(DataType::kInt64, 3));
+        const ValueId first = build_.binary("Less", positions_, build_.scalar(DataType::kInt64, 2));
+        seen_ = build_.binary("And", causal(), build_.binary("Or", near, first));
+        return build_.where(seen_, s, number(-kInfinity));
+      }
+      case LayerMask::kStrided:
+      case LayerMask::kStridedBefore: {
+        const ValueId rest = build_.binary("Mod", distances(), build_.scalar(DataType::kInt64, 3));
+        const ValueId met = build_.binary("Equal", rest, build_.scalar(DataType::kInt64, 0));
+        const bool own = options_.mask == LayerMask::kStrided;
+        const ValueId before =
+            build_.binary("Less", build_.unsqueeze(positions_, {0}), column(positions_));
+        seen_ = build_.binary("And", own ? causal() : before, met);
+        return build_.where(seen_, s, number(hidden));
+      }
+      case LayerMask::kTimes: {
+        const ValueId times = data("position_ids", DataType::kInt64);
+        const ValueId no_later =
+            build_.binary("GreaterOrEqual", over_queries(times), over_keys(times));
+        seen_ = build_.binary("And", equal_pairs("segment_ids"), no_later);
+        return build_.where(seen_, s, number(hidden));
+      }
       case LayerMask::kTruncated: {
         std::vector<float> halves;
         for (int64_t i = 0; i < options_.sequence; ++i) {
@@ -389,6 +426,11 @@ class Layer {
       default:
         return s;
     }
+  }
+
+  // i - j of query i and key j.
+  ValueId distances() {
+    return build_.binary("Sub", column(positions_), build_.unsqueeze(positions_, {0}));
   }
 
   ValueId equal_pairs(const std::string& name) {

@@ -30,10 +30,21 @@ enum class LayerMask {
   kBatchBits,  // causal, and a run-time bool per batch entry
   kWrapped,    // equal bytes of run-time segment ids times 128, made bytes after they are repeated
   kBand,       // not those of which 2 < |j - i|, and a run-time bool vector, -FLT_MAX added
-  kRepeatedKeys,  // causal, and a run-time bool vector made 0 or -inf and repeated for the heads
-  kKeysOfHeads,   // causal, and a run-time bool per head and key, -inf added
-  kPrefix,        // causal, or keys before a run-time position per batch entry
-  kTruncated,     // keys from half the query's position on, made an integer after it is repeated
+  kRepeatedKeys,   // causal, and a run-time bool vector made 0 or -inf and repeated for the heads
+  kKeysOfHeads,    // causal, and a run-time bool per head and key, -inf added
+  kPrefix,         // causal, or keys before a run-time position per batch entry
+  kTruncated,      // keys from half the query's position on, made an integer after it is repeated
+  kUnion,          // causal: the last three keys and the first two, replacing scores by -inf
+  kStrided,        // causal: every third key back from the query's own, as kCausal
+  kStridedBefore,  // the same, but for the query's own key
+  kTimes,          // keys of the same run-time segment, run-time positions no later, as kCausal
+};
+
+// What joins a row's normalisation beside its keys.
+enum class LayerOneMore {
+  kNone,
+  kAdded,   // exponentials over their sum and one
+  kPadded,  // a column of zeros before the scores
 };
 
 // How weights are dropped at random, a third of them.
@@ -82,7 +93,9 @@ struct LayerOptions {
   LayerTemperature temperature = LayerTemperature::kNone;  // an input [heads, 1, 1]
   LayerDropout dropout = LayerDropout::kNone;
   LayerRows rows = LayerRows::kNone;
-  bool sink = false;         // a run-time logit per head
+  bool sink = false;  // a run-time logit per head
+  LayerOneMore one_more = LayerOneMore::kNone;
+  bool subtracted = false;   // masks that are added, as something that is taken from the scores
   bool pair_bias = false;    // a trained linear layer of pairs, which are products of tokens
   bool shared_bias = false;  // it is of KV heads, and repeated for their query heads
   bool key_is_value = false;

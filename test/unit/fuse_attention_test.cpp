@@ -463,6 +463,48 @@ TEST(FuseAttention, BiasesBesideASinkKeepTheirRows) {
   }
 }
 
+// "Attention is off by one": every row also sees a logit 0 that carries no value.
+TEST(FuseAttention, OneMoreInTheSumIsASinkThatIsKnown) {
+  for (const test::LayerOneMore one_more :
+       {test::LayerOneMore::kAdded, test::LayerOneMore::kPadded}) {
+    expect_fused({.one_more = one_more}, "causal, sink");
+    expect_fused({.mask = LayerMask::kNone, .one_more = one_more}, "sink");
+    expect_fused({.softcap = 5, .one_more = one_more, .squared_loss = true}, "causal, sink");
+    expect_fused_where({.mask = LayerMask::kLeftPadding, .one_more = one_more},
+                       "causal, key mask, sink", [](int64_t k) { return k >= 5; });
+  }
+  expect_refused({.dropout = test::LayerDropout::kChosen, .one_more = test::LayerOneMore::kAdded},
+                 "as beside a sink");
+}
+
+// Where each query sees its own key, a mask that is no vector hides by the number it adds.
+TEST(FuseAttention, MasksThatAreNoVectorsStayABiasWhereRowsSeeThemselves) {
+  const auto check = [](const LayerOptions& options, const std::string& why) {
+    const Fusion fusion = fuse(attention_layer(options));
+    ASSERT_EQ(fusion.regions.size(), 1U);
+    EXPECT_TRUE(fusion.regions[0].fused) << fusion.regions[0].reason;
+    EXPECT_THAT(fusion.regions[0].mask, HasSubstr(why));
+    for (unsigned seed = 1; seed <= 3; ++seed) {
+      expect_equal(fusion, test::random_feeds(fusion.before, {.seed = seed}),
+                   tolerance_of(options.dtype));
+    }
+  };
+  for (const ir::DataType dtype :
+       {ir::DataType::kFloat32, ir::DataType::kFloat16, ir::DataType::kFloat64}) {
+    check({.mask = LayerMask::kUnion, .dtype = dtype}, "is computed by Or");
+    check({.mask = LayerMask::kStrided, .dtype = dtype}, "compares more than two vectors");
+    check({.mask = LayerMask::kTimes, .dtype = dtype}, "not known before the run");
+  }
+  expect_refused({.mask = LayerMask::kStridedBefore}, "is no vector");
+}
+
+// scores - 1e9 * hidden, as in XLNet.
+TEST(FuseAttention, MasksThatAreTakenFromTheScoresAreMasks) {
+  expect_fused({.mask = LayerMask::kLeftPadding, .subtracted = true}, "causal, key mask");
+  expect_fused({.mask = LayerMask::kBand, .subtracted = true},
+               "2 positions to both sides, key mask");
+}
+
 // Rows that see no key, where the mask is a number that the type's rounding swallows or does not.
 TEST(FuseAttention, RowsWithoutAKeyRoundAsTheirTypeDoes) {
   const auto check = [](ir::DataType dtype, std::optional<double> number,

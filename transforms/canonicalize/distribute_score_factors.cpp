@@ -1,4 +1,5 @@
-// Scores that are scaled together with what was added to them: (scores + bias) / c.
+// Scores that are scaled together with what was added to them, (scores + bias) / c, and scores that
+// something is taken from, scores - bias, which is scores + -bias.
 //
 // Models that add a mask or a bias before they divide by the square root of the width compute the
 // same as those that add it afterwards. Before a softmax the factor goes to both summands, so that
@@ -43,6 +44,17 @@ std::vector<bool> summands_of_softmax(const Graph& graph) {
   return result;
 }
 
+// What consists of a contraction's result alone, or among others.
+std::vector<bool> made_of_products(const Graph& graph) {
+  std::vector<bool> result(graph.values().size(), false);
+  for (const Node& node : graph.nodes()) {
+    bool made = node.is("MatMul") || node.is("Gemm");
+    for (ValueId input : passed_on(node)) made = made || result[input.index()];
+    if (made) result[node.output(0).index()] = true;
+  }
+  return result;
+}
+
 std::vector<size_t> count_readers(const Graph& graph) {
   std::vector<size_t> result(graph.values().size(), 0);
   for (const Node& node : graph.nodes()) {
@@ -60,10 +72,12 @@ class FactorDistributor {
       : rewriter_(rewriter),
         graph_(rewriter.from()),
         readers_(count_readers(graph_)),
-        leads_to_softmax_(summands_of_softmax(graph_)) {}
+        leads_to_softmax_(summands_of_softmax(graph_)),
+        holds_scores_(made_of_products(graph_)) {}
 
   // Mul(Add(a, b), c) and Div(Add(a, b), c), or with Sub.
   bool rewrite(const Node& node) {
+    if (node.is("Sub")) return rewrite_difference(node);
     if (!node.is("Mul") && !node.is("Div")) return false;
     if (!leads_to_softmax_[node.output(0).index()]) return false;
     for (const size_t k : {0, 1}) {
@@ -77,6 +91,29 @@ class FactorDistributor {
   }
 
  private:
+  // Of scores and what is none: Sub(scores, Mul(b, c)) is Add(scores, Mul(b, -c)).
+  bool rewrite_difference(const Node& node) {
+    const bool of_scores = holds_scores_[node.input(0).index()];
+    if (!of_scores || holds_scores_[node.input(1).index()]) return false;
+    if (!leads_to_softmax_[node.output(0).index()]) return false;
+    ir::Builder& build = rewriter_.build();
+    const ValueId taken = node.input(1);
+    ValueId added;
+    const Node* product = graph_.producer(taken);
+    for (const size_t k : {0, 1}) {
+      if (added || product == nullptr || !product->is("Mul")) break;
+      const ValueId factor = product->input(1 - k);
+      if (!graph_.is_constant(factor) || graph_.type(factor).num_elements() != 1) continue;
+      const double number = graph_.constant(factor).value_as_double(0);
+      const ValueId other = rewriter_.mapped(product->input(k));
+      if (build.shape(other) != graph_.shape(taken)) continue;
+      added = build.binary("Mul", other, build.scalar_like(other, -number));
+    }
+    if (!added) added = build.unary("Neg", rewriter_.mapped(taken));
+    rewriter_.map(node.output(0), build.binary("Add", rewriter_.mapped(node.input(0)), added));
+    return true;
+  }
+
   // The sum or difference that a value is, where nothing else reads it.
   const Node* sum_of(ValueId value) const {
     const Node* node = graph_.producer(value);
@@ -104,6 +141,7 @@ class FactorDistributor {
   const Graph& graph_;
   std::vector<size_t> readers_;         // by value; outputs of the graph are read
   std::vector<bool> leads_to_softmax_;  // by value
+  std::vector<bool> holds_scores_;      // by value
 };
 
 }  // namespace

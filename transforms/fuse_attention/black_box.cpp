@@ -282,7 +282,7 @@ void BlackBox::check_pad(const Node& node) const {
   const ir::Shape out = shape_of(node.outputs[0]);
   bool fits = pads && pads->size() == 2 * in.size() && !node.input(3);
   for (size_t d = 0; fits && d < in.size(); ++d) {
-    fits = (*pads)[d] == 0 && in[d] + (*pads)[d + in.size()] == out[d];
+    fits = (*pads)[d] + in[d] + (*pads)[d + in.size()] == out[d];
   }
   if (!fits)
     refuse("'{}' pads scores by more than a sink", cutout_->graph.name_of(node.outputs[0]));

@@ -93,6 +93,17 @@ class Dissector {
   SharedNumbers read_vector(ValueId value, const AtomList& index) const;
   Block block_of(const ir::Tensor& tensor, ValueId value) const;
 
+  // --- Masks that are no vectors (own_position.cpp).
+
+  // Whether `value` is `wanted` wherever query and key stand at one position.
+  bool sees_own(ValueId value, bool wanted) const;
+  bool compares_own(const ir::Node& node, Comparison comparison, bool wanted) const;
+
+  // What a value is there, position by position; nullopt where that is not known. Of an `a - b` it
+  // may be known even where `a` and `b` are not.
+  std::optional<std::vector<double>> at_own_position(ValueId value) const;
+  std::optional<std::vector<double>> difference_at_own(ValueId a, ValueId b) const;
+
   // --- Biases: the summands of `value`.
 
   void mask_by(double number);

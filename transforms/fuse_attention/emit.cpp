@@ -199,8 +199,8 @@ class Replacer {
       summands.push_back(build_.cast(x, dtype));
     }
     if (const ValueId hidden = kept_masks(plan)) {
-      summands.push_back(
-          build_.where(hidden, build_.scalar(dtype, lowest_of(dtype)), build_.scalar(dtype, 0)));
+      const ValueId number = build_.scalar(dtype, plan.visibility.hiding_number);
+      summands.push_back(build_.where(hidden, number, build_.scalar(dtype, 0)));
     }
     ValueId total;
     for (ValueId summand : summands) {
@@ -355,9 +355,16 @@ class Replacer {
 
   ValueId sink(const RegionPlan& plan) {
     const auto term = plan.sink_term();
+    if (!term && plan.has_sink()) return known_sink(plan);
     if (!term) return {};
     const ValueId x = operand(plan, plan.terms[*term].uses[0], {plan.canonical.heads()});
     return build_.cast(x, dtype_of(plan));
+  }
+
+  ValueId known_sink(const RegionPlan& plan) {
+    const Sizes sizes(*plan.factors, plan.canonical);
+    const Type type{dtype_of(plan), {sizes.product(plan.canonical.heads())}};
+    return build_.constant(Tensor::filled(type, plan.meaning.known_sink));
   }
 
   // That the draws of dropout depend on.

@@ -51,7 +51,7 @@ class Flash {
     factor_.assign(count, 1);
     kept_.assign(count, 1);
     scale_slope_.assign(count, 0);
-    sink_.assign(size(rows_), -INFINITY);
+    sink_.assign(size(rows_), meaning.known_sink);
     masked_.assign(count, false);
     const AtomList rows = concat({rows_, canonical.queries});
     row_factor_.assign(size(rows), 1);

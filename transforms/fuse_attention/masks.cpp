@@ -62,6 +62,7 @@ TermParts Dissector::take_apart(const Term& term, const TermMeaning& meaning) {
     } catch (const NotUnderstood&) {
       parts_ = {};
       parts_.kept = true;
+      parts_.sees_own = term.is_bool() && sees_own(term.uses[0], !meaning.masking_value);
       parts_.why_kept = reason.why;
       return std::move(parts_);
     }

@@ -78,6 +78,7 @@ struct TermParts {
   std::string kept_summand;     // a part of the bias that stays over queries and keys: which
   bool implied = false;         // hides only rows that another term hides whole (row_guards.h)
   bool kept = false;            // stays a bias over queries and keys, as it is computed
+  bool sees_own = false;        // kept, a mask, and every query sees the key at its own position
   std::string why_kept;
 };
 

@@ -66,6 +66,7 @@ class Prober {
     find_kept_scale();
     find_scale();
     for (size_t t = 0; t < terms_.size(); ++t) classify(t);
+    find_known_sink();
     return std::move(meaning_);
   }
 
@@ -269,6 +270,38 @@ class Prober {
     if (!(residual < 1e-8)) {
       refuse("scores are bent, and not by a softcap (residual {:.1e})", residual);
     }
+  }
+
+  Vector capped(Vector x) const {
+    const double cap = meaning_.softcap;
+    if (cap == 0) return x;
+    for (double& value : x) value = cap * std::tanh(value / cap);
+    return x;
+  }
+
+  // p = exp(s) / (sum of exp(s) + exp(sink)): what is missing in the sum, where that is one number.
+  void find_known_sink() {
+    const auto is = [&](TermKind kind) {
+      return std::ranges::any_of(meaning_.terms,
+                                 [&](const TermMeaning& term) { return term.kind == kind; });
+    };
+    if (is(TermKind::kSink) || is(TermKind::kDrop)) return;
+    constexpr double kAmplitude = 0.3;
+    const Vector p = weights(kAmplitude, neutral_);
+    const Vector s = capped(times(meaning_.scale * kAmplitude, products_));
+    const auto n = static_cast<size_t>(keys_);
+    double least = INFINITY;
+    double most = 0;
+    for (size_t row = 0; row < p.size(); row += n) {
+      double sum = 0;
+      for (size_t k = row; k < row + n; ++k) sum += std::exp(s[k]);
+      const double missing = std::exp(s[row]) / p[row] - sum;
+      least = std::min(least, missing);
+      most = std::max(most, missing);
+    }
+    if (!(least > 1e-6) || most - least > 1e-9 * most) return;
+    const double sink = std::log((least + most) / 2);
+    meaning_.known_sink = std::fabs(sink) < 1e-9 ? 0 : snapped(sink, 1e-9);
   }
 
   // Scale and cap together, by Gauss and Newton's method.

@@ -2,6 +2,8 @@
 // does to the weights.
 #pragma once
 
+#include <limits>
+
 #include "transforms/fuse_attention/black_box.h"
 
 namespace autosp::transforms::fusion {
@@ -26,6 +28,8 @@ struct Meaning {
   double scale = 1;
   double softcap = 0;     // 0: none
   double kept_scale = 1;  // what dropout multiplies the weights by that it keeps
+  // A logit that joins every row's normalisation and is no operand (1 + sum of exponentials: 0).
+  double known_sink = -std::numeric_limits<double>::infinity();
   std::vector<TermMeaning> terms;
 };
 

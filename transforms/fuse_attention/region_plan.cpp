@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "transforms/fuse_attention/mask_check.h"
 #include "transforms/fuse_attention/row_guards.h"
@@ -22,6 +23,10 @@ std::optional<size_t> RegionPlan::sink_term() const {
     if (meaning.terms[t].kind == TermKind::kSink) return t;
   }
   return std::nullopt;
+}
+
+bool RegionPlan::has_sink() const {
+  return sink_term().has_value() || std::isfinite(meaning.known_sink);
 }
 
 std::optional<size_t> RegionPlan::drop_term() const {
@@ -97,7 +102,7 @@ std::optional<double> swallowing(const RegionPlan& plan, size_t t, TermParts& pa
 
 // Takes masks and biases apart.
 void read_terms(const GraphFacts& facts, RegionPlan& plan, MaskMemo& memo) {
-  const bool has_sink = plan.sink_term().has_value();
+  const bool has_sink = plan.has_sink();
   const RowConstants rows{.count = has_sink, .are_rounded = element_size(plan.dtype(facts)) == 2};
   plan.parts.resize(plan.terms.size());
   for (size_t t = 0; t < plan.terms.size(); ++t) {
@@ -152,7 +157,7 @@ Literal known_part(const Literal& literal) {
 
 // Whether some row may see no key under these literals.
 bool may_be_dead(const GraphFacts& facts, const RegionPlan& plan, MaskMemo& memo) {
-  if (plan.sink_term()) return false;  // every row sees the sink
+  if (plan.has_sink()) return false;  // every row sees the sink
   bool own_segment = false;
   std::vector<Literal> literals;
   std::ranges::transform(plan.visibility.literals, std::back_inserter(literals), known_part);
@@ -204,7 +209,7 @@ std::string describe(const RegionPlan& plan) {
     say(fmt::format("bias kept ('{}' is given over queries and keys)", parts.kept_summand));
   }
   if (!plan.visibility.biases.empty() && !kept_summand) say("bias vector");
-  if (plan.sink_term()) say("sink");
+  if (plan.has_sink()) say("sink");
   for (const TermMeaning& meaning : plan.meaning.terms) {
     if (meaning.kind == TermKind::kFactor) say("factor per query");
   }
@@ -255,16 +260,26 @@ void collect_visibility(const GraphFacts& facts, RegionPlan& plan, MaskMemo& mem
   all.description = describe(plan);
 }
 
-// A mask over pairs adds its number to scores that the graph replaces by it: in a row without a key
-// both give 1 / keys only where the number swallows the scores, and no gradient stops.
-void check_kept_masks(const GraphFacts& facts, const RegionPlan& plan) {
+// A mask over pairs adds a number to scores that the graph may replace by its own. In rows with a
+// key both leave nothing of the others. A row without one is no number by minus infinity; by a
+// finite number both give 1 / keys only where it swallows the scores, and no gradient stops.
+void settle_kept_masks(const GraphFacts& facts, RegionPlan& plan) {
+  const auto is_mask = [&](size_t t) { return plan.terms[t].is_bool(); };
+  const bool every_row_sees = std::ranges::all_of(
+      plan.visibility.kept, [&](size_t t) { return !is_mask(t) || plan.parts[t].sees_own; });
+  const bool is_half = plan.dtype(facts) == ir::DataType::kFloat16;
+  const Verified& verified = plan.verified;
+  const bool are_nan = verified.dead_rows_known && verified.dead_rows == DeadRows::kNan;
+  plan.visibility.hiding_number =
+      are_nan || is_half ? -std::numeric_limits<double>::infinity() : lowest_of(plan.dtype(facts));
+  if (every_row_sees || are_nan) return;
   for (const size_t t : plan.visibility.kept) {
-    if (!plan.terms[t].is_bool()) continue;
+    if (!is_mask(t)) continue;
     const std::string& name = plan.cutout.graph.name_of(plan.terms[t].uses[0]);
-    if (plan.verified.dead_rows != DeadRows::kUniform || !plan.verified.dead_row_gradient) {
+    if (verified.dead_rows != DeadRows::kUniform || !verified.dead_row_gradient) {
       refuse("the mask '{}' is no vector: {}", name, plan.parts[t].why_kept);
     }
-    if (plan.dtype(facts) == ir::DataType::kFloat16) {
+    if (is_half) {
       refuse("the mask '{}' is no vector, and no float16 swallows a score", name);
     }
   }
@@ -314,7 +329,7 @@ void check_hiding_biases(const GraphFacts& facts, const RegionPlan& plan) {
 
 // Dead rows: proven not to exist, or known what they give.
 void settle_dead_rows(RegionPlan& plan) {
-  if (plan.sink_term() && !plan.verified.dead_rows_known) {
+  if (plan.has_sink() && !plan.verified.dead_rows_known) {
     refuse("rows whose keys are all masked do not see the sink alone");
   }
   if (!plan.visibility.may_be_dead) {
@@ -448,7 +463,7 @@ void read_and_verify(const GraphFacts& facts, RegionPlan& plan, MaskMemo& memo) 
                      false);
   plan.verified = verify_region(box, plan.cutout, plan.meaning, plan.terms, masks);
   collect_visibility(facts, plan, memo);
-  check_kept_masks(facts, plan);
+  settle_kept_masks(facts, plan);
   check_hiding_biases(facts, plan);
   settle_dead_rows(plan);
 }
@@ -506,7 +521,8 @@ std::unique_ptr<RegionPlan> plan_region(const GraphFacts& facts, const Region& r
     refuse("the softcap {} is no float32", plan.meaning.softcap);
   }
   if (sinks > 1) refuse("{} sinks join one softmax", sinks);
-  if ((sinks == 0) != plan.canonical.keys_and_sink.empty())
+  const bool has_column = !plan.canonical.keys_and_sink.empty();
+  if ((sinks == 1 && !has_column) || (has_column && !plan.has_sink()))
     refuse("scores have a column that is no sink");
   settle_masks(facts, plan, memo);
   fill_report(plan);

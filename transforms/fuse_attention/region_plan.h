@@ -16,6 +16,7 @@ struct Visibility {
   std::vector<Literal> segments;                    // distinct, and one id can stand for all
   std::vector<BiasPart> biases;
   std::vector<size_t> kept;  // terms that stay values over queries and keys
+  double hiding_number = 0;  // what kept masks add where they hide
   bool may_be_dead = false;  // a row may see no key
   std::string description;
 };
@@ -38,6 +39,7 @@ struct RegionPlan {
   AttentionRegion report;
 
   std::optional<size_t> sink_term() const;
+  bool has_sink() const;                    // an operand's, or one that is known
   std::optional<size_t> drop_term() const;  // any; all are of one draw
   bool has_backward() const { return cutout.results.size() > 1; }
   ir::DataType dtype(const GraphFacts& facts) const;  // that the scores are computed from
