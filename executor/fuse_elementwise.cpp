@@ -18,7 +18,8 @@ using ir::Graph;
 using ir::Node;
 using ir::Shape;
 
-// A single operator is worth a chain when it is large enough to be shared out among threads.
+// On the CPU a single operator is worth a chain when it is large enough to be shared out among
+// threads. Devices share out every operator.
 constexpr int64_t kAloneElements = 1 << 15;
 
 struct Group {
@@ -44,8 +45,9 @@ bool broadcasts(const Shape& from, const Shape& to) {
 
 class Fuser {
  public:
-  Fuser(const Graph& graph, const KernelTable& kernels)
-      : graph_(graph), kernels_(kernels), group_of_(graph.nodes().size(), -1) {}
+  // `row`: of chains, in `kernels`.
+  Fuser(const Graph& graph, const KernelTable& kernels, const KernelRow& row)
+      : graph_(graph), kernels_(kernels), row_(row), group_of_(graph.nodes().size(), -1) {}
 
   std::optional<Graph> run() {
     for (size_t n = 0; n < graph_.nodes().size(); ++n) visit(n);
@@ -66,7 +68,7 @@ class Fuser {
     const Node& node = graph_.nodes()[n];
     const std::optional<Step> step = chain::step_of(graph_, node);
     int home = -1;
-    if (step) home = find_home(node, *step);
+    if (step && is_taken(n, *step)) home = find_home(node, *step);
     for (ValueId input : node.inputs) {
       const int group = producer_group(input);
       if (is_open(group) && group != home) groups_[static_cast<size_t>(group)].open = false;
@@ -74,6 +76,12 @@ class Fuser {
     if (home < 0) return;
     groups_[static_cast<size_t>(home)].members.push_back(n);
     group_of_[n] = home;
+  }
+
+  // Whether the kernel takes a step of these element types.
+  bool is_taken(size_t n, const Step& step) const {
+    const Group alone{step.shape, {n}};
+    return row_.accepts == nullptr || row_.accepts(graph_, chain_node(alone).node);
   }
 
   // Whether the step can be one of a chain over this shape.
@@ -133,13 +141,18 @@ class Fuser {
 
   void drop_unworthy() {
     for (Group& group : groups_) {
-      const bool worthy =
-          group.members.size() > 1 ||
-          (group.members.size() == 1 && ir::num_elements(group.shape) >= kAloneElements);
-      if (worthy && kernels_.find(graph_, chain_node(group).node)) continue;
+      const bool worthy = group.members.size() > 1 ||
+                          (group.members.size() == 1 &&
+                           ir::num_elements(group.shape) >= kAloneElements && row_.make == nullptr);
+      if (worthy && has_kernel(group)) continue;
       for (size_t n : group.members) group_of_[n] = -1;
       group.members.clear();
     }
+  }
+
+  bool has_kernel(const Group& group) const {
+    const BoundKernel kernel = kernels_.find(graph_, chain_node(group).node);
+    return kernel && !kernel.on_host;
   }
 
   struct ChainNode {
@@ -168,6 +181,7 @@ class Fuser {
     std::vector<int64_t> arguments;
     std::vector<int64_t> results;
     std::vector<int64_t> rows;
+    std::vector<int64_t> types;
     for (size_t n : group.members) {
       const Node& node = graph_.nodes()[n];
       const size_t arity = chain::step_of(graph_, node)->arity;
@@ -180,7 +194,8 @@ class Fuser {
                                 : operand_of.at(input));
       }
       if (graph_.shape(node.outputs[0]) != group.shape) rows.push_back(step_of_node.at(n));
-      if (!read_outside_[node.outputs[0].index()]) continue;
+      types.push_back(static_cast<int64_t>(graph_.type(node.outputs[0]).dtype));
+      if (read_outside_.empty() || !read_outside_[node.outputs[0].index()]) continue;
       results.push_back(step_of_node.at(n));
       result.results.push_back(node.outputs[0]);
     }
@@ -192,6 +207,7 @@ class Fuser {
                               {"arity", std::move(arities)},
                               {"arguments", std::move(arguments)},
                               {"rows", std::move(rows)},
+                              {"types", std::move(types)},
                               {"results", std::move(results)}};
     return result;
   }
@@ -233,16 +249,19 @@ class Fuser {
 
   const Graph& graph_;
   const KernelTable& kernels_;
+  const KernelRow& row_;
   std::vector<int> group_of_;  // by node; -1: none
   std::vector<Group> groups_;
-  std::vector<bool> read_outside_;  // by value
+  std::vector<bool> read_outside_;  // by value; empty while groups grow
 };
 
 }  // namespace
 
 std::shared_ptr<const Graph> fuse_elementwise(const std::shared_ptr<const Graph>& graph,
                                               const KernelTable& kernels) {
-  auto fused = Fuser(*graph, kernels).run();
+  const KernelRow* row = kernels.row_of(ir::kAutospDomain, chain::kOp);
+  if (row == nullptr) return graph;
+  auto fused = Fuser(*graph, kernels, *row).run();
   return fused ? std::make_shared<const Graph>(*std::move(fused)) : graph;
 }
 

@@ -1,5 +1,7 @@
 #include "executor/kernel_table.h"
 
+#include <algorithm>
+
 #include "executor/device.h"
 #include "executor/kernels/rows.h"
 
@@ -10,7 +12,9 @@ BoundKernel KernelTable::find(const ir::Graph& graph, const ir::Node& node, int 
     if (row.op != node.op || row.domain != node.domain) continue;
     if (row.accepts != nullptr && !row.accepts(graph, node)) continue;
     const int64_t workspace = row.workspace != nullptr ? row.workspace(graph, node, workers) : 0;
-    return {row.function, nullptr, workspace, row.aliasing};
+    BoundKernel kernel{row.function, nullptr, workspace, row.aliasing};
+    if (row.make != nullptr) kernel.made = row.make(*backend_, graph, node);
+    if (kernel) return kernel;
   }
   if (host_ != nullptr) {
     BoundKernel kernel = host_->find(graph, node, workers);
@@ -19,6 +23,12 @@ BoundKernel KernelTable::find(const ir::Graph& graph, const ir::Node& node, int 
   }
   return {nullptr, reference::find_kernel(node.domain, node.op), 0,
           reference::aliasing_of(node.domain, node.op)};
+}
+
+const KernelRow* KernelTable::row_of(std::string_view domain, std::string_view op) const {
+  const auto found = std::ranges::find_if(
+      rows_, [&](const KernelRow& row) { return row.domain == domain && row.op == op; });
+  return found == rows_.end() ? nullptr : &*found;
 }
 
 namespace {
@@ -48,7 +58,7 @@ KernelTable device_kernels(const Backend& backend) {
   std::vector<KernelRow> rows;
   append(rows, collective_rows());
   append(rows, backend.rows());
-  return {backend.name(), std::move(rows), &cpu_kernels()};
+  return {backend.name(), std::move(rows), &cpu_kernels(), &backend};
 }
 
 const KernelTable& reference_kernels() {

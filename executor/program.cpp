@@ -5,7 +5,6 @@
 
 #include "executor/absorb_transposes.h"
 #include "executor/fuse_elementwise.h"
-#include "executor/kernels/chain/chain.h"
 #include "executor/overlap.h"
 #include "ir/operator_traits.h"
 
@@ -217,10 +216,7 @@ class Compiler {
 Program compile(std::shared_ptr<const ir::Graph> graph, const CompileOptions& options) {
   const KernelTable& kernels = options.kernels != nullptr ? *options.kernels : cpu_kernels();
   graph = absorb_transposes(graph, kernels);
-  const bool fuses = std::ranges::any_of(kernels.rows(), [](const KernelRow& row) {
-    return row.domain == ir::kAutospDomain && row.op == chain::kOp;
-  });
-  if (options.fuse && fuses) graph = fuse_elementwise(graph, kernels);
+  if (options.fuse) graph = fuse_elementwise(graph, kernels);
   if (options.overlap) {
     graph = std::make_shared<const ir::Graph>(start_collectives_early(*graph));
   }

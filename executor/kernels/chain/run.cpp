@@ -12,47 +12,15 @@ namespace autosp::executor {
 namespace {
 
 using chain::Elements;
+using chain::Layout;
 using chain::Op;
 using ir::Shape;
 
 constexpr int64_t kBlockElements = 4096;
 
-// An operand of the node, as rows of the iteration shape see it.
-struct Layout {
-  int64_t row = 0;   // elements from one row to the next
-  int64_t step = 0;  // 1: a row of its own; 0: one number per row
-  bool regular = true;
-  std::vector<int64_t> strides;  // of the leading dimensions, where it is not regular
+struct Step : chain::Link {
+  int slot = -1;  // of its kind of scratch
 };
-
-struct Step {
-  Op op;
-  std::vector<size_t> arguments;
-  bool is_row = false;  // one number per row
-  int slot = -1;        // of its kind of scratch
-  int result = -1;      // of the node
-};
-
-Layout layout_of(const Shape& operand, const Shape& shape) {
-  Layout layout;
-  const size_t lead = shape.size() - operand.size();
-  const bool has_columns = !operand.empty() && operand.back() != 1;
-  layout.step = has_columns ? 1 : 0;
-  bool whole = true;  // all leading dimensions
-  bool single = true;
-  int64_t stride = has_columns ? operand.back() : 1;
-  layout.strides.assign(shape.size() - 1, 0);
-  for (size_t d = shape.size() - 1; d-- > 0;) {
-    const int64_t extent = d < lead ? 1 : operand[d - lead];
-    whole = whole && extent == shape[d];
-    single = single && extent == 1;
-    if (extent != 1) layout.strides[d] = stride;
-    stride *= extent;
-  }
-  layout.row = single ? 0 : has_columns ? operand.back() : 1;
-  layout.regular = whole || single;
-  return layout;
-}
 
 // What is known before the run: steps, where their results lie, how large a block is.
 class Plan {
@@ -61,9 +29,9 @@ class Plan {
     shape_ = node.attributes.get_ints("shape");
     columns_ = shape_.back();
     rows_ = ir::num_elements(shape_) / columns_;
-    for (const Shape& operand : operands) layouts_.push_back(layout_of(operand, shape_));
-    read_steps(node);
-    flatten(operands);
+    for (const Shape& operand : operands) layouts_.push_back(chain::layout_of(operand, shape_));
+    for (chain::Link& link : chain::links_of(node)) steps_.push_back({std::move(link)});
+    flatten();
     block_rows_ = std::clamp<int64_t>(kBlockElements / columns_, 1, rows_);
     assign_slots();
   }
@@ -89,49 +57,17 @@ class Plan {
   int64_t floats() const { return (gathered(num_operands()) + 15) / 16 * 16; }
 
  private:
-  void read_steps(const ir::Node& node) {
-    const auto* ops = find_strings(node, "ops");
-    const auto arity = node.attributes.get_ints("arity");
-    const auto arguments = node.attributes.get_ints("arguments");
-    const auto results = node.attributes.get_ints("results");
-    auto next = arguments.begin();
-    for (size_t k = 0; k < arity.size(); ++k) {
-      Step step{*chain::find_op((*ops)[k]), {}};
-      for (int64_t a = 0; a < arity[k]; ++a) step.arguments.push_back(static_cast<size_t>(*next++));
-      steps_.push_back(std::move(step));
-    }
-    for (size_t k = 0; k < results.size(); ++k) {
-      steps_[static_cast<size_t>(results[k])].result = static_cast<int>(k);
-    }
-    const auto rows = node.attributes.get_ints("rows");
-    for (int64_t k : rows) steps_[static_cast<size_t>(k)].is_row = true;
-  }
-
-  static const std::vector<std::string>* find_strings(const ir::Node& node, const char* name) {
-    for (const auto& [key, value] : node.attributes) {
-      if (key == name) return &std::get<std::vector<std::string>>(value);
-    }
-    return nullptr;
-  }
-
-  // Rows do not matter where every operand is as large as the result or one number: the arrays are
-  // then cut into blocks, whatever their shape.
-  void flatten(const std::vector<Shape>& operands) {
+  // Blocks are then of any elements that follow each other.
+  void flatten() {
     last_columns_ = columns_;
-    for (const Step& step : steps_) {
-      if (step.is_row || chain::needs_rows(step.op)) return;
-    }
-    for (const Shape& operand : operands) {
-      if (operand != shape_ && ir::num_elements(operand) != 1) return;
-    }
+    if (!chain::is_flat({steps_.begin(), steps_.end()}, layouts_, shape_)) return;
     const int64_t total = rows_ * columns_;
     columns_ = std::min(kBlockElements, total);
     rows_ = (total + columns_ - 1) / columns_;
     last_columns_ = total - (rows_ - 1) * columns_;
     shape_ = {rows_, columns_};
     for (Layout& layout : layouts_) {
-      const bool single = layout.row == 0 && layout.step == 0;
-      layout = {single ? 0 : columns_, single ? 0 : 1, true, {0}};
+      layout = {layout.step == 0 ? 0 : columns_, layout.step, true, {0}};
     }
   }
 
@@ -354,8 +290,20 @@ int64_t chain_workspace(const ir::Graph& graph, const ir::Node& node, int worker
   return Plan(node, shapes).floats() * workers * static_cast<int64_t>(sizeof(float));
 }
 
+// Chains of float32.
+bool takes(const ir::Graph& graph, const ir::Node& node) {
+  const auto is_float32 = [](const chain::Link& link) {
+    return link.type == ir::DataType::kFloat32;
+  };
+  return std::ranges::all_of(chain::links_of(node), is_float32) &&
+         std::ranges::all_of(node.inputs, [&](ValueId input) {
+           const ir::DataType type = graph.type(input).dtype;
+           return type == ir::DataType::kFloat32 || type == ir::DataType::kBool;
+         });
+}
+
 constexpr KernelRow kRows[] = {
-    {ir::kAutospDomain, chain::kOp, nullptr, run_chain, chain_workspace,
+    {ir::kAutospDomain, chain::kOp, takes, run_chain, chain_workspace,
      reference::Aliasing::kElementwise},
 };
 
