@@ -63,8 +63,7 @@ bool is_cpu(const Arguments& arguments) { return arguments.device.name == "cpu";
 
 // What only the CPU's executor does.
 void check_device(const Arguments& arguments) {
-  const char* given = arguments.fuse               ? "--fuse"
-                      : arguments.overlap          ? "--overlap"
+  const char* given = arguments.overlap            ? "--overlap"
                       : arguments.link.latency > 0 ? "--link-latency"
                       : arguments.link.rate > 0    ? "--link-rate"
                                                    : nullptr;
@@ -377,8 +376,10 @@ void add_run(CLI::App& app, Action& action) {
       ->check(at_least_one())
       ->type_name("N")
       ->capture_default_str();
-  command->add_flag("--fuse", arguments->fuse,
-                    "Runs elementwise operators that feed each other as one step");
+  command->add_flag(
+      "--fuse", arguments->fuse,
+      "Runs elementwise operators that feed each other as one step, on a device as one "
+      "kernel");
   add_overlap_options(*command, arguments->overlap, arguments->link);
   command->add_flag("--json", arguments->json, "Prints the report as JSON");
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });

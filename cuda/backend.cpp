@@ -3,6 +3,7 @@
 #include <cstdlib>
 
 #include "cuda/attention.h"
+#include "cuda/chain_kernels.h"
 #include "cuda/device.h"
 #include "cuda/kernels/rows.h"
 #include "cuda/matmul.h"
@@ -35,6 +36,25 @@ bool reach_all(int device, int count) {
   return true;
 }
 
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "asking what a device is");
+  return value;
+}
+
+// "sm_90"; empty where devices differ.
+std::string architecture(int count) {
+  std::string common;
+  for (int device = 0; device < count; ++device) {
+    const std::string own =
+        fmt::format("sm_{}{}", attribute(cudaDevAttrComputeCapabilityMajor, device),
+                    attribute(cudaDevAttrComputeCapabilityMinor, device));
+    if (device > 0 && own != common) return "";
+    common = own;
+  }
+  return common;
+}
+
 // mpirun's number of this process on its machine; -1 outside of mpirun.
 int local_rank() {
   for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"}) {
@@ -46,10 +66,11 @@ int local_rank() {
 class CudaBackend final : public executor::Backend {
  public:
   explicit CudaBackend(const executor::BackendOptions& options)
-      : options_(options), count_(device_count()) {
+      : options_(options), count_(device_count()), chains_(architecture(count_)) {
     for (const executor::KernelRow& row : cublas_rows()) rows_.push_back(row);
     for (const executor::KernelRow& row : cudnn_rows()) rows_.push_back(row);
     for (const executor::KernelRow& row : kernels::own_rows()) rows_.push_back(row);
+    rows_.push_back(chains::chain_row(make_chain));
     shares_ = count_ > 1;
     for (int device = 0; device < count_ && shares_; ++device) shares_ = reach_all(device, count_);
   }
@@ -61,7 +82,7 @@ class CudaBackend final : public executor::Backend {
   std::unique_ptr<executor::Device> open(int rank) override {
     const int local = local_rank();
     const int device = local >= 0 ? local % count_ : shares_ ? rank % count_ : 0;
-    return std::make_unique<CudaDevice>(device, options_);
+    return std::make_unique<CudaDevice>(device, options_, chains_);
   }
 
   std::unique_ptr<executor::Communicator> connect(executor::Device& device,
@@ -71,8 +92,14 @@ class CudaBackend final : public executor::Backend {
   }
 
  private:
+  static std::function<void(const executor::KernelCall&)> make_chain(
+      const executor::Backend& backend, const ir::Graph& graph, const ir::Node& chain) {
+    return chains::make_chain(static_cast<const CudaBackend&>(backend).chains_, graph, chain);
+  }
+
   executor::BackendOptions options_;
   int count_;
+  mutable ChainCompiler chains_;  // keeps what it has compiled
   bool shares_ = false;
   std::vector<executor::KernelRow> rows_;
 };

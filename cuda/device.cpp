@@ -1,6 +1,9 @@
 #include "cuda/device.h"
 
+#include <algorithm>
+
 #include "cuda/attention.h"
+#include "cuda/chain_kernels.h"
 #include "cuda/kernels/boxes.h"
 #include "cuda/matmul.h"
 #include "cuda/status.h"
@@ -26,8 +29,9 @@ cudaEvent_t of(DeviceEvent& event) { return static_cast<CudaEvent&>(event).event
 
 }  // namespace
 
-CudaDevice::CudaDevice(int ordinal, const executor::BackendOptions& options)
-    : ordinal_(ordinal), options_(options) {
+CudaDevice::CudaDevice(int ordinal, const executor::BackendOptions& options,
+                       const ChainCompiler& chains)
+    : ordinal_(ordinal), options_(options), chains_(chains) {
   check(cudaSetDevice(ordinal_), "choosing a device");
   for (cudaStream_t& stream : streams_) {
     check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
@@ -166,8 +170,8 @@ bool CudaDevice::capture(const std::function<void()>& queue) {
 }
 
 std::vector<std::string> CudaDevice::notices() const {
-  std::vector<std::string> notices;
-  if (attention_) notices = attention_->notices();
+  std::vector<std::string> notices = chains_.notices();
+  if (attention_) std::ranges::copy(attention_->notices(), std::back_inserter(notices));
   if (!not_kept_.empty()) {
     notices.push_back("repeated steps are queued anew, not as one CUDA graph: " + not_kept_);
   }

@@ -11,12 +11,13 @@
 namespace autosp::cuda {
 
 class AttentionPlans;
+class ChainCompiler;
 class Matmul;
 
 class CudaDevice final : public executor::Device {
  public:
-  // Throws Error.
-  CudaDevice(int ordinal, const executor::BackendOptions& options);
+  // `chains`: of its backend, which outlives it. Throws Error.
+  CudaDevice(int ordinal, const executor::BackendOptions& options, const ChainCompiler& chains);
   ~CudaDevice() override;
   CudaDevice(const CudaDevice&) = delete;
   CudaDevice& operator=(const CudaDevice&) = delete;
@@ -53,6 +54,7 @@ class CudaDevice final : public executor::Device {
 
   int ordinal_;
   executor::BackendOptions options_;
+  const ChainCompiler& chains_;
   cudaStream_t streams_[2] = {};
   int32_t* faults_ = nullptr;
   cudaGraphExec_t graph_ = nullptr;

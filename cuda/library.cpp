@@ -73,4 +73,9 @@ const Library& nccl() {
   return kLibrary;
 }
 
+const Library& nvrtc() {
+  static const Library kLibrary("NVRTC", {"libnvrtc.so.13"});
+  return kLibrary;
+}
+
 }  // namespace autosp::cuda

@@ -34,6 +34,7 @@ class Library {
 const Library& cublaslt();
 const Library& cudnn();
 const Library& nccl();
+const Library& nvrtc();
 const Library& cudart();  // which cuDNN's front end uses; this library has CUDA's runtime in it
 
 }  // namespace autosp::cuda

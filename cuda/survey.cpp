@@ -38,6 +38,12 @@ std::string library_version(const Library& library) {
     if (reinterpret_cast<int (*)(int*)>(version)(&number) != 0) return "";
     return fmt::format("{}.{}.{}", number / 10000, number / 100 % 100, number % 100);
   }
+  if (void* version = library.find("nvrtcVersion")) {
+    int major = 0;
+    int minor = 0;
+    if (reinterpret_cast<int (*)(int*, int*)>(version)(&major, &minor) != 0) return "";
+    return fmt::format("{}.{}", major, minor);
+  }
   return "";
 }
 
@@ -56,7 +62,7 @@ executor::DeviceSurvey survey() {
   executor::DeviceSurvey found;
   found.toolkit = "CUDA " + version_text(CUDART_VERSION);
   found.architectures = architectures();
-  for (const Library* library : {&cublaslt(), &cudnn(), &nccl()}) {
+  for (const Library* library : {&cublaslt(), &cudnn(), &nccl(), &nvrtc()}) {
     found.libraries.push_back({library->name(), library_version(*library)});
   }
   int driver = 0;

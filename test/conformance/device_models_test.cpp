@@ -79,6 +79,17 @@ TEST_P(DeviceModels, RanksGiveWhatTheyGiveOnTheCpu) {
   }
 }
 
+TEST_P(DeviceModels, FusedChainsGiveWhatTheirOperatorsGive) {
+  const ir::Graph graph = transforms::run_passes(test::import_committed(GetParam()));
+  const Ranks ranks = shard_over(graph, {.sp = 3});
+  RunOptions options{.threads_per_rank = 1, .backend = std::make_shared<test::EmulatedBackend>()};
+  const RunResult want = run_in_threads(ranks.graphs, ranks.feeds, options);
+  options.compile.fuse = true;
+  const RunResult got = run_in_threads(ranks.graphs, ranks.feeds, options);
+  expect_same(got, want);
+  EXPECT_EQ(got.ranks[0].notices, want.ranks[0].notices);
+}
+
 TEST_P(DeviceModels, RanksShareACudaDevice) {
   const test::FoundDevice found = test::find_device("cuda");
   if (found.backend == nullptr) GTEST_SKIP() << found.reason;
@@ -87,9 +98,13 @@ TEST_P(DeviceModels, RanksShareACudaDevice) {
     if (sp > most_ranks(GetParam())) continue;
     const Ranks ranks = shard_over(graph, {.sp = sp});
     const RunResult want = run_in_threads(ranks.graphs, ranks.feeds, {.threads_per_rank = 1});
-    expect_same(run_in_threads(ranks.graphs, ranks.feeds,
-                               {.threads_per_rank = 1, .backend = found.backend}),
-                want);
+    for (const bool fuse : {false, true}) {
+      if (fuse && sp != 2) continue;  // what is compiled takes its time
+      SCOPED_TRACE(fuse ? "fused" : "one by one");
+      RunOptions options{.threads_per_rank = 1, .backend = found.backend};
+      options.compile.fuse = fuse;
+      expect_same(run_in_threads(ranks.graphs, ranks.feeds, options), want);
+    }
   }
 }
 

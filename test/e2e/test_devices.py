@@ -52,7 +52,7 @@ def test_devices_lists_the_cpu_and_says_why_there_is_no_gpu(autosp_onnx, report,
         assert all(name in text for name in cuda["libraries"])
 
 
-@pytest.mark.parametrize("option", [["--fuse"], ["--overlap"], ["--link-latency", 1], ["--link-rate", 1]])
+@pytest.mark.parametrize("option", [["--overlap"], ["--link-latency", 1], ["--link-rate", 1]])
 def test_options_of_the_cpu_are_refused_on_devices(autosp_onnx, sharded, option):
     result = autosp_onnx("run", sharded, "--feed", GRAPHS / "nano.npz", "--device", "cuda", *option)
     assert result.returncode == 2
@@ -80,6 +80,22 @@ def test_without_a_gpu_every_command_says_so_and_writes_nothing(autosp_onnx, rep
         assert report["cuda"]["reason"] in lines[0]
         assert result.stdout == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_fused_steps_on_a_device_give_what_they_give_one_by_one(binary, sharded, tmp_path):
+    """On the emulated device, which compiles chains with the host's compiler."""
+    environment = {**os.environ, "AUTOSP_CUDA_MODULE": str(binary.parents[1] / "lib/libautosp_emulated.so")}
+    losses = []
+    for options in ([], ["--fuse"]):
+        trace = tmp_path / f"trace{len(options)}.json"
+        command = [binary, "run", sharded, "--feed", GRAPHS / "nano.npz", "--device", "cuda", "--trace", trace, "--json"]
+        result = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        assert "one kernel" not in result.stderr  # which a note would say of chains that do not compile
+        losses.append(json.loads(result.stdout)["ranks"][0]["loss"])
+        chains = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("cat") == "Chain"]
+        assert bool(chains) == bool(options)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def test_devices_that_there_are_not_are_refused(autosp_onnx, sharded):

@@ -12,6 +12,7 @@
 #include "cuda/kernels/boxes.h"
 #include "cuda/kernels/launch.h"
 #include "cuda/kernels/rows.h"
+#include "support/emulated_chains.h"
 
 namespace autosp::test {
 
@@ -100,9 +101,11 @@ double now() {
 
 class EmulatedDevice final : public Device {
  public:
-  EmulatedDevice(const EmulatedOptions& options, EmulatedCounts& counts, int rank, bool fails)
+  EmulatedDevice(const EmulatedOptions& options, EmulatedCounts& counts,
+                 const EmulatedChains& chains, int rank, bool fails)
       : options_(options),
         counts_(counts),
+        chains_(chains),
         rank_(rank),
         fails_(fails),
         faults_(world().map(kPage)) {
@@ -217,8 +220,9 @@ class EmulatedDevice final : public Device {
     captured_.clear();
   }
   std::vector<std::string> notices() const override {
-    if (options_.captures) return {};
-    return {"a step cannot be kept"};
+    std::vector<std::string> notices = chains_.notices();
+    if (!options_.captures) notices.emplace_back("a step cannot be kept");
+    return notices;
   }
   void replay() override {
     ++counts_.replays;
@@ -261,6 +265,7 @@ class EmulatedDevice final : public Device {
 
   const EmulatedOptions& options_;
   EmulatedCounts& counts_;
+  const EmulatedChains& chains_;
   const int rank_;
   const bool fails_;  // in collectives
   std::byte* faults_;
@@ -272,14 +277,23 @@ class EmulatedDevice final : public Device {
 
 }  // namespace
 
-EmulatedBackend::EmulatedBackend(EmulatedOptions options) : options_(std::move(options)) {
+EmulatedBackend::EmulatedBackend(EmulatedOptions options)
+    : options_(std::move(options)), chains_(std::make_unique<EmulatedChains>(options_.compiles)) {
   for (const executor::KernelRow& row : kernels::own_rows()) {
     if (!options_.missing.contains(std::string(row.op))) rows_.push_back(row);
   }
+  rows_.push_back(chains::chain_row(make_chain));
+}
+
+EmulatedBackend::~EmulatedBackend() = default;
+
+std::function<void(const executor::KernelCall&)> EmulatedBackend::make_chain(
+    const executor::Backend& backend, const ir::Graph& graph, const ir::Node& chain) {
+  return chains::make_chain(*static_cast<const EmulatedBackend&>(backend).chains_, graph, chain);
 }
 
 std::unique_ptr<Device> EmulatedBackend::open(int rank) {
-  return std::make_unique<EmulatedDevice>(options_, counts_, rank, rank == failing_rank_);
+  return std::make_unique<EmulatedDevice>(options_, counts_, *chains_, rank, rank == failing_rank_);
 }
 
 std::unique_ptr<executor::Communicator> EmulatedBackend::connect(Device& /*device*/,

@@ -18,15 +18,18 @@
 
 namespace autosp::test {
 
+class EmulatedChains;
+
 struct EmulatedOptions {
   bool early_exchange = false;        // otherwise as late as possible
   std::set<std::string> missing;      // operators that it has no kernels for
   int64_t memory = int64_t{1} << 40;  // bytes of each device
   bool captures = true;
+  bool compiles = true;  // fused chains
 };
 
 struct EmulatedCounts {
-  std::atomic<int64_t> launches = 0;
+  std::atomic<int64_t> launches = 0;  // of kernels
   std::atomic<int64_t> uploads = 0;
   std::atomic<int64_t> downloads = 0;
   std::atomic<int64_t> allocations = 0;
@@ -38,6 +41,7 @@ struct EmulatedCounts {
 class EmulatedBackend final : public executor::Backend {
  public:
   explicit EmulatedBackend(EmulatedOptions options = {});
+  ~EmulatedBackend() override;
 
   std::string_view name() const override { return "emulated"; }
   std::span<const executor::KernelRow> rows() const override { return rows_; }
@@ -51,8 +55,12 @@ class EmulatedBackend final : public executor::Backend {
   void fail_boxes_of(int rank) { failing_rank_ = rank; }
 
  private:
+  static std::function<void(const executor::KernelCall&)> make_chain(
+      const executor::Backend& backend, const ir::Graph& graph, const ir::Node& chain);
+
   EmulatedOptions options_;
   std::vector<executor::KernelRow> rows_;
+  std::unique_ptr<EmulatedChains> chains_;
   EmulatedCounts counts_;
   int failing_rank_ = -1;
 };
