@@ -108,12 +108,14 @@ class Parts:
         rows = self.check.results["small steps"] = {}
         for name in ("llama", "gpt2", "bert"):
             for ranks in (1, 4):
-                rows[f"{name} over {ranks}"] = {d: self.step_of(name, ranks, d) for d in ("cpu", "cuda")}
+                row = rows[f"{name} over {ranks}"] = {d: self.step_of(name, ranks, d) for d in ("cpu", "cuda")}
+                row["fused"] = self.step_of(name, ranks, "cuda", "--fuse")
 
-    def step_of(self, name: str, ranks: int, device: str) -> float | None:
+    def step_of(self, name: str, ranks: int, device: str, *options: str) -> float | None:
         out = self.shard(GRAPHS / f"{name}.onnx", ranks, [f"seq={SEQUENCE}"])
-        command = [self.binary, "run", out, "--feed", GRAPHS / f"{name}.npz", "--device", device]
-        report = parsed(self.check.run(f"time {name} over {ranks} on {device}", [*command, "--repeat", 20, "--json"]))
+        command = [self.binary, "run", out, "--feed", GRAPHS / f"{name}.npz", "--device", device, *options]
+        what = " ".join([f"time {name} over {ranks} on {device}", *options])
+        report = parsed(self.check.run(what, [*command, "--repeat", 20, "--json"]))
         return report and report["ranks"][0]["seconds"]
 
     def bench(self, *words: Any, limit: float = 120) -> Any:
@@ -153,7 +155,14 @@ class Parts:
 
     # Seconds, loss and peaks of a step of a packed graph, as `run` reports them and the driver sees.
     def ours(
-        self, graph: str, feed: pathlib.Path | None, sequence: int, *options: str, repeat: int = 8, limit: float = 200
+        self,
+        graph: str,
+        feed: pathlib.Path | None,
+        sequence: int,
+        *options: str,
+        fuse: bool = False,
+        repeat: int = 8,
+        limit: float = 200,
     ) -> dict[str, Any] | None:
         model = self.built / "graphs" / f"{graph}.onnx"
         if feed is None or not model.exists():
@@ -161,8 +170,9 @@ class Parts:
             return None
         out = self.shard(model, 1, [f"seq={sequence}"], *options)
         command = [self.binary, "run", out, "--feed", feed, "--device", "cuda", "--repeat", repeat, "--json"]
+        fused = ["--fuse"] if fuse else []
         with Watch() as watch:
-            text = self.check.run(f"run {graph} at {sequence} {' '.join(options)}", command, limit)
+            text = self.check.run(f"run {graph} at {sequence} {' '.join([*options, *fused])}", command + fused, limit)
         report = parsed(text)
         return report and {**report["ranks"][0], "device_peak_bytes": watch.peak}
 
@@ -172,6 +182,7 @@ class Parts:
             for sequence in sequences:
                 feed = self.feed(model, sequence)
                 row = rows[f"{graph} at {sequence}"] = {"ours": self.ours(graph, feed, sequence)}
+                row["fused"] = self.ours(graph, feed, sequence, fuse=True)
                 for how in ("eager", "compiled"):
                     row[how] = feed and self.peer("step", model, sequence, feed, how, limit=200)
 
@@ -219,6 +230,7 @@ class Parts:
             self.check.note("compute-sanitizer", "not run", 0, ["note: it is not installed"])
             return
         operators = "cuda_Softmax:*cuda_LayerNorm*:*cuda_ReduceSum:*cuda_Gather:*cuda_Transpose:*cuda_autosp*Attention*"
+        operators += ":*DeviceChains*/cuda"
         for tool in ("memcheck", "racecheck"):
             command = [found, "--tool", tool, "--error-exitcode", 9, self.built / "bin/test_conformance"]
             self.check.run(tool, [*command, "--gtest_brief=1", f"--gtest_filter=*{operators}"], 240)

@@ -10,6 +10,9 @@ from typing import Any
 from gpu_check.readings import of
 
 
+STEPS = ("ours", "fused", "eager", "compiled")  # ways to run a step
+
+
 def number(value: float | None, form: str = ".4g") -> str:
     return "" if value is None else format(value, form)
 
@@ -36,9 +39,9 @@ def attention_lines(results: Mapping[str, Any]) -> list[str]:
 def step_lines(results: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, row in results.get("step", {}).items():
-        cells = [number(of(row, kind, key)) for key in ("seconds", "loss") for kind in ("ours", "eager", "compiled")]
+        cells = [number(of(row, kind, key)) for key in ("seconds", "loss") for kind in STEPS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    head = ["step", "ours s", "eager s", "compiled s", "our loss", "eager loss", "compiled loss"]
+    head = ["step", *(f"{kind} {what}" for what in ("s", "loss") for kind in STEPS)]
     return table(head, lines) if lines else []
 
 
@@ -65,10 +68,10 @@ def exchange_lines(results: Mapping[str, Any]) -> list[str]:
 
 def small_lines(results: Mapping[str, Any]) -> list[str]:
     rows = [
-        f"| {name} | {number(row['cpu'])} | {number(row['cuda'])} |"
+        f"| {name} | {' | '.join(number(row.get(kind)) for kind in ('cpu', 'cuda', 'fused'))} |"
         for name, row in results.get("small steps", {}).items()
     ]
-    return table(["committed graph, 40 tokens", "cpu s", "cuda s"], rows) if rows else []
+    return table(["committed graph, 40 tokens", "cpu s", "cuda s", "fused s"], rows) if rows else []
 
 
 def report_lines(data: Mapping[str, Any]) -> list[str]:
