@@ -3,6 +3,7 @@
 //   bench_device DEVICE attention B H HK S D CAUSAL TYPE    Attention and its gradient
 //   bench_device DEVICE matmul M N K TYPE                   one product
 //   bench_device DEVICE copy MIB                            within its memory
+//   bench_device DEVICE chain ROWS COLUMNS TYPE             operators fused, and one by one
 //   bench_device DEVICE exchange RANKS MIB                  Ulysses' all-to-all, operands of MIB
 //
 // DEVICE is cuda, or emulated, which shows that this program is right and nothing else. Prints a
@@ -17,14 +18,15 @@
 #include <functional>
 #include <mutex>
 #include <nlohmann/json.hpp>
-#include <random>
 
 #include "base/error.h"
+#include "device_chains.h"
 #include "executor/rank_device.h"
 #include "executor/transport/boxes.h"
 #include "executor/workers.h"
 #include "executor/world.h"
 #include "ir/builder.h"
+#include "random_tensor.h"
 #include "support/devices.h"
 
 namespace {
@@ -67,7 +69,8 @@ class Memory {
   }
   // Between -1 and 1; a block of numbers over and over where they are many.
   std::byte* random(const ir::Type& type, unsigned seed) {
-    const ir::Tensor block = random_tensor({type.dtype, {std::min(kBlock, count(type))}}, seed);
+    const ir::Tensor block =
+        bench::random_tensor({type.dtype, {std::min(kBlock, count(type))}}, seed);
     std::byte* memory = take(type.num_bytes());
     const auto size = static_cast<int64_t>(block.bytes().size());
     for (int64_t at = 0; at < type.num_bytes(); at += size) {
@@ -75,19 +78,6 @@ class Memory {
                      std::min(size, type.num_bytes() - at));
     }
     return memory;
-  }
-  static ir::Tensor random_tensor(const ir::Type& type, unsigned seed) {
-    ir::Tensor wide({ir::DataType::kFloat32, type.shape});
-    std::minstd_rand generator(seed);
-    std::uniform_real_distribution<float> numbers(-1, 1);
-    for (float& x : wide.mutable_values<float>()) x = numbers(generator);
-    if (type.dtype == ir::DataType::kFloat32) return wide;
-    ir::Tensor narrow(type);
-    auto* bits = reinterpret_cast<uint16_t*>(narrow.mutable_bytes());
-    std::ranges::transform(
-        wide.values<float>(), bits,
-        type.dtype == ir::DataType::kFloat16 ? ir::float_to_float16 : ir::float_to_bfloat16);
-    return narrow;
   }
 
  private:
@@ -451,10 +441,15 @@ class ExchangeBench {
   double slowest_ = 0;
 };
 
-Json measure(Backend& backend, const std::string& what, const std::vector<std::string>& words) {
+Json measure(const std::shared_ptr<Backend>& there, const std::string& what,
+             const std::vector<std::string>& words) {
+  Backend& backend = *there;
   const auto number = [&](size_t k) { return static_cast<int64_t>(std::stoll(words.at(k))); };
   if (what == "exchange") {
     return ExchangeBench(backend, static_cast<int>(number(0)), number(1)).measure();
+  }
+  if (what == "chain") {
+    return bench::measure_chains(there, number(0), number(1), type_named(words.at(2)));
   }
   Json report;
   run_world(1, kTimeout, [&](int /*rank*/, Communicator& host) {
@@ -480,10 +475,10 @@ Json measure(Backend& backend, const std::string& what, const std::vector<std::s
 }  // namespace
 
 int main(int count, char** words) try {
-  if (count < 3) throw Error("bench_device DEVICE attention|matmul|copy|exchange SIZES");
+  if (count < 3) throw Error("bench_device DEVICE attention|matmul|copy|chain|exchange SIZES");
   const test::FoundDevice found = test::find_device(words[1]);
   if (found.backend == nullptr) throw Error("{}", found.reason);
-  const Json report = measure(*found.backend, words[2], {words + 3, words + count});
+  const Json report = measure(found.backend, words[2], {words + 3, words + count});
   fmt::print("{}\n", report.dump());
   return 0;
 } catch (const std::exception& error) {

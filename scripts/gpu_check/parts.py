@@ -177,6 +177,9 @@ class Parts:
         return report and {**report["ranks"][0], "device_peak_bytes": watch.peak}
 
     def step(self) -> None:
+        chains = self.check.results["chains"] = {}
+        for shape in ((8192, 4096, "bfloat16"), (8192, 14336, "bfloat16"), (8192, 4096, "float32")):
+            chains[" x ".join(map(str, shape))] = self.bench("chain", *shape)
         rows = self.check.results["step"] = {}
         for model, graph, sequences in (("default", MODELS[0], (4096, 16384)), ("8b", MODELS[1], (8192,))):
             for sequence in sequences:

@@ -45,6 +45,16 @@ def step_lines(results: Mapping[str, Any]) -> list[str]:
     return table(head, lines) if lines else []
 
 
+def chain_lines(results: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for shape, row in results.get("chains", {}).items():
+        for chain in ("norm", "gate"):
+            cells = [of(row, chain, key) for key in ("seconds", "fused_seconds", "fused_bytes_per_second")]
+            lines.append(f"| {chain}, {shape} | {' | '.join(map(number, cells))} |")
+    head = ["elementwise operators", "one by one s", "fused s", "fused bytes/s"]
+    return table(head, lines) if lines else []
+
+
 def length_lines(results: Mapping[str, Any]) -> list[str]:
     lines = []
     for policy, row in results.get("length", {}).items():
@@ -82,7 +92,7 @@ def report_lines(data: Mapping[str, Any]) -> list[str]:
     for what in ("conformance", "rates"):
         if what in results:
             lines += [f"{what}: {json.dumps(results[what])}", ""]
-    for part in (attention_lines, exchange_lines, step_lines, length_lines, small_lines):
+    for part in (attention_lines, exchange_lines, chain_lines, step_lines, length_lines, small_lines):
         lines += part(results)
     notes = sorted({note for row in data["checks"].values() for note in row["notes"]})
     lines += [f"- {note}" for note in notes]
