@@ -1,13 +1,11 @@
 #include "cuda/matmul.h"
 
-#include <algorithm>
-
 #include "cuda/device.h"
 #include "cuda/kernels/map.h"
 #include "cuda/kernels/matmul_problem.h"
 #include "cuda/kernels/rows.h"
-#include "cuda/library.h"
 #include "cuda/status.h"
+#include "executor/absorb_epilogues.h"
 
 namespace autosp::cuda {
 
@@ -15,97 +13,14 @@ namespace {
 
 constexpr size_t kWorkspace = size_t{32} << 20;  // bytes: what NVIDIA advises for Hopper
 
-// The functions of cuBLASLt, which is opened when the first product is asked for.
-struct Lt {
-// NOLINTBEGIN(bugprone-macro-parentheses): it declares a member
-#define AUTOSP_LT(name)              \
-  decltype(::cublasLt##name)* name = \
-      cublaslt().function<decltype(::cublasLt##name)>("cublasLt" #name)
-  AUTOSP_LT(Create);
-  AUTOSP_LT(Destroy);
-  AUTOSP_LT(GetStatusString);
-  AUTOSP_LT(Matmul);
-  AUTOSP_LT(MatmulAlgoGetHeuristic);
-  AUTOSP_LT(MatmulDescCreate);
-  AUTOSP_LT(MatmulDescDestroy);
-  AUTOSP_LT(MatmulDescSetAttribute);
-  AUTOSP_LT(MatrixLayoutCreate);
-  AUTOSP_LT(MatrixLayoutDestroy);
-  AUTOSP_LT(MatrixLayoutSetAttribute);
-  AUTOSP_LT(MatmulPreferenceCreate);
-  AUTOSP_LT(MatmulPreferenceDestroy);
-  AUTOSP_LT(MatmulPreferenceSetAttribute);
-#undef AUTOSP_LT
-  // NOLINTEND(bugprone-macro-parentheses)
-};
-
-const Lt& lt() {
-  static const Lt kLt;
-  return kLt;
-}
-
-void check_lt(cublasStatus_t status, const char* what) {
-  if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw Error("cuBLASLt: {}: {}", what, lt().GetStatusString(status))
-      .note(fmt::format("cuBLASLt is {}", cublaslt().name()))
-      .help("run with --device cpu, and report the node that is named");
-}
-
-cublasLtMatrixLayout_t layout(cudaDataType_t type, int64_t rows, int64_t columns, int64_t batch,
-                              int64_t stride) {
-  cublasLtMatrixLayout_t result = nullptr;
-  check_lt(lt().MatrixLayoutCreate(&result, type, static_cast<uint64_t>(rows),
-                                   static_cast<uint64_t>(columns), rows),
-           "describing a matrix");
-  const auto count = static_cast<int32_t>(batch);
-  check_lt(lt().MatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
-                                         sizeof(count)),
-           "describing a batch");
-  check_lt(lt().MatrixLayoutSetAttribute(result, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
-                                         &stride, sizeof(stride)),
-           "describing a batch");
-  return result;
-}
-
-cublasLtMatmulDesc_t description(const LtProblem& p, bool tf32) {
-  const bool wide = p.type == CUDA_R_64F;
-  const bool rounds = tf32 && p.type == CUDA_R_32F;
-  cublasLtMatmulDesc_t result = nullptr;
-  check_lt(lt().MatmulDescCreate(&result,
-                                 wide     ? CUBLAS_COMPUTE_64F
-                                 : rounds ? CUBLAS_COMPUTE_32F_FAST_TF32
-                                          : CUBLAS_COMPUTE_32F,
-                                 wide ? CUDA_R_64F : CUDA_R_32F),
-           "describing a product");
-  const auto set = [&](cublasLtMatmulDescAttributes_t which, bool transposed) {
-    const cublasOperation_t operation = transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
-    check_lt(lt().MatmulDescSetAttribute(result, which, &operation, sizeof(operation)),
-             "describing a product");
-  };
-  set(CUBLASLT_MATMUL_DESC_TRANSA, p.transpose_b);
-  set(CUBLASLT_MATMUL_DESC_TRANSB, p.transpose_a);
-  return result;
-}
-
 }  // namespace
 
 struct Matmul::Plan {
-  cublasLtMatmulDesc_t product = nullptr;
-  cublasLtMatrixLayout_t first = nullptr;   // b
-  cublasLtMatrixLayout_t second = nullptr;  // a
-  cublasLtMatrixLayout_t result = nullptr;
+  LtDescription description;
   cublasLtMatmulAlgo_t algorithm{};
   bool exists = false;
 
-  Plan() = default;
-  Plan(const Plan&) = delete;
-  Plan& operator=(const Plan&) = delete;
-  ~Plan() {
-    for (cublasLtMatrixLayout_t matrix : {first, second, result}) {
-      if (matrix != nullptr) lt().MatrixLayoutDestroy(matrix);
-    }
-    if (product != nullptr) lt().MatmulDescDestroy(product);
-  }
+  Plan(const LtProblem& problem, bool tf32) : description(problem, tf32) {}
 
   void choose(cublasLtHandle_t handle, unsigned alignment) {
     cublasLtMatmulPreference_t preference = nullptr;
@@ -122,6 +37,7 @@ struct Matmul::Plan {
     }
     cublasLtMatmulHeuristicResult_t found{};
     int count = 0;
+    const auto& [product, first, second, result] = description;
     const cublasStatus_t status = lt().MatmulAlgoGetHeuristic(
         handle, product, first, second, result, result, preference, 1, &found, &count);
     lt().MatmulPreferenceDestroy(preference);
@@ -142,33 +58,31 @@ Matmul::~Matmul() {
   lt().Destroy(handle_);
 }
 
-const Matmul::Plan& Matmul::plan(const LtProblem& p) {
-  std::unique_ptr<Plan>& found = plans_[p];
+Matmul::Plan& Matmul::plan(const LtProblem& problem) {
+  std::unique_ptr<Plan>& found = plans_[problem];
   if (found) return *found;
-  auto made = std::make_unique<Plan>();
-  made->product = description(p, tf32_);
-  made->first = p.transpose_b ? layout(p.type, p.k, p.n, p.batch, p.b_stride)
-                              : layout(p.type, p.n, p.k, p.batch, p.b_stride);
-  made->second = p.transpose_a ? layout(p.type, p.m, p.k, p.batch, p.a_stride)
-                               : layout(p.type, p.k, p.m, p.batch, p.a_stride);
-  made->result = layout(p.type, p.n, p.m, p.batch, p.c_stride);
-  made->choose(handle_, p.alignment);
+  auto made = std::make_unique<Plan>(problem, tf32_);
+  made->choose(handle_, problem.alignment);
   found = std::move(made);
   return *found;
 }
 
-bool Matmul::run(const LtProblem& problem, const void* a, const void* b, void* c, double alpha,
-                 double beta, cudaStream_t stream) {
-  const Plan& p = plan(problem);
-  if (!p.exists) return false;
+bool Matmul::takes(const LtProblem& problem) { return plan(problem).exists; }
+
+void Matmul::run(const LtProblem& problem, const Operands& operands, double alpha, double beta,
+                 cudaStream_t stream) {
+  Plan& p = plan(problem);
+  if (problem.bias) p.description.set_bias(operands.bias);
   const auto alpha_32 = static_cast<float>(alpha);
   const auto beta_32 = static_cast<float>(beta);
   const bool wide = problem.type == CUDA_R_64F;
-  check_lt(lt().Matmul(handle_, p.product, wide ? static_cast<const void*>(&alpha) : &alpha_32, b,
-                       p.first, a, p.second, wide ? static_cast<const void*>(&beta) : &beta_32, c,
-                       p.result, c, p.result, &p.algorithm, workspace_, kWorkspace, stream),
-           "multiplying matrices");
-  return true;
+  const void* addend = operands.addend != nullptr ? operands.addend : operands.c;
+  const auto& [product, first, second, result] = p.description;
+  check_lt(
+      lt().Matmul(handle_, product, wide ? static_cast<const void*>(&alpha) : &alpha_32, operands.b,
+                  first, operands.a, second, wide ? static_cast<const void*>(&beta) : &beta_32,
+                  addend, result, operands.c, result, &p.algorithm, workspace_, kWorkspace, stream),
+      "multiplying matrices");
 }
 
 namespace {
@@ -186,53 +100,91 @@ cudaDataType_t type_of(ir::DataType type) {
   }
 }
 
-// The largest power of two, up to what every buffer of the arena has, that all of these are
-// multiples of: where a buffer happens to lie must not choose another order of sums.
-unsigned common_alignment(std::initializer_list<uint64_t> addresses) {
+// The largest power of two, up to what every buffer of the arena has, that all operands of all
+// products of the batch are aligned to: where a buffer happens to lie must not choose another order
+// of sums.
+unsigned common_alignment(const executor::KernelCall& call, const kernels::MatmulProblem& p) {
+  const auto size = static_cast<int64_t>(ir::element_size(call.call.results[0].dtype));
   uint64_t bits = 64;
-  for (const uint64_t address : addresses) bits |= address;
+  for (const void* address : {call.call.operands[0].data, call.call.operands[1].data, p.addend,
+                              p.bias, static_cast<const void*>(call.call.results[0].data)}) {
+    bits |= reinterpret_cast<uint64_t>(address);
+  }
+  for (const auto& strides : p.batch.stride) {
+    for (int axis = 0; axis < p.batch.axes; ++axis) {
+      bits |= static_cast<uint64_t>(strides[axis] * size);
+    }
+  }
   return static_cast<unsigned>(bits & (~bits + 1));
 }
 
-// The innermost axis of the batch is cuBLASLt's own; the others are counted out here.
+// The innermost axis of the batch is cuBLASLt's own.
+LtProblem lt_problem(const executor::KernelCall& call, const kernels::MatmulProblem& p) {
+  LtProblem problem{.type = type_of(call.call.results[0].dtype),
+                    .m = p.m,
+                    .n = p.n,
+                    .k = p.k,
+                    .transpose_a = p.transpose_a,
+                    .transpose_b = p.transpose_b,
+                    .alignment = common_alignment(call, p),
+                    .bias = p.bias != nullptr,
+                    .relu = p.relu};
+  if (const int inner = p.batch.axes - 1; inner >= 0) {
+    problem.batch = p.batch.extent[inner];
+    problem.a_stride = p.batch.stride[0][inner];
+    problem.b_stride = p.batch.stride[1][inner];
+    problem.c_stride = p.batch.stride[2][inner];
+  }
+  return problem;
+}
+
+// The other axes of the batch are counted out here.
+void multiply(const executor::KernelCall& call, const kernels::MatmulProblem& p,
+              const LtProblem& problem) {
+  CudaDevice& device = device_of(call.device);
+  const auto size = static_cast<int64_t>(ir::element_size(call.call.results[0].dtype));
+  for (int64_t first = 0; first < p.batch.count; first += problem.batch) {
+    const auto at = p.batch.offsets(first);
+    const auto part = [&](const void* data, int operand) -> const std::byte* {
+      return data == nullptr ? nullptr
+                             : static_cast<const std::byte*>(data) + at.at[operand] * size;
+    };
+    device.matmul().run(problem,
+                        {.a = part(call.call.operands[0].data, 0),
+                         .b = part(call.call.operands[1].data, 1),
+                         .addend = part(p.addend, 2),
+                         .bias = p.bias,
+                         .c = static_cast<std::byte*>(call.call.results[0].data) + at.at[2] * size},
+                        p.alpha, p.beta, device.stream(call.stream));
+  }
+}
+
+// What cuBLASLt does of it is known before any of it is queued: all, all but the bias and the ReLU,
+// which a kernel then does, or nothing.
 void matmul(const executor::KernelCall& call) {
   const kernels::MatmulProblem p = kernels::matmul_problem(call);
   if (p.m == 0 || p.n == 0 || p.batch.count == 0) return;
-  if (p.k == 0) return kernels::multiply_by_threads(call);
   kernels::spread_bias(call);
-  const auto size = static_cast<int64_t>(ir::element_size(call.call.results[0].dtype));
-  const int inner = p.batch.axes - 1;
-  LtProblem lt{.type = type_of(call.call.results[0].dtype),
-               .m = p.m,
-               .n = p.n,
-               .k = p.k,
-               .transpose_a = p.transpose_a,
-               .transpose_b = p.transpose_b};
-  if (inner >= 0) {
-    lt.batch = p.batch.extent[inner];
-    lt.a_stride = p.batch.stride[0][inner];
-    lt.b_stride = p.batch.stride[1][inner];
-    lt.c_stride = p.batch.stride[2][inner];
-  }
-  CudaDevice& device = device_of(call.device);
-  for (int64_t first = 0; first < p.batch.count; first += lt.batch) {
-    const auto at = p.batch.offsets(first);
-    const auto* a = static_cast<const std::byte*>(call.call.operands[0].data) + at.at[0] * size;
-    const auto* b = static_cast<const std::byte*>(call.call.operands[1].data) + at.at[1] * size;
-    auto* c = static_cast<std::byte*>(call.call.results[0].data) + at.at[2] * size;
-    lt.alignment = common_alignment(
-        {reinterpret_cast<uint64_t>(a), reinterpret_cast<uint64_t>(b),
-         reinterpret_cast<uint64_t>(c), static_cast<uint64_t>(lt.a_stride * size),
-         static_cast<uint64_t>(lt.b_stride * size), static_cast<uint64_t>(lt.c_stride * size)});
-    if (!device.matmul().run(lt, a, b, c, p.alpha, p.beta, device.stream(call.stream))) {
-      return kernels::multiply_by_threads(call);  // from the beginning
-    }
+  if (p.k == 0) return kernels::multiply_by_threads(call, p);
+  const LtProblem whole = lt_problem(call, p);
+  LtProblem product = whole;
+  product.bias = product.relu = false;
+  Matmul& matmul = device_of(call.device).matmul();
+  if (matmul.takes(whole)) {
+    multiply(call, p, whole);
+  } else if (matmul.takes(product)) {
+    multiply(call, p, product);
+    kernels::finish_product(call, p);
+  } else {
+    kernels::multiply_by_threads(call, p);
   }
 }
 
 constexpr executor::KernelRow kRows[] = {
     {"", "MatMul", kernels::takes<kernels::FloatTypes>, matmul},
     {ir::kAutospDomain, "MatMul", kernels::takes<kernels::FloatTypes>, matmul},
+    {ir::kAutospDomain, executor::kFusedMatMul, kernels::takes<kernels::FloatTypes>, matmul,
+     nullptr, reference::Aliasing::kOperandTwo},
     {"", "Gemm", kernels::takes<kernels::FloatTypes>, matmul},
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "executor/absorb_epilogues.h"
 #include "executor/absorb_transposes.h"
 #include "executor/fuse_elementwise.h"
 #include "executor/overlap.h"
@@ -149,15 +150,29 @@ class Compiler {
     return aliasing(step) == reference::Aliasing::kElementwise;
   }
 
+  // Operands [first, second) may be written over by result 0.
+  std::pair<size_t, size_t> overwritable_operands(size_t step) const {
+    const size_t count = graph_.nodes()[step].inputs.size();
+    switch (aliasing(step)) {
+      case reference::Aliasing::kNone:
+        break;
+      case reference::Aliasing::kElementwise:
+        return {0, count};
+      case reference::Aliasing::kOperandZero:
+        return {0, std::min<size_t>(1, count)};
+      case reference::Aliasing::kOperandTwo:
+        return {std::min<size_t>(2, count), std::min<size_t>(3, count)};
+    }
+    return {0, 0};
+  }
+
   // A buffer that result 0 may take over: an operand's, read for the last time here, and of the
   // result's type.
   int reusable_buffer(size_t step) const {
     const ir::Node& node = graph_.nodes()[step];
     if (!options_.share_memory) return -1;
-    const size_t candidates = elementwise(step) ? node.inputs.size()
-                              : aliasing(step) == reference::Aliasing::kOperandZero ? 1
-                                                                                    : 0;
-    for (size_t k = 0; k < candidates; ++k) {
+    const auto [begin, end] = overwritable_operands(step);
+    for (size_t k = begin; k < end; ++k) {
       if (!node.inputs[k] || graph_.type(node.inputs[k]) != graph_.type(node.outputs[0])) continue;
       const Place& place = program_.places_[node.inputs[k].index()];
       if (place.storage != Storage::kArena) continue;
@@ -216,6 +231,7 @@ class Compiler {
 Program compile(std::shared_ptr<const ir::Graph> graph, const CompileOptions& options) {
   const KernelTable& kernels = options.kernels != nullptr ? *options.kernels : cpu_kernels();
   graph = absorb_transposes(graph, kernels);
+  graph = absorb_epilogues(graph, kernels);
   if (options.fuse) graph = fuse_elementwise(graph, kernels);
   if (options.overlap) {
     graph = std::make_shared<const ir::Graph>(start_collectives_early(*graph));

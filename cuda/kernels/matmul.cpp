@@ -4,6 +4,7 @@
 #include "cuda/kernels/matmul_problem.h"
 #include "cuda/kernels/rows.h"
 #include "cuda/kernels/tree.h"
+#include "executor/absorb_epilogues.h"
 
 namespace autosp::kernels {
 
@@ -56,32 +57,66 @@ struct Product {
     const int64_t right_step = p.transpose_b ? 1 : p.n;
     A sum = 0;
     for (int64_t k = 0; k < p.k; ++k) {
-      sum += static_cast<A>(static_cast<Compute<T>>(left[k * left_step])) *
-             static_cast<A>(static_cast<Compute<T>>(right[k * right_step]));
+      sum += wide(left[k * left_step]) * wide(right[k * right_step]);
     }
-    T* to = c + at.at[2] + row * p.n + column;
+    const int64_t to = at.at[2] + row * p.n + column;
     A result = static_cast<A>(p.alpha) * sum;
-    if (p.beta != 0)
-      result += static_cast<A>(p.beta) * static_cast<A>(static_cast<Compute<T>>(*to));
-    *to = T(static_cast<Compute<T>>(result));
+    if (p.addend != nullptr) {
+      result += static_cast<A>(p.beta) * wide(static_cast<const T*>(p.addend)[to]);
+    }
+    if (p.bias != nullptr) result += wide(static_cast<const T*>(p.bias)[column]);
+    if (p.relu && result < 0) result = 0;
+    c[to] = T(static_cast<Compute<T>>(result));
+  }
+
+ private:
+  AUTOSP_DEVICE static Total<T> wide(T x) {
+    return static_cast<Total<T>>(static_cast<Compute<T>>(x));
   }
 };
 
+template <typename T>
+struct Finish {
+  T* c;
+  const T* bias;  // null: none
+  int64_t columns;
+  bool relu;
+  AUTOSP_DEVICE void operator()(int64_t i) const {
+    Compute<T> result = c[i];
+    if (bias != nullptr) result += static_cast<Compute<T>>(bias[i % columns]);
+    if (relu && result < 0) result = 0;
+    c[i] = T(result);
+  }
+};
+
+void matmul(const executor::KernelCall& call) {
+  spread_bias(call);
+  multiply_by_threads(call, matmul_problem(call));
+}
+
 constexpr KernelRow kRows[] = {
-    {"", "MatMul", takes<NumberTypes>, multiply_by_threads},
-    {ir::kAutospDomain, "MatMul", takes<NumberTypes>, multiply_by_threads},
-    {"", "Gemm", takes<FloatTypes>, multiply_by_threads},
+    {"", "MatMul", takes<NumberTypes>, matmul},
+    {ir::kAutospDomain, "MatMul", takes<NumberTypes>, matmul},
+    {ir::kAutospDomain, executor::kFusedMatMul, takes<FloatTypes>, matmul, nullptr,
+     reference::Aliasing::kOperandTwo},
+    {"", "Gemm", takes<FloatTypes>, matmul},
 };
 
 }  // namespace
 
-void multiply_by_threads(const executor::KernelCall& call) {
-  const MatmulProblem p = matmul_problem(call);
-  spread_bias(call);
+void multiply_by_threads(const executor::KernelCall& call, const MatmulProblem& problem) {
   visit(NumberTypes{}, call.call.results[0].dtype, [&]<typename T>(std::type_identity<T>) {
-    launch(Queue(call), p.m * p.n * p.batch.count,
+    launch(Queue(call), problem.m * problem.n * problem.batch.count,
            Product<T>{data<T>(call.call.results[0]), data<T>(call.call.operands[0]),
-                      data<T>(call.call.operands[1]), p});
+                      data<T>(call.call.operands[1]), problem});
+  });
+}
+
+void finish_product(const executor::KernelCall& call, const MatmulProblem& problem) {
+  visit(FloatTypes{}, call.call.results[0].dtype, [&]<typename T>(std::type_identity<T>) {
+    launch(Queue(call), problem.m * problem.n * problem.batch.count,
+           Finish<T>{data<T>(call.call.results[0]), static_cast<const T*>(problem.bias), problem.n,
+                     problem.relu});
   });
 }
 
@@ -92,14 +127,20 @@ MatmulProblem matmul_problem(const executor::KernelCall& call) {
   MatmulProblem p =
       of_matmul(a, b, *call.call.results[0].shape, attributes.get_int("transA", 0) != 0,
                 attributes.get_int("transB", 0) != 0);
-  if (call.call.node.is("Gemm")) {
-    p.alpha = attributes.get_float("alpha", 1);
-    p.beta = operand(call, 2) ? attributes.get_float("beta", 1) : 0;
+  p.alpha = attributes.get_float("alpha", 1);
+  if (operand(call, 2)) p.beta = attributes.get_float("beta", 1);
+  if (call.call.node.op == executor::kFusedMatMul) {
+    p.addend = operand(call, 2).data;
+    p.bias = operand(call, 3).data;
+    p.relu = attributes.get_int("relu", 0) != 0;
+  } else if (operand(call, 2)) {
+    p.addend = call.call.results[0].data;
   }
   return p;
 }
 
 void spread_bias(const executor::KernelCall& call) {
+  if (!call.call.node.is("Gemm")) return;
   const auto& bias = operand(call, 2);
   const auto& y = call.call.results[0];
   if (!bias) return;

@@ -44,6 +44,8 @@ enum class Aliasing : uint8_t {
   kElementwise,
   // Operand 0: the kernel begins by copying it, or is done with an element before it writes it.
   kOperandZero,
+  // Operand 2: the same of what a product is added to.
+  kOperandTwo,
 };
 
 // The kernel of an operator, or null when there is none.

@@ -125,7 +125,41 @@ OperatorCase draw_transposed_product(unsigned seed) {
   return std::move(c).finish();
 }
 
+// The executor makes one product of it all (executor/absorb_epilogues.h).
+constexpr const char* kFusedProduct = "FusedProduct";
+
+ValueId draw_product(test::CaseBuilder& c, const ir::Shape& batch, int64_t columns) {
+  const int64_t rows = c.extent();
+  const int64_t terms = c.extent();
+  if (batch.empty() && c.coin()) {
+    const bool transposed = c.coin();
+    const ir::Shape b = transposed ? ir::Shape{columns, terms} : ir::Shape{terms, columns};
+    return c.build().node("Gemm", {c.floats({rows, terms}), c.floats(b), c.floats({columns})},
+                          {DataType::kFloat32, {rows, columns}},
+                          {{"alpha", 0.5F}, {"transB", int64_t{transposed}}});
+  }
+  ir::Shape a = batch;
+  a.insert(a.end(), {rows, terms});
+  ir::Shape b = c.coin() ? batch : ir::Shape();
+  b.insert(b.end(), {terms, columns});
+  return c.build().matmul(c.floats(a), c.floats(b));
+}
+
+OperatorCase draw_fused_product(unsigned seed) {
+  test::CaseBuilder c(seed);
+  const ir::Shape batch = c.shape(0, 2);
+  const int64_t columns = c.extent();
+  ValueId y = draw_product(c, batch, columns);
+  const ir::Shape shape = c.build().shape(y);
+  if (c.coin()) y = c.build().reshape(y, {ir::num_elements(shape) / columns, columns});
+  if (c.coin()) y = c.build().binary("Add", c.floats(c.build().shape(y)), y);
+  if (c.coin()) y = c.build().binary("Add", y, c.floats({columns}));
+  c.test("Relu", {y});
+  return std::move(c).finish();
+}
+
 OperatorCase draw_case(const std::string& op, unsigned seed) {
+  if (op == kFusedProduct) return draw_fused_product(seed);
   if (op == kTransposedProduct) return draw_transposed_product(seed);
   // Gradients are drawn in float64, which no kernel of a device takes.
   OperatorCase drawn = test::draw_operator_case(op, seed);
@@ -135,6 +169,7 @@ OperatorCase draw_case(const std::string& op, unsigned seed) {
 std::vector<std::string> operators() {
   std::vector<std::string> names = test::operators_with_cases();
   names.emplace_back(kTransposedProduct);
+  names.emplace_back(kFusedProduct);
   return names;
 }
 
@@ -191,6 +226,9 @@ TEST_P(DeviceKernels, AgreesWithTheReference) {
     const OperatorCase drawn = draw_case(GetParam().op, seed);
     check(drawn, found.backend, DataType::kFloat32);
     if (is_of_one_type(GetParam().op)) continue;
+    if (GetParam().op == kFusedProduct) {
+      check(in_type(drawn, DataType::kFloat64), found.backend, DataType::kFloat64);
+    }
     for (const DataType type : {DataType::kFloat16, DataType::kBFloat16}) {
       SCOPED_TRACE(ir::name_of(type));
       check(in_type(drawn, type), found.backend, type);

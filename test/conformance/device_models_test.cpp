@@ -2,6 +2,7 @@
 // exchanges as late as streams and events allow, and as early.
 #include <gtest/gtest.h>
 
+#include "executor/absorb_epilogues.h"
 #include "executor/run.h"
 #include "shard/plan.h"
 #include "support/committed_models.h"
@@ -67,9 +68,10 @@ TEST_P(DeviceModels, RanksGiveWhatTheyGiveOnTheCpu) {
     const RunResult want = run_in_threads(ranks.graphs, ranks.feeds, {.threads_per_rank = 1});
     for (const bool early : {false, true}) {
       SCOPED_TRACE(early ? "exchanges early" : "exchanges late");
-      const RunOptions options{.threads_per_rank = 1,
-                               .backend = std::make_shared<test::EmulatedBackend>(
-                                   test::EmulatedOptions{.early_exchange = early})};
+      const RunOptions options{
+          .threads_per_rank = 1,
+          .backend = std::make_shared<test::EmulatedBackend>(
+              test::EmulatedOptions{.early_exchange = early, .refuses_epilogues = early})};
       const RunResult got = run_in_threads(ranks.graphs, ranks.feeds, options);
       expect_same(got, want);
       for (const std::string& notice : got.ranks[0].notices) {
@@ -88,6 +90,23 @@ TEST_P(DeviceModels, FusedChainsGiveWhatTheirOperatorsGive) {
   const RunResult got = run_in_threads(ranks.graphs, ranks.feeds, options);
   expect_same(got, want);
   EXPECT_EQ(got.ranks[0].notices, want.ranks[0].notices);
+}
+
+Program program_on(const test::EmulatedOptions& options, std::shared_ptr<const ir::Graph> graph) {
+  const test::EmulatedBackend backend(options);
+  const KernelTable kernels = device_kernels(backend);
+  return compile(std::move(graph), {.kernels = &kernels});
+}
+
+// Every layer adds what its products give to the residual.
+TEST_P(DeviceModels, ProductsTakeOverSumsAndNoMoreMemoryIsLive) {
+  const ir::Graph graph = transforms::run_passes(test::import_committed(GetParam()));
+  const Ranks ranks = shard_over(graph, {.sp = 2});
+  const Program fused = program_on({}, ranks.graphs[0]);
+  const Program apart = program_on({.missing = {std::string(kFusedMatMul)}}, ranks.graphs[0]);
+  EXPECT_GE(test::count_nodes(fused.graph(), kFusedMatMul, ir::kAutospDomain), 2);
+  EXPECT_EQ(test::count_nodes(apart.graph(), kFusedMatMul, ir::kAutospDomain), 0);
+  EXPECT_LE(fused.memory().live_peak, apart.memory().live_peak);
 }
 
 TEST_P(DeviceModels, RanksShareACudaDevice) {

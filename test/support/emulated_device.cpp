@@ -11,7 +11,9 @@
 #include "base/error.h"
 #include "cuda/kernels/boxes.h"
 #include "cuda/kernels/launch.h"
+#include "cuda/kernels/matmul_problem.h"
 #include "cuda/kernels/rows.h"
+#include "executor/absorb_epilogues.h"
 #include "support/emulated_chains.h"
 
 namespace autosp::test {
@@ -275,10 +277,24 @@ class EmulatedDevice final : public Device {
   std::vector<std::function<void()>> captured_;
 };
 
+// As where cuBLASLt refuses an epilogue: a product, then a kernel for the rest.
+void multiply_then_finish(const executor::KernelCall& call) {
+  const kernels::MatmulProblem whole = kernels::matmul_problem(call);
+  kernels::MatmulProblem product = whole;
+  product.bias = nullptr;
+  product.relu = false;
+  kernels::multiply_by_threads(call, product);
+  kernels::finish_product(call, whole);
+}
+
 }  // namespace
 
 EmulatedBackend::EmulatedBackend(EmulatedOptions options)
     : options_(std::move(options)), chains_(std::make_unique<EmulatedChains>(options_.compiles)) {
+  if (options_.refuses_epilogues) {
+    rows_.push_back({ir::kAutospDomain, executor::kFusedMatMul, nullptr, multiply_then_finish,
+                     nullptr, reference::Aliasing::kOperandTwo});
+  }
   for (const executor::KernelRow& row : kernels::own_rows()) {
     if (!options_.missing.contains(std::string(row.op))) rows_.push_back(row);
   }

@@ -25,7 +25,8 @@ struct EmulatedOptions {
   std::set<std::string> missing;      // operators that it has no kernels for
   int64_t memory = int64_t{1} << 40;  // bytes of each device
   bool captures = true;
-  bool compiles = true;  // fused chains
+  bool compiles = true;            // fused chains
+  bool refuses_epilogues = false;  // products are finished by a kernel of their own
 };
 
 struct EmulatedCounts {
