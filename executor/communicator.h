@@ -65,6 +65,9 @@ class Communicator {
   virtual bool reads_in_place() const { return false; }
   // All ranks call this together: what each of them offers until its next offer.
   virtual void offer(const SharedRegion&) {}
+  // What this rank has offered goes: from its next collective on, nobody reads there. Unlike an
+  // offer this is of one rank alone.
+  virtual void withdraw() {}
 
   // This rank cannot go on, for that reason: a collective that waits, of this rank or of one that
   // waits for it, ends by throwing Interrupted. May be called while another thread is in one.

@@ -1,15 +1,13 @@
-// One rank's memory on a device: an arena, and what came from the host.
+// One rank's memory on a device: an arena, and behind it what came from the host.
 #pragma once
 
 #include <algorithm>
-#include <map>
 
-#include "base/ids.h"
 #include "executor/device.h"
 
 namespace autosp::executor {
 
-// A rank's memory on a device, and where what came from the host lies in it.
+// All of it is one allocation.
 class DeviceMemory {
  public:
   DeviceMemory(Device& device, int64_t arena) : device_(device), size_(aligned(arena)) {}
@@ -19,15 +17,15 @@ class DeviceMemory {
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
 
-  // Room for a source (an input, a constant, external data); before allocate().
-  void add(ValueId source, int64_t bytes) {
-    if (offsets_.emplace(source, size_).second) size_ += aligned(bytes);
+  // The offset of so many bytes behind all others; before allocate().
+  int64_t add(int64_t bytes) {
+    const int64_t offset = size_;
+    size_ += aligned(bytes);
+    return offset;
   }
   void allocate() { base_ = device_.allocate(std::max(size_, kAlignment)); }
 
   std::byte* at(int64_t offset) const { return base_ + offset; }
-  std::byte* source(ValueId id) const { return base_ + offsets_.at(id); }
-  const std::map<ValueId, int64_t>& sources() const { return offsets_; }
 
  private:
   static constexpr int64_t kAlignment = 256;
@@ -38,7 +36,6 @@ class DeviceMemory {
   Device& device_;
   int64_t size_;
   std::byte* base_ = nullptr;
-  std::map<ValueId, int64_t> offsets_;
 };
 
 }  // namespace autosp::executor

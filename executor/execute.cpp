@@ -10,6 +10,7 @@
 #include "executor/collective_queue.h"
 #include "executor/memory.h"
 #include "executor/run_on_device.h"
+#include "executor/session.h"
 #include "executor/step_records.h"
 #include "executor/workers.h"
 #include "ir/operator_traits.h"
@@ -25,46 +26,69 @@ struct ThreadState {
   std::vector<TraceEvent> events;
 };
 
-// The run of one program: where its values are, and what is live.
+// What the programs of a rank share.
+struct HostMemory {
+  Arena arena;
+  Workers workers;
+  MappedFiles files;
+  bool stays = false;  // pages stay resident after a run, for the next one
+};
+
+// The runs of one program: where its values are, and what is live.
 class Execution {
  public:
-  Execution(const Program& program, const Arrays& feeds, Communicator& communicator,
+  Execution(const Program& program, HostMemory& memory, Communicator& communicator,
             const ExecuteOptions& options)
       : program_(program),
         graph_(program.graph()),
-        feeds_(feeds),
         communicator_(communicator),
         options_(options),
-        arena_(program.memory().arena, communicator.reads_in_place()),
-        guard_(arena_.at(0), program.memory().arena),
-        workers_(program.workers()),
-        files_(options.data_folder) {
-    if (program.overlaps()) collectives_.emplace();
-  }
+        memory_(memory),
+        guard_(memory.arena.at(0), program.memory().arena) {}
 
-  RankResult run() {
-    check_feeds(graph_, feeds_);
+  // `collectives`: the thread that executes them; null: they are steps like others.
+  RankResult run(const Arrays& feeds, CollectiveQueue* collectives) {
+    collectives_ = collectives;
+    result_ = {};
     result_.rank = communicator_.rank();
     result_.planned = program_.memory();
-    locate_values();
-    communicator_.offer(arena_.region());
+    locate_values(feeds);
     std::vector<double> seconds;
     for (int k = 0; k < options_.repeat; ++k) {
       try {
         seconds.push_back(run_step());
       } catch (...) {
-        if (collectives_) communicator_.give_up(std::current_exception());
+        if (collectives_ != nullptr) communicator_.give_up(std::current_exception());
         throw;
       }
     }
     std::ranges::nth_element(seconds, seconds.begin() + (options_.repeat - 1) / 2);
     result_.seconds = seconds[static_cast<size_t>(options_.repeat - 1) / 2];
-    communicator_.offer({});
-    // Neither gives anything back before this point, so these are the most there was.
-    result_.arena_touched = arena_.touched_bytes();
-    result_.measured_peak = result_.arena_touched + communicator_.staging_bytes();
-    collect_outputs();
     return std::move(result_);
+  }
+
+  // Of the last run, which had these feeds. Of an arena that does not stay, pages are given back.
+  Arrays outputs(const Arrays& feeds) {
+    if (!memory_.stays) keep_output_pages();
+    Arrays outputs;
+    std::map<int, ir::Tensor> copied;  // by buffer: several outputs may be one
+    for (const ir::Output& output : graph_.outputs()) {
+      const Place& place = program_.place(output.value);
+      const ir::Type& type = graph_.type(output.value);
+      if (place.storage == Storage::kArena) {
+        ir::Tensor& tensor = copied[place.buffer];
+        if (tensor.dtype() == ir::DataType::kUndefined) tensor = moved_out(output.value);
+        outputs[output.name] = tensor.reshaped(type.shape);
+      } else if (place.storage == Storage::kExternal) {
+        outputs[output.name] = copy(output.value);
+      } else {
+        const ir::Tensor& source = place.storage == Storage::kInput
+                                       ? feeds.at(graph_.name_of(place.root))
+                                       : graph_.constant(place.root);
+        outputs[output.name] = source.reshaped(type.shape);
+      }
+    }
+    return outputs;
   }
 
  private:
@@ -77,7 +101,7 @@ class Execution {
     const auto begin = Clock::now();
     for (size_t step = 0; step < graph_.nodes().size(); ++step) {
       if (program_.is_view(step)) continue;
-      if (collectives_) {
+      if (collectives_ != nullptr) {
         run_beside_collectives(step);
       } else {
         guard_step(step);
@@ -85,7 +109,7 @@ class Execution {
       }
     }
     guard_.allow_all();
-    if (collectives_) {
+    if (collectives_ != nullptr) {
       wait_for_collectives(posted_);
       collectives_->reset();
       posted_ = 0;
@@ -113,19 +137,19 @@ class Execution {
   }
 
   // Every value's address. Data is never written through the pointers of operands.
-  void locate_values() {
+  void locate_values(const Arrays& feeds) {
     addresses_.resize(graph_.values().size());
     for (size_t k = 0; k < addresses_.size(); ++k) {
       const Place& place = program_.place(ValueId(k));
       switch (place.storage) {
         case Storage::kInput:
-          addresses_[k] = feeds_.at(graph_.name_of(place.root)).bytes().data();
+          addresses_[k] = feeds.at(graph_.name_of(place.root)).bytes().data();
           break;
         case Storage::kConstant:
           addresses_[k] = graph_.constant(place.root).bytes().data();
           break;
         case Storage::kExternal:
-          addresses_[k] = files_.data(graph_.value(place.root));
+          addresses_[k] = memory_.files.data(graph_.value(place.root));
           break;
         case Storage::kArena:
           addresses_[k] = place.buffer < 0 ? nullptr : arena_address(place.buffer);
@@ -135,7 +159,7 @@ class Execution {
   }
 
   std::byte* arena_address(int buffer) const {
-    return arena_.at(program_.buffers()[static_cast<size_t>(buffer)].offset);
+    return memory_.arena.at(program_.buffers()[static_cast<size_t>(buffer)].offset);
   }
 
   // In the rank's thread, or in that of its collectives.
@@ -158,7 +182,7 @@ class Execution {
     const KernelCall call{{node, arguments.operands, arguments.results},
                           scratch < 0 ? nullptr : arena_address(scratch),
                           &communicator_,
-                          &workers_};
+                          &memory_.workers};
     const int64_t bytes = ir::is_collective(node) ? bytes_sent(graph_, node, result_.rank) : 0;
     const auto begin = Clock::now();
     try {
@@ -195,13 +219,13 @@ class Execution {
     const double duration = seconds_since(begin);
     if (collective) {
       result_.collectives.push_back({node.name, node.op, bytes, duration});
-      if (!collectives_) result_.exposed_seconds += duration;
+      if (collectives_ == nullptr) result_.exposed_seconds += duration;
     }
     if (options_.events == nullptr) return;
     const double start = std::chrono::duration<double>(begin - options_.epoch).count();
     (collective ? of_collectives_ : of_kernels_)
-        .events.push_back(
-            {node.name, node.op, result_.rank, start, duration, bytes, collectives_ && collective});
+        .events.push_back({node.name, node.op, result_.rank, start, duration, bytes,
+                           collectives_ != nullptr && collective});
   }
 
   // In the order in which they began.
@@ -212,36 +236,23 @@ class Execution {
     return events;
   }
 
-  // Copies the outputs, so that the arena can go. Its pages go one output after the other, so that
-  // both never exist as a whole.
-  void collect_outputs() {
+  void keep_output_pages() {
     std::vector<Arena::Stretch> outputs;
     for (const ir::Output& output : graph_.outputs()) {
       const Place& place = program_.place(output.value);
       if (place.storage == Storage::kArena) outputs.push_back(stretch(place.buffer));
     }
-    arena_.keep_only(outputs);
-    std::map<int, ir::Tensor> copied;  // by buffer: several outputs may be one
-    for (const ir::Output& output : graph_.outputs()) {
-      const Place& place = program_.place(output.value);
-      const ir::Type& type = graph_.type(output.value);
-      if (place.storage == Storage::kArena) {
-        ir::Tensor& tensor = copied[place.buffer];
-        if (tensor.dtype() == ir::DataType::kUndefined) {
-          tensor = copy(output.value);
-          if (communicator_.reads_in_place()) (void)communicator_.own_resident_peak();
-          arena_.release(stretch(place.buffer));
-        }
-        result_.outputs[output.name] = tensor.reshaped(type.shape);
-      } else if (place.storage == Storage::kExternal) {
-        result_.outputs[output.name] = copy(output.value);
-      } else {
-        const ir::Tensor& source = place.storage == Storage::kInput
-                                       ? feeds_.at(graph_.name_of(place.root))
-                                       : graph_.constant(place.root);
-        result_.outputs[output.name] = source.reshaped(type.shape);
-      }
-    }
+    memory_.arena.keep_only(outputs);
+  }
+
+  // A copy. Where the arena goes, so do its pages, one output after the other, so that both never
+  // exist as a whole.
+  ir::Tensor moved_out(ValueId id) {
+    ir::Tensor tensor = copy(id);
+    if (memory_.stays) return tensor;
+    if (communicator_.reads_in_place()) (void)communicator_.own_resident_peak();
+    memory_.arena.release(stretch(program_.place(id).buffer));
+    return tensor;
   }
 
   ir::Tensor copy(ValueId id) const {
@@ -257,27 +268,102 @@ class Execution {
 
   const Program& program_;
   const ir::Graph& graph_;
-  const Arrays& feeds_;
   Communicator& communicator_;
   const ExecuteOptions& options_;
-  Arena arena_;
+  HostMemory& memory_;
   ArenaGuard guard_;
-  Workers workers_;
-  MappedFiles files_;
   std::vector<const void*> addresses_;  // per value
   ThreadState of_kernels_;
   ThreadState of_collectives_;  // kernels and collectives may run in a thread each
   RankResult result_;
-  int posted_ = 0;                              // collectives, in this step
+  int posted_ = 0;  // collectives, in this step
+  CollectiveQueue* collectives_ = nullptr;
+};
+
+class HostSession final : public Session {
+ public:
+  HostSession(const std::vector<const Program*>& programs, Communicator& communicator,
+              const ExecuteOptions& options)
+      : communicator_(communicator),
+        options_(options),
+        memory_{.arena = Arena(largest_arena(programs), communicator.reads_in_place()),
+                .workers = Workers(programs.front()->workers()),
+                .files = MappedFiles(options.data_folder),
+                .stays = true} {
+    for (const Program* program : programs) {
+      AUTOSP_CHECK(program->workers() == memory_.workers.count(), "programs of other workers");
+      runs_.try_emplace(program, *program, memory_, communicator, options_);
+    }
+  }
+  ~HostSession() override {
+    if (offered_) communicator_.withdraw();
+  }
+
+  void keep(const std::string& name, const ir::Tensor& value) override { kept_[name] = value; }
+  ir::Tensor kept(const std::string& name) override { return kept_.at(name); }
+  void drop(const std::string& name) override { kept_.erase(name); }
+
+  RankResult run(const Program& program, const Arrays& feeds, const KeptOutputs& keeps) override {
+    Arrays inputs = feeds;
+    inputs.insert(kept_.begin(), kept_.end());
+    check_feeds(program.graph(), types_of(inputs));
+    if (!offered_) communicator_.offer(memory_.arena.region());
+    offered_ = true;
+    Execution& execution = runs_.at(&program);
+    if (program.overlaps() && !collectives_) collectives_.emplace();
+    RankResult result = execution.run(inputs, program.overlaps() ? &*collectives_ : nullptr);
+    Arrays outputs = execution.outputs(inputs);
+    for (const auto& [output, name] : keeps) {
+      kept_[name] = std::move(outputs.at(output));
+      outputs.erase(output);
+    }
+    result.outputs = std::move(outputs);
+    return result;
+  }
+
+ private:
+  Communicator& communicator_;
+  const ExecuteOptions options_;
+  HostMemory memory_;
+  std::map<const Program*, Execution> runs_;
+  Arrays kept_;
+  bool offered_ = false;                        // its arena, to the other ranks
   std::optional<CollectiveQueue> collectives_;  // last: ended before what it uses goes
 };
+
+RankResult execute_on_host(const Program& program, const Arrays& feeds, Communicator& communicator,
+                           const ExecuteOptions& options) {
+  HostMemory memory{.arena = Arena(program.memory().arena, communicator.reads_in_place()),
+                    .workers = Workers(program.workers()),
+                    .files = MappedFiles(options.data_folder)};
+  Execution execution(program, memory, communicator, options);
+  std::optional<CollectiveQueue> collectives;  // last: ended before what it uses goes
+  if (program.overlaps()) collectives.emplace();
+  check_feeds(program.graph(), types_of(feeds));
+  communicator.offer(memory.arena.region());
+  RankResult result = execution.run(feeds, collectives ? &*collectives : nullptr);
+  communicator.offer({});
+  // Neither gives anything back before this point, so these are the most there was.
+  result.arena_touched = memory.arena.touched_bytes();
+  result.measured_peak = result.arena_touched + communicator.staging_bytes();
+  result.outputs = execution.outputs(feeds);
+  return result;
+}
 
 }  // namespace
 
 RankResult execute(const Program& program, const Arrays& feeds, Communicator& communicator,
                    const ExecuteOptions& options) {
-  if (options.device != nullptr) return run_on_device(program, feeds, communicator, options);
-  return Execution(program, feeds, communicator, options).run();
+  if (options.device != nullptr) {
+    return make_device_session({&program}, communicator, options)->run(program, feeds);
+  }
+  return execute_on_host(program, feeds, communicator, options);
+}
+
+std::unique_ptr<Session> make_session(const std::vector<const Program*>& programs,
+                                      Communicator& communicator, const ExecuteOptions& options) {
+  if (options.device != nullptr) return make_device_session(programs, communicator, options);
+  return std::make_unique<HostSession>(programs, communicator, options);
 }
 
 }  // namespace autosp::executor

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "executor/device_memory.h"
+#include "executor/device_values.h"
 #include "executor/memory.h"
 #include "executor/rank_device.h"
 #include "executor/step_records.h"
@@ -34,72 +35,101 @@ class DeviceCollectives {
   Communicator* exchange_;
 };
 
+// Lets go of the step that a device has kept.
+class Forgetting {
+ public:
+  explicit Forgetting(Device& device) : device_(device) {}
+  ~Forgetting() { device_.forget(); }
+  Forgetting(const Forgetting&) = delete;
+  Forgetting& operator=(const Forgetting&) = delete;
+
+ private:
+  Device& device_;
+};
+
+// What the programs of a rank share.
+struct Shared {
+  Communicator& communicator;  // of host memory
+  const ExecuteOptions options;
+  Device& device;
+  Communicator* exchange;  // of device memory, or null
+  DeviceMemory memory;
+  DeviceValues values;
+  Workers workers;
+  MappedFiles files;
+};
+
+// The runs of one program.
 class DeviceRun {
  public:
-  DeviceRun(const Program& program, const Arrays& feeds, Communicator& communicator,
-            const ExecuteOptions& options)
+  DeviceRun(const Program& program, Shared& shared)
       : program_(program),
         graph_(program.graph()),
-        feeds_(feeds),
-        communicator_(communicator),
-        options_(options),
-        device_(options.device->device()),
-        exchange_(options.device->exchange()),
-        steps_(plan_streams(program, exchange_ != nullptr)),
-        memory_(device_, program.memory().arena),
-        workers_(program.workers()),
-        files_(options.data_folder),
-        collectives_(exchange_, device_) {}
-  ~DeviceRun() { device_.forget(); }
-  DeviceRun(const DeviceRun&) = delete;
-  DeviceRun& operator=(const DeviceRun&) = delete;
-
-  RankResult run() {
-    check_feeds(graph_, feeds_);
-    result_.rank = communicator_.rank();
-    result_.planned = program_.memory();
+        shared_(shared),
+        options_(shared.options),
+        device_(shared.device),
+        exchange_(shared.exchange),
+        memory_(shared.memory),
+        steps_(plan_streams(program, exchange_ != nullptr)) {
     place_sources();
     make_events();
-    upload_sources();
+  }
+
+  // Once the memory is there: what is the same in every run.
+  void upload_constants() {
+    for (const auto& [source, offset] : offsets_) {
+      const int64_t bytes = graph_.type(source).num_bytes();
+      if (bytes == 0 || graph_.value(source).kind == ir::ValueKind::kInput) continue;
+      device_.upload(StreamId::kCompute, memory_.at(offset), host_address(source), bytes);
+    }
+  }
+
+  RankResult run(const KeptOutputs& keeps) {
+    const DeviceCollectives collectives(exchange_, device_);
+    const Forgetting forgetting(device_);
+    captured_ = false;
+    on_host_.clear();
+    result_ = {};
+    result_.rank = shared_.communicator.rank();
+    result_.planned = program_.memory();
     std::vector<double> seconds;
     for (int k = 0; k < options_.repeat; ++k) seconds.push_back(run_step(k));
     std::ranges::nth_element(seconds, seconds.begin() + (options_.repeat - 1) / 2);
     result_.seconds = seconds[static_cast<size_t>(options_.repeat - 1) / 2];
     result_.arena_touched = program_.memory().arena;
-    result_.measured_peak = result_.arena_touched + communicator_.staging_bytes();
+    result_.measured_peak = result_.arena_touched + shared_.communicator.staging_bytes();
     tell_notices();
-    collect_outputs();
+    collect_outputs(keeps);
+    keep_outputs(keeps);
     return std::move(result_);
   }
 
  private:
   const void* host_address(ValueId source) {
     const ir::Value& value = graph_.value(source);
-    if (value.kind == ir::ValueKind::kInput) return feeds_.at(value.name).bytes().data();
+    if (value.kind == ir::ValueKind::kInput) {
+      return shared_.values.on_host(value.name).bytes().data();
+    }
     if (value.kind == ir::ValueKind::kConstant) return value.constant.bytes().data();
-    return files_.data(value);
+    return shared_.files.data(value);
   }
 
   // What kernels of the device read.
   void place_sources() {
+    for (ValueId input : graph_.inputs()) {
+      shared_.values.declare(graph_.name_of(input), graph_.type(input));
+    }
     for (size_t k = 0; k < steps_.size(); ++k) {
       if (!steps_[k].runs || steps_[k].on_host) continue;
       for (ValueId id : graph_.nodes()[k].inputs) {
         if (!id || program_.place(id).storage == Storage::kArena) continue;
         const ValueId source = program_.place(id).root;
-        memory_.add(source, graph_.type(source).num_bytes());
+        if (offsets_.contains(source)) continue;
+        offsets_[source] = program_.place(id).storage == Storage::kInput
+                               ? shared_.values.place(graph_.name_of(source))
+                               : memory_.add(graph_.type(source).num_bytes());
       }
     }
-    memory_.allocate();
-  }
-
-  void upload_sources() {
-    for (const auto& [source, offset] : memory_.sources()) {
-      const int64_t bytes = graph_.type(source).num_bytes();
-      if (bytes == 0) continue;
-      device_.upload(StreamId::kCompute, memory_.at(offset), host_address(source), bytes);
-    }
-    device_.synchronize();
   }
 
   void make_events() {
@@ -157,7 +187,8 @@ class DeviceRun {
 
   // A group of one meets nobody.
   bool meets_threads(size_t k) const {
-    return exchange_ == &communicator_ && graph_.nodes()[k].attributes.get_ints("group").size() > 1;
+    return exchange_ == &shared_.communicator &&
+           graph_.nodes()[k].attributes.get_ints("group").size() > 1;
   }
 
   void queue_step() {
@@ -206,8 +237,8 @@ class DeviceRun {
     const int scratch = program_.workspace(k);
     const KernelCall call{{node, operands_, results_},
                           scratch < 0 ? nullptr : arena_address(scratch),
-                          exchange_ != nullptr ? exchange_ : &communicator_,
-                          &workers_,
+                          exchange_ != nullptr ? exchange_ : &shared_.communicator,
+                          &shared_.workers,
                           &device_,
                           stream,
                           &graph_};
@@ -246,8 +277,8 @@ class DeviceRun {
     staged.emplace_back(ir::Type{ir::DataType::kUInt8, {scratch}});
     program_.kernel(k)({{node, operands_, results_},
                         scratch > 0 ? staged.back().mutable_bytes() : nullptr,
-                        &communicator_,
-                        &workers_});
+                        &shared_.communicator,
+                        &shared_.workers});
     for (size_t r = 0; r < node.outputs.size(); ++r) {
       const ValueId id = node.outputs[r];
       const int64_t bytes = id ? graph_.type(id).num_bytes() : 0;
@@ -278,7 +309,7 @@ class DeviceRun {
   std::byte* device_address(ValueId id) const {
     const Place& place = program_.place(id);
     return place.storage == Storage::kArena ? arena_address(place.buffer)
-                                            : memory_.source(place.root);
+                                            : memory_.at(offsets_.at(place.root));
   }
 
   void record_on_host(const ir::Node& node, Clock::time_point begin) {
@@ -315,28 +346,56 @@ class DeviceRun {
       result_.notices.push_back(fmt::format("without a kernel for the device, run on the host: {}",
                                             fmt::join(on_host_, ", ")));
     }
-    if (exchange_ == nullptr && communicator_.size() > 1 && !options_.device->notice().empty()) {
+    if (exchange_ == nullptr && shared_.communicator.size() > 1 &&
+        !options_.device->notice().empty()) {
       result_.notices.push_back(
           fmt::format("collectives go through host memory: {}", options_.device->notice()));
     }
     std::ranges::copy(device_.notices(), std::back_inserter(result_.notices));
   }
 
-  void collect_outputs() {
+  // Those that are not kept.
+  void collect_outputs(const KeptOutputs& keeps) {
     std::map<int, ir::Tensor> copied;  // by buffer: several outputs may be one
     for (const ir::Output& output : graph_.outputs()) {
+      if (keeps.contains(output.name)) continue;
       const Place& place = program_.place(output.value);
-      const ir::Type& type = graph_.type(output.value);
-      if (place.storage == Storage::kArena) {
-        ir::Tensor& tensor = copied[place.buffer];
-        if (tensor.dtype() == ir::DataType::kUndefined) tensor = downloaded(output.value);
-        result_.outputs[output.name] = tensor.reshaped(type.shape);
-      } else {
-        const auto* bytes = static_cast<const std::byte*>(host_address(place.root));
-        result_.outputs[output.name] =
-            ir::Tensor(type, {bytes, static_cast<size_t>(type.num_bytes())});
+      if (place.storage != Storage::kArena) {
+        result_.outputs[output.name] = source_on_host(output.value);
+        continue;
       }
+      ir::Tensor& tensor = copied[place.buffer];
+      if (tensor.dtype() == ir::DataType::kUndefined) tensor = downloaded(output.value);
+      result_.outputs[output.name] = tensor.reshaped(graph_.type(output.value).shape);
     }
+  }
+
+  // First those that are inputs, or the like, themselves: others may take these inputs' names.
+  void keep_outputs(const KeptOutputs& keeps) {
+    Arrays sources;
+    for (const ir::Output& output : graph_.outputs()) {
+      const auto name = keeps.find(output.name);
+      if (name == keeps.end() || program_.place(output.value).storage == Storage::kArena) continue;
+      sources[name->second] = source_on_host(output.value);
+    }
+    for (const ir::Output& output : graph_.outputs()) {
+      const auto name = keeps.find(output.name);
+      if (name == keeps.end() || program_.place(output.value).storage != Storage::kArena) continue;
+      shared_.values.take(name->second, device_address(output.value));
+    }
+    for (const auto& [name, tensor] : sources) shared_.values.set(name, tensor);
+    if (!keeps.empty()) device_.synchronize();
+  }
+
+  // Of an output that is an input, a constant or external data.
+  ir::Tensor source_on_host(ValueId id) {
+    const Place& place = program_.place(id);
+    const ir::Type& type = graph_.type(id);
+    if (place.storage == Storage::kInput) {
+      return shared_.values.on_host(graph_.name_of(place.root)).reshaped(type.shape);
+    }
+    const auto* bytes = static_cast<const std::byte*>(host_address(place.root));
+    return {type, {bytes, static_cast<size_t>(type.num_bytes())}};
   }
 
   ir::Tensor downloaded(ValueId id) {
@@ -356,16 +415,13 @@ class DeviceRun {
 
   const Program& program_;
   const ir::Graph& graph_;
-  const Arrays& feeds_;
-  Communicator& communicator_;  // of host memory
+  Shared& shared_;
   const ExecuteOptions& options_;
   Device& device_;
   Communicator* exchange_;  // of device memory, or null
+  DeviceMemory& memory_;
   std::vector<StreamStep> steps_;
-  DeviceMemory memory_;
-  Workers workers_;
-  MappedFiles files_;
-  DeviceCollectives collectives_;
+  std::map<ValueId, int64_t> offsets_;              // in the memory, of what came from the host
   std::vector<std::unique_ptr<DeviceEvent>> done_;  // by step, where awaited
   std::unique_ptr<DeviceEvent> last_exchange_;
   std::unique_ptr<DeviceEvent> origin_;  // of the step's time line
@@ -378,11 +434,63 @@ class DeviceRun {
   RankResult result_;
 };
 
+class DeviceSession final : public Session {
+ public:
+  DeviceSession(const std::vector<const Program*>& programs, Communicator& communicator,
+                const ExecuteOptions& options)
+      : programs_(programs),
+        shared_{.communicator = communicator,
+                .options = options,
+                .device = options.device->device(),
+                .exchange = options.device->exchange(),
+                .memory = DeviceMemory(options.device->device(), largest_arena(programs)),
+                .values = DeviceValues(shared_.device, shared_.memory),
+                .workers = Workers(programs.front()->workers()),
+                .files = MappedFiles(options.data_folder)} {
+    for (const Program* program : programs) runs_.try_emplace(program, *program, shared_);
+  }
+
+  void keep(const std::string& name, const ir::Tensor& value) override {
+    begin();
+    shared_.values.set(name, value);
+  }
+  ir::Tensor kept(const std::string& name) override { return shared_.values.on_host(name); }
+  void drop(const std::string& /*name*/) override {}  // it has its place in the memory
+
+  RankResult run(const Program& program, const Arrays& feeds, const KeptOutputs& keeps) override {
+    std::map<std::string, ir::Type> types = types_of(feeds);
+    types.merge(shared_.values.types());
+    check_feeds(program.graph(), types);
+    begin();
+    for (ValueId input : program.graph().inputs()) {
+      const auto feed = feeds.find(program.graph().name_of(input));
+      if (feed != feeds.end()) shared_.values.set(feed->first, feed->second);
+    }
+    shared_.device.synchronize();
+    return runs_.at(&program).run(keeps);
+  }
+
+ private:
+  // Memory is taken when something comes that is to lie there.
+  void begin() {
+    if (has_begun_) return;
+    has_begun_ = true;
+    shared_.memory.allocate();
+    for (const Program* program : programs_) runs_.at(program).upload_constants();
+  }
+
+  const std::vector<const Program*> programs_;
+  Shared shared_;
+  std::map<const Program*, DeviceRun> runs_;
+  bool has_begun_ = false;
+};
+
 }  // namespace
 
-RankResult run_on_device(const Program& program, const Arrays& feeds, Communicator& communicator,
-                         const ExecuteOptions& options) {
-  return DeviceRun(program, feeds, communicator, options).run();
+std::unique_ptr<Session> make_device_session(const std::vector<const Program*>& programs,
+                                             Communicator& communicator,
+                                             const ExecuteOptions& options) {
+  return std::make_unique<DeviceSession>(programs, communicator, options);
 }
 
 }  // namespace autosp::executor

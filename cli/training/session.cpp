@@ -1,6 +1,8 @@
 #include "training/session.h"
 
 #include <algorithm>
+#include <set>
+#include <string_view>
 
 #include "base/error.h"
 #include "executor/execute.h"
@@ -64,19 +66,18 @@ executor::Program compiled(const std::shared_ptr<const ir::Graph>& graph,
   return executor::compile(graph, {.kernels = &kernels, .workers = options.workers});
 }
 
-// The graph's inputs among these arrays.
-Arrays feeds_of(const ir::Graph& graph, std::initializer_list<const Arrays*> sources) {
-  Arrays feeds;
-  for (ValueId input : graph.inputs()) {
-    const std::string& name = graph.name_of(input);
-    for (const Arrays* arrays : sources) {
-      const auto found = arrays->find(name);
-      if (found == arrays->end()) continue;
-      feeds[name] = found->second;
-      break;
-    }
+// What `from` gives of the inputs of `to`: "NAME.new" is the next NAME.
+executor::KeptOutputs passed_on(const ir::Graph& from, const ir::Graph& to) {
+  constexpr std::string_view kNext = ".new";
+  std::set<std::string> inputs;
+  for (ValueId input : to.inputs()) inputs.insert(to.name_of(input));
+  executor::KeptOutputs keeps;
+  for (const ir::Output& output : from.outputs()) {
+    std::string name = output.name;
+    if (name.ends_with(kNext)) name.resize(name.size() - kNext.size());
+    if (inputs.contains(name)) keeps[output.name] = name;
   }
-  return feeds;
+  return keeps;
 }
 
 }  // namespace
@@ -101,7 +102,6 @@ RankTrainer::RankTrainer(const TrainingGraphs& graphs, const transforms::Trainin
                          const onnx_io::Manifest& manifest, std::filesystem::path data_folder,
                          executor::Communicator& communicator, const TrainerOptions& options)
     : plan_(plan),
-      data_folder_(std::move(data_folder)),
       communicator_(communicator),
       device_(options.backend == nullptr
                   ? nullptr
@@ -109,7 +109,16 @@ RankTrainer::RankTrainer(const TrainingGraphs& graphs, const transforms::Trainin
       step_(compiled(graphs.step, options)),
       update_(compiled(graphs.update, options)),
       units_(transforms::update_units(plan, communicator.rank())) {
-  if (graphs.accumulate) accumulate_ = compiled(graphs.accumulate, options);
+  std::vector<const executor::Program*> programs = {&step_, &update_};
+  if (graphs.accumulate) {
+    accumulate_ = compiled(graphs.accumulate, options);
+    programs.push_back(&*accumulate_);
+    accumulate_keeps_ = passed_on(*graphs.accumulate, *graphs.accumulate);
+  }
+  step_keeps_ = passed_on(*graphs.step, accumulate_ ? *graphs.accumulate : *graphs.update);
+  update_keeps_ = passed_on(*graphs.update, *graphs.update);
+  session_ = executor::make_session(
+      programs, communicator, {.data_folder = std::move(data_folder), .device = device_.get()});
   for (const onnx_io::ManifestOutput& output : manifest.outputs) {
     if (output.role == onnx_io::OutputRole::kLoss) loss_ = output.name;
   }
@@ -117,10 +126,22 @@ RankTrainer::RankTrainer(const TrainingGraphs& graphs, const transforms::Trainin
   if (std::ranges::any_of(graphs.step->outputs(), gives_weight)) loss_weight_ = kLossWeight;
 }
 
+void RankTrainer::keep(const std::string& name, const Tensor& value, Types& among) {
+  AUTOSP_CHECK(update_keeps_.contains(name + ".new"), "the update leaves '{}' alone", name);
+  among[name] = value.type();
+  session_->keep(name, value);
+}
+
+Arrays RankTrainer::kept(const Types& names) {
+  Arrays arrays;
+  for (const auto& [name, type] : names) arrays[name] = session_->kept(name);
+  return arrays;
+}
+
 void RankTrainer::load(const Arrays& whole) {
   const int rank = communicator_.rank();
   for (const TrainedParameter& parameter : plan_.parameters) {
-    if (plan_.zero < 3) parameters_[parameter.name] = whole.at(parameter.name);
+    if (plan_.zero < 3) keep(parameter.name, whole.at(parameter.name), parameters_);
   }
   const auto parameter_array = [&](const std::string& name) -> const Tensor& {
     return whole.at(name);
@@ -130,7 +151,7 @@ void RankTrainer::load(const Arrays& whole) {
       return plan_.zero == 0 ? array(unit.name)
                              : shard_of(plan_, plan_.buckets[unit.index], rank, array);
     };
-    if (plan_.zero == 3) parameters_[unit.name] = part(parameter_array);
+    if (plan_.zero == 3) keep(unit.name, part(parameter_array), parameters_);
     for (const std::string& state : transforms::state_names(plan_, unit.dtype)) {
       const ir::DataType dtype = transforms::update_dtype(unit.dtype);
       const auto name_of = [&](const std::string& name) { return whole_state_name(state, name); };
@@ -144,7 +165,7 @@ void RankTrainer::load(const Arrays& whole) {
       } else if (state == transforms::kMaster) {
         value = widened(part(parameter_array));
       }
-      states_[unit.name + "." + state] = value;
+      keep(unit.name + "." + state, value, states_);
     }
   }
 }
@@ -163,9 +184,9 @@ void RankTrainer::add_whole(const std::string& prefix, const UpdateUnit& unit, c
 }
 
 Arrays RankTrainer::whole_parameters() {
-  if (plan_.zero < 3) return parameters_;
+  if (plan_.zero < 3) return kept(parameters_);
   Arrays arrays;
-  for (const UpdateUnit& unit : units_) add_whole("", unit, parameters_.at(unit.name), arrays);
+  for (const UpdateUnit& unit : units_) add_whole("", unit, session_->kept(unit.name), arrays);
   return arrays;
 }
 
@@ -173,16 +194,10 @@ Arrays RankTrainer::whole_state() {
   Arrays arrays = whole_parameters();
   for (const UpdateUnit& unit : units_) {
     for (const std::string& state : transforms::state_names(plan_, unit.dtype)) {
-      add_whole(whole_state_name(state, ""), unit, states_.at(unit.name + "." + state), arrays);
+      add_whole(whole_state_name(state, ""), unit, session_->kept(unit.name + "." + state), arrays);
     }
   }
   return arrays;
-}
-
-Arrays RankTrainer::run(const executor::Program& program, const Arrays& feeds) {
-  return executor::execute(program, feeds, communicator_,
-                           {.data_folder = data_folder_, .device = device_.get()})
-      .outputs;
 }
 
 double RankTrainer::number(const Arrays& outputs, const std::string& name) const {
@@ -192,35 +207,41 @@ double RankTrainer::number(const Arrays& outputs, const std::string& name) const
              : found->second.value_as_double(0);
 }
 
-// The sum of the gradients of all micro-batches, each times its weight; `loss` likewise.
-Arrays RankTrainer::accumulate(const std::vector<Arrays>& micro_batches, double& loss,
-                               double& weight) {
-  Arrays sums;
-  for (ValueId input : accumulate_->graph().inputs()) {
-    const std::string& name = accumulate_->graph().name_of(input);
-    if (name.ends_with(".sum")) sums[name] = Tensor(accumulate_->graph().type(input));
+// Forward and backward of all micro-batches; the sum of their gradients, each times its weight, is
+// kept. Returns their loss, weighed likewise.
+double RankTrainer::accumulate(const std::vector<Arrays>& micro_batches, double& weight) {
+  const ir::Graph& sum = accumulate_->graph();
+  for (const auto& [output, name] : accumulate_keeps_) {
+    session_->keep(name, Tensor(sum.type(*sum.find(name))));
   }
+  double loss = 0;
   for (const Arrays& data : micro_batches) {
-    const Arrays outputs = run(step_, feeds_of(step_.graph(), {&data, &parameters_}));
+    const Arrays outputs = session_->run(step_, data, step_keeps_).outputs;
     const double share = loss_weight_.empty() ? 1 : number(outputs, loss_weight_);
     if (share != 0) loss += share * number(outputs, loss_);  // of no tokens the loss is NaN
     weight += share;
-    const Arrays scalars = {{transforms::kWeight, float_scalar(share)}};
-    const Arrays results =
-        run(*accumulate_, feeds_of(accumulate_->graph(), {&scalars, &outputs, &sums}));
-    for (auto& [name, sum] : sums) sum = results.at(name + ".new");
+    session_->run(*accumulate_, {{transforms::kWeight, float_scalar(share)}}, accumulate_keeps_);
+    drop_gradients();
   }
-  loss /= weight;
-  return sums;
+  return loss / weight;
 }
 
-// By the names that the step's graph gives them; of micro-batches, the mean.
-Arrays RankTrainer::mean_gradients(Arrays gradients, const Arrays& scalars) const {
-  if (!accumulate_) return gradients;
-  const double scale = number(scalars, transforms::kGradientScale);
+void RankTrainer::drop_gradients() {
+  for (const auto& [output, name] : step_keeps_) session_->drop(name);
+}
+
+// By the names that the step's graph gives them.
+Arrays RankTrainer::gradients() {
+  Arrays gradients;
+  for (const auto& [output, name] : step_keeps_) gradients[output] = session_->kept(name);
+  return gradients;
+}
+
+// Of micro-batches: their sums times `scale`.
+Arrays RankTrainer::mean_gradients(double scale) {
   Arrays means;
   for (const UpdateUnit& unit : units_) {
-    const Tensor& sum = gradients.at(unit.gradient + ".sum");
+    const Tensor sum = session_->kept(unit.gradient + ".sum");
     Tensor mean(sum.type());
     reference::visit(reference::FloatTypes{}, sum.dtype(), [&]<typename T>(std::type_identity<T>) {
       const auto* from = reinterpret_cast<const T*>(sum.bytes().data());
@@ -238,41 +259,41 @@ StepReport RankTrainer::step(const std::vector<Arrays>& micro_batches, double ra
                              bool keep_gradients) {
   const auto begin = executor::Clock::now();
   StepReport report;
-  Arrays gradients;
   Arrays scalars = {{transforms::kLearningRate, float_scalar(rate)},
                     {transforms::kStep, int_scalar(step)}};
   if (accumulate_) {
     double weight = 0;
-    gradients = accumulate(micro_batches, report.loss, weight);
+    report.loss = accumulate(micro_batches, weight);
     scalars[transforms::kGradientScale] = float_scalar(1 / weight);
+    if (keep_gradients) {
+      report.gradients = mean_gradients(number(scalars, transforms::kGradientScale));
+    }
   } else {
-    gradients = run(step_, feeds_of(step_.graph(), {&micro_batches.front(), &parameters_}));
-    report.loss = number(gradients, loss_);
-  }
-  const Arrays feeds = feeds_of(update_.graph(), {&scalars, &gradients, &states_, &parameters_});
-  gradient_bytes_ = 0;
-  for (const UpdateUnit& unit : units_) {
-    for (const std::string& name : {unit.gradient, unit.gradient + ".sum"}) {
-      const auto found = feeds.find(name);
-      if (found != feeds.end()) gradient_bytes_ += found->second.type().num_bytes();
+    Arrays outputs = session_->run(step_, micro_batches.front(), step_keeps_).outputs;
+    report.loss = number(outputs, loss_);
+    if (keep_gradients) {
+      report.gradients = std::move(outputs);
+      report.gradients.merge(gradients());
     }
   }
-  const Arrays results = run(update_, feeds);
-  for (Arrays* kept : {&parameters_, &states_}) {
-    for (auto& [name, value] : *kept) value = results.at(name + ".new");
-  }
+  const Arrays results = session_->run(update_, scalars, update_keeps_).outputs;
   if (plan_.optimizer.clip_norm > 0) {
     report.gradient_norm = number(results, transforms::kGradientNorm);
   }
-  if (keep_gradients) report.gradients = mean_gradients(std::move(gradients), scalars);
+  drop_gradients();
+  for (const auto& [output, name] : accumulate_keeps_) session_->drop(name);
   report.seconds = std::chrono::duration<double>(executor::Clock::now() - begin).count();
   return report;
 }
 
 transforms::TrainingBytes RankTrainer::held_bytes() const {
-  transforms::TrainingBytes bytes{.gradients = gradient_bytes_};
-  for (const auto& [name, value] : parameters_) bytes.parameters += value.type().num_bytes();
-  for (const auto& [name, value] : states_) bytes.optimizer_state += value.type().num_bytes();
+  transforms::TrainingBytes bytes;
+  for (const auto& [name, type] : parameters_) bytes.parameters += type.num_bytes();
+  for (const auto& [name, type] : states_) bytes.optimizer_state += type.num_bytes();
+  for (const auto& [output, name] : accumulate_ ? accumulate_keeps_ : step_keeps_) {
+    const ir::Graph& update = update_.graph();
+    bytes.gradients += update.type(*update.find(name)).num_bytes();
+  }
   return bytes;
 }
 

@@ -11,6 +11,7 @@
 #include "executor/npz.h"
 #include "executor/program.h"
 #include "executor/rank_device.h"
+#include "executor/session.h"
 #include "onnx/manifest.h"
 #include "transforms/training/training_plan.h"
 
@@ -64,15 +65,19 @@ class RankTrainer {
   StepReport step(const std::vector<executor::Arrays>& micro_batches, double rate, int64_t step,
                   bool keep_gradients = false);
 
-  // What it holds between steps, measured; bytes. Gradients are those of the last step.
+  // What it holds between steps, and of the gradients, which go with the step, what that held;
+  // bytes.
   transforms::TrainingBytes held_bytes() const;
 
  private:
-  executor::Arrays run(const executor::Program& program, const executor::Arrays& feeds);
-  executor::Arrays accumulate(const std::vector<executor::Arrays>& micro_batches, double& loss,
-                              double& weight);
-  executor::Arrays mean_gradients(executor::Arrays gradients,
-                                  const executor::Arrays& scalars) const;
+  using Types = std::map<std::string, ir::Type>;
+
+  void keep(const std::string& name, const ir::Tensor& value, Types& among);
+  executor::Arrays kept(const Types& names);
+  double accumulate(const std::vector<executor::Arrays>& micro_batches, double& weight);
+  void drop_gradients();
+  executor::Arrays gradients();
+  executor::Arrays mean_gradients(double scale);
   void add_whole(const std::string& prefix, const transforms::UpdateUnit& unit,
                  const ir::Tensor& part, executor::Arrays& arrays);
   double number(const executor::Arrays& outputs, const std::string& name) const;
@@ -80,16 +85,19 @@ class RankTrainer {
   const transforms::TrainingPlan& plan_;
   std::string loss_;
   std::string loss_weight_;
-  std::filesystem::path data_folder_;
   executor::Communicator& communicator_;
   std::unique_ptr<executor::RankDevice> device_;  // null: the CPU
   executor::Program step_;
   std::optional<executor::Program> accumulate_;
   executor::Program update_;
+  // Values that programs leave for those after them.
+  executor::KeptOutputs step_keeps_;        // gradients
+  executor::KeptOutputs accumulate_keeps_;  // their sums
+  executor::KeptOutputs update_keeps_;      // parameters and states
   std::vector<transforms::UpdateUnit> units_;
-  executor::Arrays parameters_;  // by name, or shards by bucket
-  executor::Arrays states_;      // by "<unit>.<state>"
-  int64_t gradient_bytes_ = 0;
+  Types parameters_;                            // by name, or shards by bucket
+  Types states_;                                // by "<unit>.<state>"
+  std::unique_ptr<executor::Session> session_;  // last: ended before what it uses goes
 };
 
 // Name of a parameter's state among whole arrays: "mean/model.norm.weight".

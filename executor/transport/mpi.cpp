@@ -90,6 +90,7 @@ class MpiCommunicator final : public CheckedCommunicator {
     read_by_ = from_everyone(reads);
     own_ = region;
   }
+  void withdraw() override { own_ = {}; }
 
  private:
   // What every rank brings, in rank order; all bring equally much.
