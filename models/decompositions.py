@@ -67,22 +67,26 @@ def _unsqueeze_complex(x: torch.Tensor, axis: int) -> torch.Tensor:
 def _solve_triangular(
     matrix: torch.Tensor, right: torch.Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
 ) -> torch.Tensor:
-    """By products: D the diagonal, matrix = D (I + N) with N nilpotent, so that, of n rows,
+    """By the inverse, which grows by blocks: D the diagonal, matrix = D (I + N), and of I + N,
 
-        inverse = (I - N) (I + N^2) (I + N^4) ... D^-1      up to the first power of 2 that is not below n
+        [[A, 0], [B, C]]^-1 = X - X [[0, 0], [B, 0]] X      with X = [[A^-1, 0], [0, C^-1]]
 
-    Chunks of delta rules (gated delta networks) are such systems, of 64 rows.
+    for all blocks of 2, 4, 8, ... rows along the diagonal at once. As stable as substitution, where powers of N would
+    be sums of large numbers that cancel. Chunks of delta rules (gated delta networks) are such systems, of 64 rows.
     """
     rows = matrix.shape[-1]
-    identity = torch.eye(rows, dtype=matrix.dtype, device=matrix.device)
+    places = torch.arange(rows, device=matrix.device)
+    inverse = torch.eye(rows, dtype=matrix.dtype, device=matrix.device)
     strict = matrix.triu(1) if upper else matrix.tril(-1)
     diagonal = None if unitriangular else matrix.diagonal(dim1=-2, dim2=-1)
-    power = strict if diagonal is None else strict / diagonal.unsqueeze(-1)
-    inverse, exponent = identity - power, 2
-    while exponent < rows:
-        power = power @ power
-        inverse = inverse + inverse @ power
-        exponent *= 2
+    if diagonal is not None:
+        strict = strict / diagonal.unsqueeze(-1)
+    size = 1  # of the blocks whose inverse is there
+    while size < rows:
+        block, pair = places // size, places // (2 * size)
+        joins = (block.unsqueeze(-1) != block) & (pair.unsqueeze(-1) == pair)
+        inverse = inverse - inverse @ torch.where(joins, strict, 0.0) @ inverse
+        size *= 2
     if diagonal is not None:
         inverse = inverse / diagonal.unsqueeze(-2)
     return inverse @ right if left else right @ inverse

@@ -87,6 +87,16 @@ def test_triangular_systems_are_solved_as_pytorch_does(upper: bool, left: bool, 
     torch.testing.assert_close(got, torch.linalg.solve_triangular(matrix, right, **options))
 
 
+@pytest.mark.parametrize("upper", [False, True])
+def test_triangular_systems_of_one_token_repeated_are_solved_as_well(upper: bool) -> None:
+    """Powers of such matrices are large numbers that cancel: in float32 nothing would be left of the solution."""
+    repeated = torch.full((64, 64), 0.9)
+    matrix = (repeated.triu(1) if upper else repeated.tril(-1)) + torch.eye(64)
+    right = torch.randn(64, 4, generator=torch.Generator().manual_seed(3))
+    got = decompositions._solve_triangular(matrix, right, upper=upper, unitriangular=True)
+    torch.testing.assert_close(got, torch.linalg.solve_triangular(matrix, right, upper=upper, unitriangular=True))
+
+
 class ComplexRotation(nn.Module):
     """Rotary positions as complex numbers, with an axis for the heads (Llama 4)."""
 
