@@ -88,6 +88,10 @@ CudaDevice::Memory CudaDevice::memory() const {
 }
 
 // Where a GPU reads pageable memory itself, its bytes are taken when the copy runs, not before.
+void CudaDevice::clear(StreamId id, std::byte* to, int64_t bytes) {
+  check(cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), stream(id)), "clearing memory");
+}
+
 void CudaDevice::upload(StreamId id, std::byte* to, const void* from, int64_t bytes) {
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream(id)),
         "copying to the device");

@@ -31,6 +31,7 @@ class CudaDevice final : public executor::Device {
   std::byte* allocate(int64_t bytes) override;
   void release(std::byte* memory) override;
   Memory memory() const override;
+  void clear(executor::StreamId id, std::byte* to, int64_t bytes) override;
   void upload(executor::StreamId id, std::byte* to, const void* from, int64_t bytes) override;
   void download(executor::StreamId id, void* to, const std::byte* from, int64_t bytes) override;
   std::unique_ptr<executor::DeviceEvent> make_event() override;

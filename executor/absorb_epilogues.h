@@ -13,8 +13,8 @@ namespace autosp::executor {
 //   FusedMatMul(a, b, addend?, bias?) = alpha op(a) op(b) + addend + bias, then a ReLU if `relu`
 //
 // with the attributes transA, transB, alpha and relu. Operands are MatMul's, of rank 2 or more;
-// `addend` is of the result's type, `bias` a vector with an entry for each of its columns. All of
-// it is added up before the result is rounded.
+// `addend` is of the result's type, `bias` a vector with an entry for each of its columns. In 16
+// bits all of it may be added up before the result is rounded, or rounded once before the bias.
 inline constexpr std::string_view kFusedMatMul = "FusedMatMul";
 
 // MatMul and Gemm take over the Adds of a row or of a tensor of their own size and the ReLU behind

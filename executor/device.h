@@ -45,6 +45,8 @@ class Device {
   };
   virtual Memory memory() const = 0;
 
+  // Zeros.
+  virtual void clear(StreamId stream, std::byte* to, int64_t bytes) = 0;
   // Host memory to the device's; `from` may change once this returns.
   virtual void upload(StreamId stream, std::byte* to, const void* from, int64_t bytes) = 0;
   // The device's memory to the host's; returns when it is there.

@@ -14,12 +14,19 @@ int64_t DeviceValues::place(const std::string& name) {
   return value.offset;
 }
 
-std::map<std::string, ir::Type> DeviceValues::types() const {
-  std::map<std::string, ir::Type> result;
-  for (const auto& [name, value] : values_) {
-    if (value.exists) result.emplace(name, value.type);
-  }
-  return result;
+DeviceValues::Value& DeviceValues::at(const std::string& name) {
+  const auto found = values_.find(name);
+  AUTOSP_CHECK(found != values_.end(), "no program has an input '{}'", name);
+  return found->second;
+}
+
+bool DeviceValues::exists(const std::string& name) const {
+  const auto found = values_.find(name);
+  return found != values_.end() && found->second.exists;
+}
+
+int64_t DeviceValues::bytes(const std::string& name) const {
+  return exists(name) ? values_.at(name).type.num_bytes() : 0;
 }
 
 void DeviceValues::set(const std::string& name, const ir::Tensor& tensor) {
@@ -33,6 +40,21 @@ void DeviceValues::set(const std::string& name, const ir::Tensor& tensor) {
   const int64_t bytes = tensor.type().num_bytes();
   if (same || value.offset < 0 || bytes == 0) return;
   device_.upload(StreamId::kCompute, memory_.at(value.offset), tensor.bytes().data(), bytes);
+}
+
+void DeviceValues::set_zeros(const std::string& name) {
+  Value& value = at(name);
+  if (value.offset < 0) return set(name, ir::Tensor(value.type));
+  value.exists = true;
+  value.host = {};
+  const int64_t bytes = value.type.num_bytes();
+  if (bytes > 0) device_.clear(StreamId::kCompute, memory_.at(value.offset), bytes);
+}
+
+void DeviceValues::drop(const std::string& name) {
+  Value& value = at(name);
+  value.exists = false;
+  value.host = {};
 }
 
 void DeviceValues::take(const std::string& name, const std::byte* from) {

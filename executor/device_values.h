@@ -1,4 +1,5 @@
-// Inputs of a rank's programs by name: on the host, on the device, or on both.
+// Inputs of programs by name, what is kept for all of a rank's programs or what one of them is fed:
+// on the host, on the device, or on both.
 #pragma once
 
 #include <map>
@@ -18,14 +19,17 @@ class DeviceValues {
   // Kernels of the device read it; before the memory is allocated. Its offset there.
   int64_t place(const std::string& name);
 
-  bool has(const std::string& name) const { return values_.contains(name); }
-  // The types of all that have been set or taken.
-  std::map<std::string, ir::Type> types() const;
+  bool exists(const std::string& name) const;
+  // Bytes of its value, none where it has none.
+  int64_t bytes(const std::string& name) const;
 
   // The value is this; where kernels of the device read it, it is copied there, unless it is there.
   void set(const std::string& name, const ir::Tensor& tensor);
+  void set_zeros(const std::string& name);
   // The value is what lies there in the device's memory, at the end of the compute stream.
   void take(const std::string& name, const std::byte* from);
+  // It has none from now on.
+  void drop(const std::string& name);
   // On the host.
   const ir::Tensor& on_host(const std::string& name);
 
@@ -36,7 +40,7 @@ class DeviceValues {
     bool exists = false;
     ir::Tensor host;  // of no type: it is on the device alone
   };
-  Value& at(const std::string& name) { return values_.at(name); }
+  Value& at(const std::string& name);
   ir::Tensor downloaded(const ir::Type& type, const std::byte* from);
 
   Device& device_;

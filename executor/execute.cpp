@@ -67,7 +67,8 @@ class Execution {
     return std::move(result_);
   }
 
-  // Of the last run, which had these feeds. Of an arena that does not stay, pages are given back.
+  // Of the last run, which had these feeds. Their pages, of an arena that does not stay all, are
+  // given back.
   Arrays outputs(const Arrays& feeds) {
     if (!memory_.stays) keep_output_pages();
     Arrays outputs;
@@ -245,12 +246,11 @@ class Execution {
     memory_.arena.keep_only(outputs);
   }
 
-  // A copy. Where the arena goes, so do its pages, one output after the other, so that both never
-  // exist as a whole.
+  // A copy. The pages of what was copied go, one output after the other, so that both never exist
+  // as a whole.
   ir::Tensor moved_out(ValueId id) {
     ir::Tensor tensor = copy(id);
-    if (memory_.stays) return tensor;
-    if (communicator_.reads_in_place()) (void)communicator_.own_resident_peak();
+    if (!memory_.stays && communicator_.reads_in_place()) (void)communicator_.own_resident_peak();
     memory_.arena.release(stretch(program_.place(id).buffer));
     return tensor;
   }
@@ -282,36 +282,47 @@ class Execution {
 
 class HostSession final : public Session {
  public:
-  HostSession(const std::vector<const Program*>& programs, Communicator& communicator,
+  HostSession(const std::vector<SessionProgram>& programs, Communicator& communicator,
               const ExecuteOptions& options)
       : communicator_(communicator),
         options_(options),
         memory_{.arena = Arena(largest_arena(programs), communicator.reads_in_place()),
-                .workers = Workers(programs.front()->workers()),
+                .workers = Workers(programs.front().program->workers()),
                 .files = MappedFiles(options.data_folder),
                 .stays = true} {
-    for (const Program* program : programs) {
+    for (const auto& [program, kept] : programs) {
       AUTOSP_CHECK(program->workers() == memory_.workers.count(), "programs of other workers");
-      runs_.try_emplace(program, *program, memory_, communicator, options_);
+      runs_.try_emplace(program, *program, kept, memory_, communicator, options_);
     }
   }
   ~HostSession() override {
+    collectives_.reset();
     if (offered_) communicator_.withdraw();
   }
 
   void keep(const std::string& name, const ir::Tensor& value) override { kept_[name] = value; }
-  ir::Tensor kept(const std::string& name) override { return kept_.at(name); }
+  void keep_zeros(const std::string& name, const ir::Type& type) override {
+    kept_[name] = ir::Tensor(type);
+  }
+  ir::Tensor kept(const std::string& name) override {
+    AUTOSP_CHECK(kept_.contains(name), "nothing is kept as '{}'", name);
+    return kept_.at(name);
+  }
+  int64_t kept_bytes(const std::string& name) const override {
+    const auto found = kept_.find(name);
+    return found == kept_.end() ? 0 : found->second.type().num_bytes();
+  }
   void drop(const std::string& name) override { kept_.erase(name); }
 
   RankResult run(const Program& program, const Arrays& feeds, const KeptOutputs& keeps) override {
-    Arrays inputs = feeds;
-    inputs.insert(kept_.begin(), kept_.end());
-    check_feeds(program.graph(), types_of(inputs));
+    auto& [execution, kept_names] = runs_.at(&program);
+    check_feeds(program.graph(), feeds, kept_names);
+    Arrays inputs;
+    for (const std::string& name : kept_names) inputs[name] = kept(name);
+    inputs.insert(feeds.begin(), feeds.end());
     if (!offered_) communicator_.offer(memory_.arena.region());
     offered_ = true;
-    Execution& execution = runs_.at(&program);
-    if (program.overlaps() && !collectives_) collectives_.emplace();
-    RankResult result = execution.run(inputs, program.overlaps() ? &*collectives_ : nullptr);
+    RankResult result = run(execution, inputs, program.overlaps());
     Arrays outputs = execution.outputs(inputs);
     for (const auto& [output, name] : keeps) {
       kept_[name] = std::move(outputs.at(output));
@@ -322,10 +333,31 @@ class HostSession final : public Session {
   }
 
  private:
+  struct Run {
+    Execution execution;
+    const std::set<std::string> kept;  // inputs
+
+    Run(const Program& program, const std::set<std::string>& kept, HostMemory& memory,
+        Communicator& communicator, const ExecuteOptions& options)
+        : execution(program, memory, communicator, options), kept(kept) {}
+  };
+
+  // When it has failed, nothing of it goes on beside this thread.
+  RankResult run(Execution& execution, const Arrays& inputs, bool overlaps) {
+    if (!overlaps) return execution.run(inputs, nullptr);
+    if (!collectives_) collectives_.emplace();
+    try {
+      return execution.run(inputs, &*collectives_);
+    } catch (...) {
+      collectives_.reset();
+      throw;
+    }
+  }
+
   Communicator& communicator_;
   const ExecuteOptions options_;
   HostMemory memory_;
-  std::map<const Program*, Execution> runs_;
+  std::map<const Program*, Run> runs_;
   Arrays kept_;
   bool offered_ = false;                        // its arena, to the other ranks
   std::optional<CollectiveQueue> collectives_;  // last: ended before what it uses goes
@@ -339,7 +371,7 @@ RankResult execute_on_host(const Program& program, const Arrays& feeds, Communic
   Execution execution(program, memory, communicator, options);
   std::optional<CollectiveQueue> collectives;  // last: ended before what it uses goes
   if (program.overlaps()) collectives.emplace();
-  check_feeds(program.graph(), types_of(feeds));
+  check_feeds(program.graph(), feeds);
   communicator.offer(memory.arena.region());
   RankResult result = execution.run(feeds, collectives ? &*collectives : nullptr);
   communicator.offer({});
@@ -355,12 +387,18 @@ RankResult execute_on_host(const Program& program, const Arrays& feeds, Communic
 RankResult execute(const Program& program, const Arrays& feeds, Communicator& communicator,
                    const ExecuteOptions& options) {
   if (options.device != nullptr) {
-    return make_device_session({&program}, communicator, options)->run(program, feeds);
+    return make_device_session({{&program, {}}}, communicator, options)->run(program, feeds);
   }
   return execute_on_host(program, feeds, communicator, options);
 }
 
-std::unique_ptr<Session> make_session(const std::vector<const Program*>& programs,
+int64_t largest_arena(const std::vector<SessionProgram>& programs) {
+  int64_t bytes = 0;
+  for (const auto& [program, kept] : programs) bytes = std::max(bytes, program->memory().arena);
+  return bytes;
+}
+
+std::unique_ptr<Session> make_session(const std::vector<SessionProgram>& programs,
                                       Communicator& communicator, const ExecuteOptions& options) {
   if (options.device != nullptr) return make_device_session(programs, communicator, options);
   return std::make_unique<HostSession>(programs, communicator, options);

@@ -239,10 +239,4 @@ Program compile(std::shared_ptr<const ir::Graph> graph, const CompileOptions& op
   return Compiler(std::move(graph), kernels, options).compile();
 }
 
-int64_t largest_arena(const std::vector<const Program*>& programs) {
-  int64_t bytes = 0;
-  for (const Program* program : programs) bytes = std::max(bytes, program->memory().arena);
-  return bytes;
-}
-
 }  // namespace autosp::executor

@@ -81,9 +81,6 @@ class Program {
 // Throws Error, naming node and operator, when there is no kernel for a node.
 Program compile(std::shared_ptr<const ir::Graph> graph, const CompileOptions& options = {});
 
-// Bytes of an arena in which they run by turns.
-int64_t largest_arena(const std::vector<const Program*>& programs);
-
 // Gives every buffer an offset, a multiple of 64, such that buffers live at the same time do not
 // overlap; returns the bytes needed.
 int64_t assign_offsets(std::vector<ArenaBuffer>& buffers);

@@ -54,7 +54,7 @@ struct Shared {
   Device& device;
   Communicator* exchange;  // of device memory, or null
   DeviceMemory memory;
-  DeviceValues values;
+  DeviceValues values;  // that are kept
   Workers workers;
   MappedFiles files;
 };
@@ -62,7 +62,8 @@ struct Shared {
 // The runs of one program.
 class DeviceRun {
  public:
-  DeviceRun(const Program& program, Shared& shared)
+  // `kept`: inputs that are.
+  DeviceRun(const Program& program, const std::set<std::string>& kept, Shared& shared)
       : program_(program),
         graph_(program.graph()),
         shared_(shared),
@@ -70,10 +71,14 @@ class DeviceRun {
         device_(shared.device),
         exchange_(shared.exchange),
         memory_(shared.memory),
+        kept_(kept),
+        fed_(shared.device, shared.memory),
         steps_(plan_streams(program, exchange_ != nullptr)) {
     place_sources();
     make_events();
   }
+
+  const std::set<std::string>& kept() const { return kept_; }
 
   // Once the memory is there: what is the same in every run.
   void upload_constants() {
@@ -84,7 +89,8 @@ class DeviceRun {
     }
   }
 
-  RankResult run(const KeptOutputs& keeps) {
+  RankResult run(const Arrays& feeds, const KeptOutputs& keeps) {
+    set_inputs(feeds);
     const DeviceCollectives collectives(exchange_, device_);
     const Forgetting forgetting(device_);
     captured_ = false;
@@ -108,16 +114,33 @@ class DeviceRun {
   const void* host_address(ValueId source) {
     const ir::Value& value = graph_.value(source);
     if (value.kind == ir::ValueKind::kInput) {
-      return shared_.values.on_host(value.name).bytes().data();
+      return values_of(value.name).on_host(value.name).bytes().data();
     }
     if (value.kind == ir::ValueKind::kConstant) return value.constant.bytes().data();
     return shared_.files.data(value);
   }
 
+  DeviceValues& values_of(const std::string& input) {
+    return kept_.contains(input) ? shared_.values : fed_;
+  }
+
+  void set_inputs(const Arrays& feeds) {
+    for (ValueId input : graph_.inputs()) {
+      const std::string& name = graph_.name_of(input);
+      if (!kept_.contains(name)) {
+        fed_.set(name, feeds.at(name));
+      } else {
+        AUTOSP_CHECK(shared_.values.exists(name), "nothing is kept as '{}'", name);
+      }
+    }
+    device_.synchronize();
+  }
+
   // What kernels of the device read.
   void place_sources() {
     for (ValueId input : graph_.inputs()) {
-      shared_.values.declare(graph_.name_of(input), graph_.type(input));
+      const std::string& name = graph_.name_of(input);
+      values_of(name).declare(name, graph_.type(input));
     }
     for (size_t k = 0; k < steps_.size(); ++k) {
       if (!steps_[k].runs || steps_[k].on_host) continue;
@@ -125,8 +148,9 @@ class DeviceRun {
         if (!id || program_.place(id).storage == Storage::kArena) continue;
         const ValueId source = program_.place(id).root;
         if (offsets_.contains(source)) continue;
+        const std::string& name = graph_.name_of(source);
         offsets_[source] = program_.place(id).storage == Storage::kInput
-                               ? shared_.values.place(graph_.name_of(source))
+                               ? values_of(name).place(name)
                                : memory_.add(graph_.type(source).num_bytes());
       }
     }
@@ -392,7 +416,8 @@ class DeviceRun {
     const Place& place = program_.place(id);
     const ir::Type& type = graph_.type(id);
     if (place.storage == Storage::kInput) {
-      return shared_.values.on_host(graph_.name_of(place.root)).reshaped(type.shape);
+      const std::string& name = graph_.name_of(place.root);
+      return values_of(name).on_host(name).reshaped(type.shape);
     }
     const auto* bytes = static_cast<const std::byte*>(host_address(place.root));
     return {type, {bytes, static_cast<size_t>(type.num_bytes())}};
@@ -420,6 +445,8 @@ class DeviceRun {
   Device& device_;
   Communicator* exchange_;  // of device memory, or null
   DeviceMemory& memory_;
+  const std::set<std::string> kept_;  // inputs
+  DeviceValues fed_;                  // the others, of the last run
   std::vector<StreamStep> steps_;
   std::map<ValueId, int64_t> offsets_;              // in the memory, of what came from the host
   std::vector<std::unique_ptr<DeviceEvent>> done_;  // by step, where awaited
@@ -436,38 +463,38 @@ class DeviceRun {
 
 class DeviceSession final : public Session {
  public:
-  DeviceSession(const std::vector<const Program*>& programs, Communicator& communicator,
+  DeviceSession(const std::vector<SessionProgram>& programs, Communicator& communicator,
                 const ExecuteOptions& options)
-      : programs_(programs),
-        shared_{.communicator = communicator,
+      : shared_{.communicator = communicator,
                 .options = options,
                 .device = options.device->device(),
                 .exchange = options.device->exchange(),
                 .memory = DeviceMemory(options.device->device(), largest_arena(programs)),
                 .values = DeviceValues(shared_.device, shared_.memory),
-                .workers = Workers(programs.front()->workers()),
+                .workers = Workers(programs.front().program->workers()),
                 .files = MappedFiles(options.data_folder)} {
-    for (const Program* program : programs) runs_.try_emplace(program, *program, shared_);
+    for (const auto& [program, kept] : programs) {
+      runs_.try_emplace(program, *program, kept, shared_);
+    }
   }
 
   void keep(const std::string& name, const ir::Tensor& value) override {
     begin();
     shared_.values.set(name, value);
   }
+  void keep_zeros(const std::string& name, const ir::Type& /*its input has it*/) override {
+    begin();
+    shared_.values.set_zeros(name);
+  }
   ir::Tensor kept(const std::string& name) override { return shared_.values.on_host(name); }
-  void drop(const std::string& /*name*/) override {}  // it has its place in the memory
+  int64_t kept_bytes(const std::string& name) const override { return shared_.values.bytes(name); }
+  void drop(const std::string& name) override { shared_.values.drop(name); }
 
   RankResult run(const Program& program, const Arrays& feeds, const KeptOutputs& keeps) override {
-    std::map<std::string, ir::Type> types = types_of(feeds);
-    types.merge(shared_.values.types());
-    check_feeds(program.graph(), types);
+    DeviceRun& one = runs_.at(&program);
+    check_feeds(program.graph(), feeds, one.kept());
     begin();
-    for (ValueId input : program.graph().inputs()) {
-      const auto feed = feeds.find(program.graph().name_of(input));
-      if (feed != feeds.end()) shared_.values.set(feed->first, feed->second);
-    }
-    shared_.device.synchronize();
-    return runs_.at(&program).run(keeps);
+    return one.run(feeds, keeps);
   }
 
  private:
@@ -476,10 +503,9 @@ class DeviceSession final : public Session {
     if (has_begun_) return;
     has_begun_ = true;
     shared_.memory.allocate();
-    for (const Program* program : programs_) runs_.at(program).upload_constants();
+    for (auto& [program, run] : runs_) run.upload_constants();
   }
 
-  const std::vector<const Program*> programs_;
   Shared shared_;
   std::map<const Program*, DeviceRun> runs_;
   bool has_begun_ = false;
@@ -487,7 +513,7 @@ class DeviceSession final : public Session {
 
 }  // namespace
 
-std::unique_ptr<Session> make_device_session(const std::vector<const Program*>& programs,
+std::unique_ptr<Session> make_device_session(const std::vector<SessionProgram>& programs,
                                              Communicator& communicator,
                                              const ExecuteOptions& options) {
   return std::make_unique<DeviceSession>(programs, communicator, options);

@@ -11,7 +11,7 @@
 namespace autosp::executor {
 
 // As make_session(); options.device is what the programs run on.
-std::unique_ptr<Session> make_device_session(const std::vector<const Program*>& programs,
+std::unique_ptr<Session> make_device_session(const std::vector<SessionProgram>& programs,
                                              Communicator& communicator,
                                              const ExecuteOptions& options);
 

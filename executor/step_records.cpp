@@ -10,32 +10,27 @@ double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
 
-void check_feeds(const ir::Graph& graph, const std::map<std::string, ir::Type>& feeds) {
+void check_feeds(const ir::Graph& graph, const Arrays& feeds, const std::set<std::string>& kept) {
   for (ValueId id : graph.inputs()) {
     const std::string& name = graph.name_of(id);
+    if (kept.contains(name)) continue;
     const auto feed = feeds.find(name);
     if (feed == feeds.end()) {
       std::vector<std::string> names;
-      for (const auto& [other, type] : feeds) names.push_back(other);
+      for (const auto& [other, tensor] : feeds) names.push_back(other);
       const std::string near = nearest_name(name, names);
       throw Error("input \"{}\" ({}) is not fed", name, ir::to_string(graph.type(id)))
           .note(fmt::format("the feeds have {} arrays", feeds.size()))
           .help(near.empty() ? fmt::format("add an array named \"{}\" to the feeds", name)
                              : fmt::format("the feeds have \"{}\": is it that?", near));
     }
-    if (feed->second != graph.type(id)) {
+    if (feed->second.type() != graph.type(id)) {
       throw Error("input \"{}\" is {}, but is fed {}", name, ir::to_string(graph.type(id)),
-                  ir::to_string(feed->second))
+                  ir::to_string(feed->second.type()))
           .note("shape and element type must be the input's")
           .help("convert the array, or bind the model's dimensions to the array's shape");
     }
   }
-}
-
-std::map<std::string, ir::Type> types_of(const Arrays& arrays) {
-  std::map<std::string, ir::Type> types;
-  for (const auto& [name, tensor] : arrays) types.emplace(name, tensor.type());
-  return types;
 }
 
 int64_t bytes_sent(const ir::Graph& graph, const ir::Node& node, int rank) {

@@ -80,6 +80,15 @@ executor::KeptOutputs passed_on(const ir::Graph& from, const ir::Graph& to) {
   return keeps;
 }
 
+// Inputs of a graph that are not among these.
+std::set<std::string> inputs_but(const ir::Graph& graph, const std::set<std::string>& fed) {
+  std::set<std::string> names;
+  for (ValueId input : graph.inputs()) {
+    if (!fed.contains(graph.name_of(input))) names.insert(graph.name_of(input));
+  }
+  return names;
+}
+
 }  // namespace
 
 std::string whole_state_name(const std::string& state, const std::string& parameter) {
@@ -109,10 +118,16 @@ RankTrainer::RankTrainer(const TrainingGraphs& graphs, const transforms::Trainin
       step_(compiled(graphs.step, options)),
       update_(compiled(graphs.update, options)),
       units_(transforms::update_units(plan, communicator.rank())) {
-  std::vector<const executor::Program*> programs = {&step_, &update_};
+  std::set<std::string> data;
+  for (const onnx_io::ManifestInput& input : manifest.inputs) data.insert(input.name);
+  for (const TrainedParameter& parameter : plan.parameters) data.erase(parameter.name);
+  const std::set<std::string> scalars = {transforms::kLearningRate, transforms::kStep,
+                                         transforms::kGradientScale};
+  std::vector<executor::SessionProgram> programs = {
+      {&step_, inputs_but(*graphs.step, data)}, {&update_, inputs_but(*graphs.update, scalars)}};
   if (graphs.accumulate) {
     accumulate_ = compiled(graphs.accumulate, options);
-    programs.push_back(&*accumulate_);
+    programs.push_back({&*accumulate_, inputs_but(*graphs.accumulate, {transforms::kWeight})});
     accumulate_keeps_ = passed_on(*graphs.accumulate, *graphs.accumulate);
   }
   step_keeps_ = passed_on(*graphs.step, accumulate_ ? *graphs.accumulate : *graphs.update);
@@ -126,15 +141,15 @@ RankTrainer::RankTrainer(const TrainingGraphs& graphs, const transforms::Trainin
   if (std::ranges::any_of(graphs.step->outputs(), gives_weight)) loss_weight_ = kLossWeight;
 }
 
-void RankTrainer::keep(const std::string& name, const Tensor& value, Types& among) {
+void RankTrainer::keep(const std::string& name, const Tensor& value, Names& among) {
   AUTOSP_CHECK(update_keeps_.contains(name + ".new"), "the update leaves '{}' alone", name);
-  among[name] = value.type();
+  among.insert(name);
   session_->keep(name, value);
 }
 
-Arrays RankTrainer::kept(const Types& names) {
+Arrays RankTrainer::kept(const Names& names) {
   Arrays arrays;
-  for (const auto& [name, type] : names) arrays[name] = session_->kept(name);
+  for (const std::string& name : names) arrays[name] = session_->kept(name);
   return arrays;
 }
 
@@ -212,7 +227,7 @@ double RankTrainer::number(const Arrays& outputs, const std::string& name) const
 double RankTrainer::accumulate(const std::vector<Arrays>& micro_batches, double& weight) {
   const ir::Graph& sum = accumulate_->graph();
   for (const auto& [output, name] : accumulate_keeps_) {
-    session_->keep(name, Tensor(sum.type(*sum.find(name))));
+    session_->keep_zeros(name, sum.type(*sum.find(name)));
   }
   double loss = 0;
   for (const Arrays& data : micro_batches) {
@@ -276,6 +291,10 @@ StepReport RankTrainer::step(const std::vector<Arrays>& micro_batches, double ra
       report.gradients.merge(gradients());
     }
   }
+  gradient_bytes_ = 0;
+  for (const auto& [output, name] : accumulate_ ? accumulate_keeps_ : step_keeps_) {
+    gradient_bytes_ += session_->kept_bytes(name);
+  }
   const Arrays results = session_->run(update_, scalars, update_keeps_).outputs;
   if (plan_.optimizer.clip_norm > 0) {
     report.gradient_norm = number(results, transforms::kGradientNorm);
@@ -287,13 +306,9 @@ StepReport RankTrainer::step(const std::vector<Arrays>& micro_batches, double ra
 }
 
 transforms::TrainingBytes RankTrainer::held_bytes() const {
-  transforms::TrainingBytes bytes;
-  for (const auto& [name, type] : parameters_) bytes.parameters += type.num_bytes();
-  for (const auto& [name, type] : states_) bytes.optimizer_state += type.num_bytes();
-  for (const auto& [output, name] : accumulate_ ? accumulate_keeps_ : step_keeps_) {
-    const ir::Graph& update = update_.graph();
-    bytes.gradients += update.type(*update.find(name)).num_bytes();
-  }
+  transforms::TrainingBytes bytes{.gradients = gradient_bytes_};
+  for (const std::string& name : parameters_) bytes.parameters += session_->kept_bytes(name);
+  for (const std::string& name : states_) bytes.optimizer_state += session_->kept_bytes(name);
   return bytes;
 }
 

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -65,15 +66,14 @@ class RankTrainer {
   StepReport step(const std::vector<executor::Arrays>& micro_batches, double rate, int64_t step,
                   bool keep_gradients = false);
 
-  // What it holds between steps, and of the gradients, which go with the step, what that held;
-  // bytes.
+  // What it holds, and of the gradients, which go with the step, what the last one held; bytes.
   transforms::TrainingBytes held_bytes() const;
 
  private:
-  using Types = std::map<std::string, ir::Type>;
+  using Names = std::set<std::string>;
 
-  void keep(const std::string& name, const ir::Tensor& value, Types& among);
-  executor::Arrays kept(const Types& names);
+  void keep(const std::string& name, const ir::Tensor& value, Names& among);
+  executor::Arrays kept(const Names& names);
   double accumulate(const std::vector<executor::Arrays>& micro_batches, double& weight);
   void drop_gradients();
   executor::Arrays gradients();
@@ -95,8 +95,9 @@ class RankTrainer {
   executor::KeptOutputs accumulate_keeps_;  // their sums
   executor::KeptOutputs update_keeps_;      // parameters and states
   std::vector<transforms::UpdateUnit> units_;
-  Types parameters_;                            // by name, or shards by bucket
-  Types states_;                                // by "<unit>.<state>"
+  Names parameters_;  // or, at zero 3, units
+  Names states_;      // "<unit>.<state>"
+  int64_t gradient_bytes_ = 0;
   std::unique_ptr<executor::Session> session_;  // last: ended before what it uses goes
 };
 

@@ -179,6 +179,56 @@ def test_stages_agree_to_the_bit_and_hold_what_was_planned(autosp_onnx, llama, t
             assert array.tobytes() == trained[name].tobytes(), name
 
 
+@pytest.fixture
+def emulated_device(request, monkeypatch):
+    """Commands that are given --device cuda run on a device that is none."""
+    library = pathlib.Path(request.config.getoption("--autosp-onnx")).resolve().parents[1] / "lib/libautosp_emulated.so"
+    monkeypatch.setenv("AUTOSP_CUDA_MODULE", str(library))
+
+
+@pytest.mark.parametrize("zero, accumulate", [(0, 1), (0, 3), (2, 3), (3, 1), (3, 3)])
+def test_devices_train_as_numpy_does(autosp_onnx, llama, tmp_path, emulated_device, zero, accumulate):
+    graph, data, parameters, folder = llama
+    out, saved = tmp_path / "out", tmp_path / "saved"
+    shard(autosp_onnx, graph, out, "--sp", 3, "--optimizer", "sgd", "--zero", zero, "--accumulate", accumulate)
+    start = ["--init", folder / "parameters.npz", "--lr", 0.5, "--device", "cuda"]
+    report, trained = train(autosp_onnx, out, folder / "data.npz", *start, steps=3)
+    expected = reference.Reference(graph, parameters, reference.sgd(0.5), accumulate=accumulate).run(data, 3)
+    np.testing.assert_allclose([step["loss"] for step in report["steps"]], expected.losses, rtol=1e-5)
+    assert_close(trained, expected.parameters, parameters)
+    assert all(rank["measured_bytes"] == rank["planned_bytes"] for rank in report["ranks"])
+
+    checkpoints = ["--checkpoint", saved, "--every", 2]
+    train(autosp_onnx, out, folder / "data.npz", *start, *checkpoints, steps=2)
+    resume = ["--lr", 0.5, "--device", "cuda", *checkpoints, "--resume"]
+    _, resumed = train(autosp_onnx, out, folder / "data.npz", *resume, steps=3)
+    for name, array in trained.items():
+        assert array.tobytes() == resumed[name].tobytes(), name
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_parameters_may_be_called_what_a_micro_batch_weighs(autosp_onnx, llama, tmp_path, emulated_device, device):
+    graph, data, parameters, folder = llama
+    names = {"model.norm.weight": "weight", "model.norm.weight.grad": "weight.grad"}
+    model = onnx.load(graph.path)
+    for value in [*model.graph.input, *model.graph.output]:
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    renamed = TrainingGraph(tmp_path / "renamed.onnx")
+    onnx.save(model, renamed.path)
+    parameters = {names.get(name, name): array for name, array in parameters.items()}
+    np.savez(tmp_path / "parameters.npz", **parameters)
+    out = tmp_path / "out"
+    shard(autosp_onnx, renamed, out, "--sp", 2, "--optimizer", "sgd", "--accumulate", 2)
+    start = ["--init", tmp_path / "parameters.npz", "--lr", 0.5, "--device", device]
+    report, trained = train(autosp_onnx, out, folder / "data.npz", *start, steps=2)
+    expected = reference.Reference(renamed, parameters, reference.sgd(0.5), accumulate=2).run(data, 2)
+    np.testing.assert_allclose([step["loss"] for step in report["steps"]], expected.losses, rtol=1e-5)
+    assert_close(trained, expected.parameters, parameters)
+
+
 @pytest.mark.parametrize("zero, sp, dp", [(0, 3, 1), (1, 2, 2), (3, 4, 1)])
 def test_resumed_runs_are_uninterrupted_ones_to_the_bit(autosp_onnx, llama, tmp_path, zero, sp, dp):
     graph, data, parameters, folder = llama

@@ -142,6 +142,9 @@ class EmulatedDevice final : public Device {
   }
   Memory memory() const override { return {options_.memory - counts_.live_bytes, options_.memory}; }
 
+  void clear(StreamId stream, std::byte* to, int64_t bytes) override {
+    push(stream, [to, bytes] { std::memset(to, 0, static_cast<size_t>(bytes)); });
+  }
   void upload(StreamId stream, std::byte* to, const void* from, int64_t bytes) override {
     ++counts_.uploads;
     const auto* begin = static_cast<const std::byte*>(from);
