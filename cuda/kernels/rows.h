@@ -17,6 +17,7 @@ std::span<const KernelRow> normalization_rows();
 std::span<const KernelRow> matmul_rows();
 std::span<const KernelRow> attention_rows();
 std::span<const KernelRow> generator_rows();
+std::span<const KernelRow> optimizer_rows();
 
 // All of them.
 std::vector<KernelRow> own_rows();

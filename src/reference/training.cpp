@@ -4,6 +4,7 @@
 // gradients G_1 ... G_n and each kind of state; results are the new parameters and states.
 #include <cmath>
 
+#include "base/integer_power.h"
 #include "reference/call.h"
 
 namespace autosp::reference {
@@ -105,9 +106,9 @@ void adam(const Call& call) {
     auto rate = static_cast<T>(step.rate);
     if (step.count > 0) {
       // In double: 1 - beta^T would lose most of its digits in float.
-      const auto count = static_cast<double>(step.count);
-      rate = static_cast<T>(step.rate * std::sqrt(1 - std::pow(static_cast<double>(beta), count)) /
-                            (1 - std::pow(static_cast<double>(alpha), count)));
+      rate = static_cast<T>(step.rate *
+                            std::sqrt(1 - integer_power(static_cast<double>(beta), step.count)) /
+                            (1 - integer_power(static_cast<double>(alpha), step.count)));
     }
     const T* x = data<T>(tensor(call, step, 0, k));
     const T* g = data<T>(tensor(call, step, 1, k));
