@@ -99,6 +99,10 @@ std::string count_of_ranks(size_t ranks) {
 void print_notices(const std::vector<executor::RankResult>& ranks) {
   std::set<std::string> notices;
   for (const auto& rank : ranks) notices.insert(rank.notices.begin(), rank.notices.end());
+  print_notices(notices);
+}
+
+void print_notices(const std::set<std::string>& notices) {
   for (const std::string& notice : notices) fmt::print(stderr, "note: {}\n", notice);
   if (const auto notice = executor::openblas_notice()) fmt::print(stderr, "note: {}\n", *notice);
 }

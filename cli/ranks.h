@@ -2,6 +2,8 @@
 #pragma once
 
 #include <filesystem>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "executor/npz.h"
@@ -30,6 +32,7 @@ std::string count_of_ranks(size_t ranks);
 
 // Prints to stderr what of the environment makes runs slow, and what there is to know of how the
 // ranks ran, once each.
-void print_notices(const std::vector<executor::RankResult>& ranks = {});
+void print_notices(const std::set<std::string>& notices = {});
+void print_notices(const std::vector<executor::RankResult>& ranks);
 
 }  // namespace autosp::cli

@@ -53,7 +53,6 @@ struct Arguments {
   double timeout = 60;
   int threads_per_rank = 0;
   int repeat = 1;
-  bool fuse = false;
   bool overlap = false;
   SlowLinkArguments link;
   bool json = false;
@@ -118,7 +117,7 @@ executor::RunOptions run_options(const Arguments& arguments) {
   options.timeout = arguments.timeout;
   options.threads_per_rank = arguments.threads_per_rank;
   options.repeat = arguments.repeat;
-  options.compile.fuse = arguments.fuse;
+  options.compile.fuse = arguments.device.fuse;
   options.compile.overlap = arguments.overlap;
   options.link = slow_link(arguments.link);
   options.trace = !arguments.trace.empty();
@@ -316,7 +315,6 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   }
   std::ranges::copy(words_of(arguments.device), std::back_inserter(words));
   if (arguments.json) words.emplace_back("--json");
-  if (arguments.fuse) words.emplace_back("--fuse");
   if (arguments.overlap) words.emplace_back("--overlap");
   add_words(arguments.link, words);
   start_mpirun(static_cast<int64_t>(manifest.ranks.size()), words);
@@ -376,10 +374,6 @@ void add_run(CLI::App& app, Action& action) {
       ->check(at_least_one())
       ->type_name("N")
       ->capture_default_str();
-  command->add_flag(
-      "--fuse", arguments->fuse,
-      "Runs elementwise operators that feed each other as one step, on a device as one "
-      "kernel");
   add_overlap_options(*command, arguments->overlap, arguments->link);
   command->add_flag("--json", arguments->json, "Prints the report as JSON");
   command->callback([arguments, &action] { action = [arguments] { return run(*arguments); }; });

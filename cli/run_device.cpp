@@ -12,6 +12,9 @@ void add_run_device_options(CLI::App& command, RunDevice& arguments) {
       ->capture_default_str();
   command.add_flag("--tf32", arguments.options.tf32,
                    "With --device cuda: products of float32 round their operands to 10 bits");
+  command.add_flag("--fuse", arguments.fuse,
+                   "Runs elementwise operators that feed each other as one step, on a device as "
+                   "one kernel");
 }
 
 std::shared_ptr<executor::Backend> open_device(const RunDevice& arguments) {
@@ -26,6 +29,7 @@ std::shared_ptr<executor::Backend> open_device(const RunDevice& arguments) {
 std::vector<std::string> words_of(const RunDevice& arguments) {
   std::vector<std::string> words = {"--device", arguments.name};
   if (arguments.options.tf32) words.emplace_back("--tf32");
+  if (arguments.fuse) words.emplace_back("--fuse");
   return words;
 }
 

@@ -1,4 +1,4 @@
-// --device: what ranks run on.
+// --device and what goes with it: what ranks run on, and how.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -13,9 +13,10 @@ namespace autosp::cli {
 struct RunDevice {
   std::string name = "cpu";  // or "cuda"
   executor::BackendOptions options;
+  bool fuse = false;  // elementwise operators that feed each other run as one step
 };
 
-// --device and --tf32.
+// --device, --tf32 and --fuse.
 void add_run_device_options(CLI::App& command, RunDevice& arguments);
 
 // Null for the CPU. Throws Error where the device is not there.

@@ -158,6 +158,7 @@ void train_rank(const TrainingJob& job, const TrainingRun& run, const Arguments&
     });
   }
   report.end(job, result.held);
+  print_notices(result.notices);
 }
 
 void prepare_outputs(const Arguments& arguments, const TrainingJob& job) {
@@ -175,9 +176,16 @@ void check_device(const Arguments& arguments) {
       .help("leave it out");
 }
 
-int train_in_threads(const Arguments& arguments) {
+// With what ranks run on.
+TrainingRun run_on_device(const Arguments& arguments) {
   TrainingRun run = arguments.run;
   run.backend = open_device(arguments.device);
+  run.fuse = arguments.device.fuse;
+  return run;
+}
+
+int train_in_threads(const Arguments& arguments) {
+  const TrainingRun run = run_on_device(arguments);
   const TrainingJob job = prepare(run, arguments.np);
   prepare_outputs(arguments, job);
   const int ranks = static_cast<int>(job.manifest.ranks.size());
@@ -188,19 +196,18 @@ int train_in_threads(const Arguments& arguments) {
   executor::run_world(ranks, arguments.timeout, [&](int, executor::Communicator& communicator) {
     train_rank(job, run, arguments, report, communicator, workers);
   });
-  print_notices();
   return 0;
 }
 
 int train_as_process(executor::MpiSession& session, const Arguments& arguments) {
-  TrainingRun run = arguments.run;
+  TrainingRun run;
   std::optional<TrainingJob> job;
   std::optional<Failure> problem;
   try {
     refuse_threads_under_mpirun(arguments.transport, session);
-    if (run.overlap) executor::check_overlap(session);
-    run.backend = open_device(arguments.device);
-    job = prepare(arguments.run, session.size());
+    if (arguments.run.overlap) executor::check_overlap(session);
+    run = run_on_device(arguments);
+    job = prepare(run, session.size());
     if (session.rank() == 0) prepare_outputs(arguments, *job);
   } catch (...) {
     problem = current_failure();
@@ -209,10 +216,9 @@ int train_as_process(executor::MpiSession& session, const Arguments& arguments) 
   const int workers = arguments.threads_per_rank > 0 ? arguments.threads_per_rank : session.cores();
   executor::set_blas_threads(workers);
   executor::Communicator& communicator = session.communicator(arguments.timeout);
-  check_same_job(*job, arguments.run, communicator);
+  check_same_job(*job, run, communicator);
   Report report(arguments);
   train_rank(*job, run, arguments, report, communicator, workers);
-  if (session.rank() == 0) print_notices();
   return 0;
 }
 

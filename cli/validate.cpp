@@ -30,7 +30,8 @@ using Json = nlohmann::ordered_json;
 
 constexpr const char* kFooter = R"(
 Runs the whole model and the ranks on the same inputs and compares the loss and every gradient on
-every rank. With --device the ranks run there, the whole model on the CPU. Errors are relative to the largest entry of each tensor. A gradient that differs is run in
+every rank. With --device the ranks run there, the whole model on the CPU; with --fuse the ranks are fused, the whole
+model is not. Errors are relative to the largest entry of each tensor. A gradient that differs is run in
 float64 too: where it is zero there, both sides hold rounding, and count as equal. A loss or gradient that is NaN
 or infinite in the whole model is reported as such and never counts as equal. Where results differ, known
 faults of sequence parallelism are tried on the whole model, and the one that gives the ranks' numbers is named.
@@ -162,8 +163,9 @@ int validate_curves(const Arguments& arguments, const onnx_io::Manifest& manifes
                                         .rate = arguments.rate,
                                         .tolerance = arguments.tolerance,
                                         .timeout = arguments.timeout,
-                                        .backend = backend});
-  print_notices();
+                                        .backend = backend,
+                                        .fuse = arguments.device.fuse});
+  print_notices(curves.notices);
   if (arguments.json) {
     Json report{{"equal", curves.equal()},
                 {"losses", Json::array()},
@@ -212,11 +214,13 @@ int run(const Arguments& arguments) {
   options.timeout = arguments.timeout;
   options.data_folder = arguments.folder;
   options.backend = backend;
+  options.compile.fuse = arguments.device.fuse;
   executor::RunResult sharded = run_ranks(arguments.folder, manifest, feeds, options);
   std::vector<executor::Arrays> ranks;
   for (executor::RankResult& rank : sharded.ranks) ranks.push_back(std::move(rank.outputs));
   options.data_folder = arguments.model.parent_path();
-  options.backend = nullptr;  // the whole model runs on the CPU
+  options.backend = nullptr;  // the whole model runs on the CPU, operator by operator
+  options.compile.fuse = false;
   const auto [whole, tensors] =
       compare_with_whole(whole_graph, feeds, options, manifest, ranks, arguments.tolerance);
   if (tensors.empty()) {

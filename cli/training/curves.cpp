@@ -166,6 +166,7 @@ struct RankCurves {
   std::vector<int64_t> steps;           // where they are worst
   Differences differences;
   std::vector<Arrays> parameters;  // by rank, after the last step
+  std::set<std::string> notices;
 };
 
 // What is worse than what was found at other steps takes its place.
@@ -195,9 +196,10 @@ RankCurves train_ranks(const Training& training, const Trajectory& expected,
   std::mutex mutex;
   executor::run_world(ranks, options.timeout, [&](int rank, executor::Communicator& communicator) {
     const int workers = executor::default_blas_threads(ranks);
-    RankTrainer trainer(load_training_graphs(options.folder, manifest, job.plan, rank), job.plan,
-                        manifest, options.folder, communicator,
-                        {.workers = workers, .backend = options.backend.get()});
+    RankTrainer trainer(
+        load_training_graphs(options.folder, manifest, job.plan, rank), job.plan, manifest,
+        options.folder, communicator,
+        {.workers = workers, .fuse = options.fuse, .backend = options.backend.get()});
     trainer.load(job.state);
     for (int64_t step = 1; step <= options.steps; ++step) {
       const std::vector<Arrays> batches = training.micro_batches(
@@ -223,6 +225,8 @@ RankCurves train_ranks(const Training& training, const Trajectory& expected,
       if (rank == 0) curves.losses[at].ranks = losses;
     }
     curves.parameters[static_cast<size_t>(rank)] = trainer.whole_parameters();
+    const std::lock_guard lock(mutex);
+    curves.notices.insert(trainer.notices().begin(), trainer.notices().end());
   });
   return curves;
 }
@@ -241,7 +245,11 @@ Curves compare_curves(const std::shared_ptr<const ir::Graph>& whole, const Manif
   const Trajectory expected = train_whole(training, whole, job.state);
   const RankCurves ranks = train_ranks(training, expected, precisions(*whole));
 
-  Curves curves{.losses = ranks.losses, .tensors = ranks.worst, .steps = ranks.steps};
+  Curves curves{.losses = ranks.losses,
+                .tensors = ranks.worst,
+                .steps = ranks.steps,
+                .parameters = {},
+                .notices = ranks.notices};
   curves.parameters =
       compare_outputs(compared(manifest, true), expected.parameters, ranks.parameters,
                       precisions_of_parameters(manifest, precisions(*whole)), options.tolerance);

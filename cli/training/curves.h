@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "compare.h"
@@ -26,6 +28,7 @@ struct CurveOptions {
   std::optional<double> tolerance;
   double timeout = 60;
   std::shared_ptr<executor::Backend> backend;  // of the ranks; the whole model runs on the CPU
+  bool fuse = false;                           // of the ranks; the whole model is not fused
 };
 
 struct LossPoint {
@@ -38,6 +41,7 @@ struct Curves {
   std::vector<TensorComparison> tensors;     // loss and gradients: of the step that is furthest off
   std::vector<int64_t> steps;                // of each of these, from 1
   std::vector<TensorComparison> parameters;  // after the last step
+  std::set<std::string> notices;             // what the user should know of how the ranks ran
 
   bool equal() const;
 };

@@ -236,6 +236,7 @@ void check_same_job(const TrainingJob& job, const TrainingRun& run,
       {"--lr-end", run.rate.end},
       {"--every", static_cast<double>(run.every)},
       {"--checkpoint", digest(run.checkpoint.string())},
+      {"--fuse", static_cast<double>(run.fuse)},
       {"first step", static_cast<double>(job.first_step)},
       {"parameters and optimizer state", digest(job.state)},
       {"number of batches", static_cast<double>(job.batches.count())},
@@ -294,7 +295,7 @@ LoopResult run_loop(const TrainingJob& job, const TrainingRun& run,
   const int rank = communicator.rank();
   RankTrainer trainer(load_training_graphs(run.folder, job.manifest, job.plan, rank), job.plan,
                       job.manifest, run.folder, communicator,
-                      {workers, run.overlap, run.backend.get()});
+                      {workers, run.overlap, run.fuse, run.backend.get()});
   trainer.load(job.state);
   for (int64_t step = job.first_step; step <= run.steps; ++step) {
     std::vector<Arrays> micro_batches;
@@ -315,6 +316,7 @@ LoopResult run_loop(const TrainingJob& job, const TrainingRun& run,
   }
   check_replicas(trainer, communicator);
   LoopResult result;
+  result.notices = trainer.notices();
   if (wants_parameters) result.parameters = trainer.whole_parameters();
   const transforms::TrainingBytes held = trainer.held_bytes();
   const std::vector<double> all =

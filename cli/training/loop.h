@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <functional>
 #include <optional>
+#include <set>
+#include <string>
 #include <vector>
 
 #include "executor/communicator.h"
@@ -30,6 +32,7 @@ struct TrainingRun {
   LearningRate rate;
   bool resume = false;
   bool overlap = false;                        // collectives of a step run beside its computations
+  bool fuse = false;                           // elementwise operators that feed each other as one
   std::shared_ptr<executor::Backend> backend;  // of the devices that ranks run on; null: the CPU
 };
 
@@ -66,6 +69,7 @@ struct LoopStep {
 struct LoopResult {
   executor::Arrays parameters;                  // whole, where asked for
   std::vector<transforms::TrainingBytes> held;  // by rank, measured
+  std::set<std::string> notices;                // of this rank: what the user should know
 };
 
 // One rank's loop; all ranks call it together. Rank 0 writes the checkpoints. Ranks must hold the

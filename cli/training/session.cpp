@@ -60,10 +60,12 @@ Tensor widened(const Tensor& tensor) {
 
 executor::Program compiled(const std::shared_ptr<const ir::Graph>& graph,
                            const TrainerOptions& options) {
-  const executor::CompileOptions on_cpu{.workers = options.workers, .overlap = options.overlap};
-  if (options.backend == nullptr) return executor::compile(graph, on_cpu);
+  executor::CompileOptions compile_options{
+      .workers = options.workers, .fuse = options.fuse, .overlap = options.overlap};
+  if (options.backend == nullptr) return executor::compile(graph, compile_options);
   const executor::KernelTable kernels = executor::device_kernels(*options.backend);
-  return executor::compile(graph, {.kernels = &kernels, .workers = options.workers});
+  compile_options.kernels = &kernels;
+  return executor::compile(graph, compile_options);
 }
 
 // What `from` gives of the inputs of `to`: "NAME.new" is the next NAME.
@@ -215,6 +217,14 @@ Arrays RankTrainer::whole_state() {
   return arrays;
 }
 
+// Its outputs but for those that are kept.
+Arrays RankTrainer::run(const executor::Program& program, const Arrays& feeds,
+                        const executor::KeptOutputs& keeps) {
+  executor::RankResult result = session_->run(program, feeds, keeps);
+  notices_.insert(result.notices.begin(), result.notices.end());
+  return std::move(result.outputs);
+}
+
 double RankTrainer::number(const Arrays& outputs, const std::string& name) const {
   const auto found = outputs.find(name);
   return found == outputs.end() || found->second.num_elements() != 1
@@ -231,11 +241,11 @@ double RankTrainer::accumulate(const std::vector<Arrays>& micro_batches, double&
   }
   double loss = 0;
   for (const Arrays& data : micro_batches) {
-    const Arrays outputs = session_->run(step_, data, step_keeps_).outputs;
+    const Arrays outputs = run(step_, data, step_keeps_);
     const double share = loss_weight_.empty() ? 1 : number(outputs, loss_weight_);
     if (share != 0) loss += share * number(outputs, loss_);  // of no tokens the loss is NaN
     weight += share;
-    session_->run(*accumulate_, {{transforms::kWeight, float_scalar(share)}}, accumulate_keeps_);
+    run(*accumulate_, {{transforms::kWeight, float_scalar(share)}}, accumulate_keeps_);
     drop_gradients();
   }
   return loss / weight;
@@ -284,7 +294,7 @@ StepReport RankTrainer::step(const std::vector<Arrays>& micro_batches, double ra
       report.gradients = mean_gradients(number(scalars, transforms::kGradientScale));
     }
   } else {
-    Arrays outputs = session_->run(step_, micro_batches.front(), step_keeps_).outputs;
+    Arrays outputs = run(step_, micro_batches.front(), step_keeps_);
     report.loss = number(outputs, loss_);
     if (keep_gradients) {
       report.gradients = std::move(outputs);
@@ -295,7 +305,7 @@ StepReport RankTrainer::step(const std::vector<Arrays>& micro_batches, double ra
   for (const auto& [output, name] : accumulate_ ? accumulate_keeps_ : step_keeps_) {
     gradient_bytes_ += session_->kept_bytes(name);
   }
-  const Arrays results = session_->run(update_, scalars, update_keeps_).outputs;
+  const Arrays results = run(update_, scalars, update_keeps_);
   if (plan_.optimizer.clip_norm > 0) {
     report.gradient_norm = number(results, transforms::kGradientNorm);
   }

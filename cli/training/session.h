@@ -42,6 +42,7 @@ struct StepReport {
 struct TrainerOptions {
   int workers = 1;
   bool overlap = false;                  // collectives of a step beside its computations
+  bool fuse = false;                     // elementwise operators that feed each other as one step
   executor::Backend* backend = nullptr;  // null: the CPU
 };
 
@@ -68,12 +69,16 @@ class RankTrainer {
 
   // What it holds, and of the gradients, which go with the step, what the last one held; bytes.
   transforms::TrainingBytes held_bytes() const;
+  // What the user should know of how it ran.
+  const std::set<std::string>& notices() const { return notices_; }
 
  private:
   using Names = std::set<std::string>;
 
   void keep(const std::string& name, const ir::Tensor& value, Names& among);
   executor::Arrays kept(const Names& names);
+  executor::Arrays run(const executor::Program& program, const executor::Arrays& feeds,
+                       const executor::KeptOutputs& keeps);
   double accumulate(const std::vector<executor::Arrays>& micro_batches, double& weight);
   void drop_gradients();
   executor::Arrays gradients();
@@ -98,6 +103,7 @@ class RankTrainer {
   Names parameters_;  // or, at zero 3, units
   Names states_;      // "<unit>.<state>"
   int64_t gradient_bytes_ = 0;
+  std::set<std::string> notices_;
   std::unique_ptr<executor::Session> session_;  // last: ended before what it uses goes
 };
 

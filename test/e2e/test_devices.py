@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 
+import numpy as np
 import pytest
 from training_graph import GRAPHS
 
@@ -82,20 +83,63 @@ def test_without_a_gpu_every_command_says_so_and_writes_nothing(autosp_onnx, rep
     assert not list(tmp_path.iterdir())
 
 
-def test_fused_steps_on_a_device_give_what_they_give_one_by_one(binary, sharded, tmp_path):
+@pytest.fixture(scope="module")
+def emulated(binary):
+    """Calls the program with the emulated device in CUDA's place; `lacks`: what that is without."""
+
+    def call(*words, lacks=""):
+        environment = {
+            **os.environ,
+            "AUTOSP_CUDA_MODULE": str(binary.parents[1] / "lib/libautosp_emulated.so"),
+            "AUTOSP_EMULATED_LACKS": lacks,
+        }
+        command = [binary, *map(str, words), "--device", "cuda"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        return result
+
+    return call
+
+
+CHAINS_APART = "elementwise operators that could be one kernel are one each"
+
+
+def test_fused_steps_on_a_device_give_what_they_give_one_by_one(emulated, sharded, tmp_path):
     """On the emulated device, which compiles chains with the host's compiler."""
-    environment = {**os.environ, "AUTOSP_CUDA_MODULE": str(binary.parents[1] / "lib/libautosp_emulated.so")}
     losses = []
     for options in ([], ["--fuse"]):
         trace = tmp_path / f"trace{len(options)}.json"
-        command = [binary, "run", sharded, "--feed", GRAPHS / "nano.npz", "--device", "cuda", "--trace", trace, "--json"]
-        result = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stderr
-        assert "one kernel" not in result.stderr  # which a note would say of chains that do not compile
+        command = ["run", sharded, "--feed", GRAPHS / "nano.npz", "--trace", trace, "--json"]
+        result = emulated(*command, *options)
+        assert CHAINS_APART not in result.stderr
         losses.append(json.loads(result.stdout)["ranks"][0]["loss"])
         chains = [event for event in json.loads(trace.read_text())["traceEvents"] if event.get("cat") == "Chain"]
         assert bool(chains) == bool(options)
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_every_command_fuses_where_it_is_asked_to(emulated, sharded, tmp_path):
+    *others, train = commands(sharded, tmp_path)
+    curves = ("validate", GRAPHS / "nano.onnx", sharded, "--steps", 2)
+    for words in (*others, curves, train, (*train, "--transport", "mpi")):
+        for option in ([], ["--fuse"]):
+            result = emulated(*words, *option, lacks="compiler")
+            assert (CHAINS_APART in result.stderr) == bool(option), (words, option)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_training_fused_gives_what_it_gives_one_by_one(autosp_onnx, emulated, sharded, tmp_path, device):
+    parameters = []
+    for options in ([], ["--fuse"]):
+        output = tmp_path / f"trained{len(options)}.npz"
+        words = ["train", sharded, "--data", GRAPHS / "nano.npz", "--steps", 3, "--lr", 0.1, "--output", output, *options]
+        result = emulated(*words) if device == "cuda" else autosp_onnx(*words)
+        assert result.returncode == 0 and CHAINS_APART not in result.stderr
+        parameters.append(np.load(output))
+    assert len(parameters[0].files) > 5
+    for name in parameters[0].files:
+        scale = np.abs(parameters[0][name]).max()
+        np.testing.assert_allclose(parameters[1][name], parameters[0][name], rtol=0, atol=1e-5 * max(scale, 1e-2))
 
 
 def test_devices_that_there_are_not_are_refused(autosp_onnx, sharded):

@@ -1,5 +1,9 @@
 // The emulated device in place of CUDA's: AUTOSP_CUDA_MODULE=.../libautosp_emulated.so, for tests
-// of what runs with --device cuda.
+// of what runs with --device cuda. AUTOSP_EMULATED_LACKS names what it is without: "compiler" (of
+// fused chains), "capture" (of steps).
+#include <cstdlib>
+#include <string_view>
+
 #include "executor/device_module.h"
 #include "support/emulated_device.h"
 
@@ -14,8 +18,14 @@ autosp::executor::DeviceSurvey survey() {
           .reason = ""};
 }
 
+bool has(std::string_view what) {
+  const char* lacks = std::getenv("AUTOSP_EMULATED_LACKS");
+  return lacks == nullptr || std::string_view(lacks).find(what) == std::string_view::npos;
+}
+
 std::unique_ptr<autosp::executor::Backend> open(const autosp::executor::BackendOptions& /*given*/) {
-  return std::make_unique<autosp::test::EmulatedBackend>();
+  return std::make_unique<autosp::test::EmulatedBackend>(
+      autosp::test::EmulatedOptions{.captures = has("capture"), .compiles = has("compiler")});
 }
 
 }  // namespace
