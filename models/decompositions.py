@@ -14,6 +14,7 @@ def decomposition_table() -> dict[object, Callable[..., object]]:
     """PyTorch's core table, plus what the ONNX exporter has no translation for."""
     table = dict(torch._decomp.core_aten_decompositions())
     table[aten.empty_permuted.default] = _empty_permuted
+    table[aten.new_empty_strided.default] = _new_empty_strided
     table[aten.native_layer_norm.default] = _layer_norm_in_float32
     table[aten.convolution_backward.default] = _convolution_backward
     table[aten.native_batch_norm.default] = _batch_norm
@@ -21,6 +22,13 @@ def decomposition_table() -> dict[object, Callable[..., object]]:
     table[aten._native_batch_norm_legit_no_training.default] = _batch_norm_by_buffers
     table[aten.native_batch_norm_backward.default] = _batch_norm_backward
     table[aten.clamp.default] = _clamp
+    for operator in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor):
+        table[operator] = _with_tensors(operator)
+    for drawn, in_place, decomposed in (
+        (aten.exponential.default, aten.exponential_.default, _exponential),
+        (aten.uniform.default, aten.uniform_.default, _uniform),
+    ):
+        table[drawn], table[in_place] = decomposed, _copied_to(decomposed)
     table[aten.unsqueeze.default] = _unsqueeze_complex
     table[aten.linalg_solve_triangular.default] = _solve_triangular
     return table
@@ -48,11 +56,46 @@ def _empty_permuted(size: list[int], physical_layout: list[int], **options: obje
     return torch.empty(size, **kept)
 
 
+def _new_empty_strided(x: torch.Tensor, size: list[int], stride: list[int], **options: object) -> torch.Tensor:
+    """For a gradient through a view that was written to: as `_empty_permuted`."""
+    return x.new_empty(size)
+
+
 def _clamp(x: torch.Tensor, low: float | None = None, high: float | None = None) -> torch.Tensor:
     """Gives both bounds one type: of an integer and a float, the exporter promotes only one, and then fails."""
     if not x.is_floating_point() or low is None or high is None or type(low) is type(high):
         return NotImplemented
     return aten.clamp.default(x, float(low), float(high))
+
+
+def _exponential(x: torch.Tensor, rate: float = 1.0, generator: torch.Generator | None = None) -> torch.Tensor:
+    """From numbers drawn from [0, 1), which is what the exporter draws."""
+    return -torch.log1p(-torch.rand_like(x)) / rate
+
+
+def _uniform(
+    x: torch.Tensor, low: float = 0.0, high: float = 1.0, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    return low + (high - low) * torch.rand_like(x)
+
+
+def _copied_to(decomposed: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The same operator, in place."""
+    return lambda x, *arguments, **options: x.copy_(decomposed(x, *arguments, **options))
+
+
+def _with_tensors(operator: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Makes a tensor of a number in front (`1.0 - mask` of integers), whose type the exporter does not promote."""
+
+    def decomposed(x: torch.Tensor | float, y: torch.Tensor, **options: float) -> torch.Tensor:
+        if isinstance(x, torch.Tensor):
+            return NotImplemented
+        dtype = torch.result_type(x, y)
+        if dtype == y.dtype and operator is not aten.mul.Tensor:
+            return NotImplemented
+        return operator(torch.full((), x, dtype=dtype, device=y.device), y.to(dtype), **options)
+
+    return decomposed
 
 
 def _unsqueeze_complex(x: torch.Tensor, axis: int) -> torch.Tensor:

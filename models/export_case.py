@@ -48,13 +48,25 @@ def export_case(
     A graph that runs at the length of its trace alone is traced again at a prime: chunks that are padded are the
     general case, and those that need no padding a branch of their own (Mamba 2, local attention).
     """
+    signature = _signature(case, symbolic)
     try:
-        return _export_traced(case, signature_of(case, symbolic), symbolic, route, opset, checks)
+        return _export_traced(case, signature, symbolic, route, opset, checks)
     except FailsAtOtherLengths as error:
         try:
             return _export_traced(case, signature_of(case, symbolic, odd=True), symbolic, route, opset, checks)
         except (CannotConvert, RuntimeError):
             raise error from None
+
+
+def _signature(case: TrainingCase, symbolic: list[str]) -> Signature:
+    """The signature, or that the module does not take its own inputs: before it is traced, it runs as it is."""
+    try:
+        return signature_of(case, symbolic)
+    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+        where = _innermost_model_frame(error)
+        raise CannotConvert(
+            f"{case.name}: the module fails in PyTorch, before any export ({where}): {error}"
+        ) from error
 
 
 def _export_traced(

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from typing import Any
 
 import onnx
 import torch
@@ -27,6 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from decompositions import decomposition_table
 from training_case import CannotConvert, TrainingCase
@@ -96,12 +98,13 @@ def trace_training_step(case: TrainingCase, signature: Signature) -> fx.GraphMod
     def step(
         parameter_values: list[torch.Tensor], constant_values: list[torch.Tensor], input_values: list[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        return loss_and_gradients(
-            case,
-            dict(zip(parameters, parameter_values, strict=True)),
-            dict(zip(constants, constant_values, strict=True)),
-            input_values,
-        )
+        with _MaskedAssignments():
+            return loss_and_gradients(
+                case,
+                dict(zip(parameters, parameter_values, strict=True)),
+                dict(zip(constants, constant_values, strict=True)),
+                input_values,
+            )
 
     fake_mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     arguments = (
@@ -172,7 +175,28 @@ class _ForwardOnly(nn.Module):
 
     def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
         parameters = dict(zip(self.names, arguments, strict=False))
-        return torch.func.functional_call(self.module, parameters, arguments[len(self.names) :], tie_weights=True)
+        with _MaskedAssignments():
+            return torch.func.functional_call(self.module, parameters, arguments[len(self.names) :], tie_weights=True)
+
+
+class _MaskedAssignments(TorchFunctionMode):
+    """`x[mask] = value` as a selection where each position gets one value: an index of bools has a length that only
+    the data tell, and so would the gradient of `value`.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not torch.Tensor.__setitem__ or not _one_value_for_all(*args):
+            return function(*args, **(kwargs or {}))
+        x, mask, value = args
+        mask = mask.reshape(*mask.shape, *[1] * (x.dim() - mask.dim()))
+        return x.copy_(torch.where(mask, value, x))
+
+
+def _one_value_for_all(x: torch.Tensor, mask: object, value: object) -> bool:
+    """Whether `x[mask] = value` gives every position that a mask of bools chooses the same."""
+    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
+        return False
+    return not isinstance(value, torch.Tensor) or value.dim() <= x.dim() - mask.dim()
 
 
 def _parameters_without_gradient(case: TrainingCase) -> list[str]:

@@ -1,20 +1,22 @@
-"""Makes dropout comparable: the same uniform draws for PyTorch and for the exported graph.
+"""Makes random steps (dropout, stochastic depth, sampled experts) comparable: the same uniform draws on both sides.
 
-PyTorch keeps an element where a draw is below the keep probability; an exported graph draws with RandomUniformLike, or
-drops with Dropout. Both happen in the order of the forward pass, so PyTorch's draws are recorded and fed to a copy of
-the graph whose random nodes have become inputs.
+PyTorch keeps an element where a draw is below the keep probability; an exported graph draws with RandomUniform or
+RandomUniformLike, or drops with Dropout. Both happen in the order of the forward pass, so PyTorch's draws are recorded
+and fed to a copy of the graph whose random nodes have become inputs.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import onnx
 import torch
 from onnx import helper
 from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
 
 RANDOM_OPERATORS = ("RandomUniformLike", "RandomUniform")
 
@@ -63,22 +65,38 @@ def dropouts_as_inputs(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[st
 
 @contextlib.contextmanager
 def fixed_draws(seed: int) -> Iterator[list[torch.Tensor]]:
-    """Within, dropout draws from a generator of its own; yields the list of draws."""
+    """Within, PyTorch draws from a generator of its own; yields the list of draws."""
     mode = _FixedDraws(seed)
     with mode:
         yield mode.draws
 
 
 class _FixedDraws(TorchDispatchMode):
+    """Takes over the operators that draw: each becomes a function of one uniform draw from [0, 1)."""
+
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.generator = torch.Generator().manual_seed(seed)
         self.draws: list[torch.Tensor] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is torch.ops.aten.bernoulli_.float:
+        kwargs = kwargs or {}
+        if function is aten.bernoulli_.float:
             target, keep_probability = args[0], args[1]
-            draw = torch.rand(target.shape, generator=self.generator)
-            self.draws.append(draw)
-            return target.copy_(draw < keep_probability)
-        return function(*args, **(kwargs or {}))
+            return target.copy_(self._draw(target.shape) < keep_probability)
+        if function is aten.exponential_.default:
+            target, rate = args[0], args[1] if len(args) > 1 else 1.0
+            return target.copy_(-torch.log1p(-self._draw(target.shape)) / rate)
+        if function is aten.uniform_.default:
+            target, low, high = args[0], *args[1:], *(0.0, 1.0)[len(args) - 1 :]
+            return target.copy_(low + (high - low) * self._draw(target.shape))
+        if function is aten.rand.default:
+            return self._draw(args[0]).to(kwargs.get("dtype") or torch.get_default_dtype())
+        if function is aten.rand_like.default:
+            return self._draw(args[0].shape).to(kwargs.get("dtype") or args[0].dtype)
+        return function(*args, **kwargs)
+
+    def _draw(self, shape: Sequence[int]) -> torch.Tensor:
+        draw = torch.rand(shape, generator=self.generator)
+        self.draws.append(draw)
+        return draw

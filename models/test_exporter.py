@@ -208,8 +208,20 @@ def over_positions_case(over: Callable[[torch.Tensor], torch.Tensor], *layers: n
         (lambda x: x, [nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(4, 4, 3, groups=2)]),
         (lambda x: nn.functional.pad(x, (1, -1)), []),
         (lambda x: x.clamp(min=-1, max=0.5), []),
+        (lambda x: x * torch.add(0.3, x > 0, alpha=0.6), []),
+        (lambda x: x * (1.0 - (x > 0).long()), []),
+        (lambda x: torch.mul(0.3, x), []),
     ],
-    ids=["cut back", "dilated", "padded before", "shifted", "bounds of two types"],
+    ids=[
+        "cut back",
+        "dilated",
+        "padded before",
+        "shifted",
+        "bounds of two types",
+        "a number plus a bool",
+        "a number less an integer",
+        "a number times a tensor",
+    ],
 )
 def test_a_sequence_stays_open(over: Callable[[torch.Tensor], torch.Tensor], layers: list[nn.Module]) -> None:
     exported = export_case(over_positions_case(over, *layers), ["seq"])
@@ -228,6 +240,45 @@ def test_batch_norm_has_the_statistics_that_pytorch_takes(training: bool, affine
     case.module.train(training)
     exported = export_case(case, symbolic)
     assert not any(node.op_type == "BatchNormalization" for node in exported.model.graph.node)
+
+
+class MaskedPositions(nn.Module):
+    """A trained vector where a mask says so, zero where another does (masked spans of speech)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.masked = nn.Linear(5, 7), nn.Parameter(torch.ones(7))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = 2 * self.linear(x)
+        y[x[..., 0] > 0.5] = self.masked
+        y.view(-1, 7)[(x[..., 1] > 0.5).reshape(-1)] = 0
+        return torch.cos(y).square().mean()
+
+
+def test_values_assigned_under_a_mask_are_selected() -> None:
+    case = dataclasses.replace(squared_error_case(), name="masked", module=MaskedPositions())
+    operators = {node.op_type for node in export_case(case, ["seq"]).model.graph.node}
+    assert "Where" in operators
+    assert not operators & {"NonZero", "Compress", "ScatterND"}
+
+
+def _exponential(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x).exponential_(0.7)
+
+
+def _uniform(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x).uniform_(0.9, 1.1)
+
+
+@pytest.mark.parametrize(
+    "factor",
+    [torch.rand_like, lambda x: torch.floor(torch.rand((*x.shape[:1], 1, 1)) + 0.6), _exponential, _uniform],
+    ids=["like a tensor", "stochastic depth", "exponential", "uniform"],
+)
+def test_random_draws_are_the_same_on_both_sides(factor: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    exported = export_case(over_positions_case(lambda x: x * factor(x)), ["seq"])
+    assert any(node.op_type.startswith("RandomUniform") for node in exported.model.graph.node)
 
 
 def test_a_length_that_an_operator_fixes_is_refused() -> None:
@@ -258,6 +309,14 @@ def test_a_loss_that_is_no_number_is_refused() -> None:
     case = TrainingCase("vector", nn.Linear(5, 7), lambda sizes, _: {"x": torch.ones(sizes["batch"], 5)}, {"batch": 2})
     with pytest.raises(CannotConvert, match="must return a scalar loss"):
         export_case(case, [])
+
+
+def test_a_module_that_fails_by_itself_is_refused_with_the_place() -> None:
+    fails = over_positions_case(lambda x: x.clamp(min=None, max=None))
+    with pytest.raises(
+        CannotConvert, match=r"fails in PyTorch, before any export \(test_exporter.py line \d+\): .*clamp"
+    ):
+        export_case(fails, ["seq"])
 
 
 def test_a_wrong_gradient_is_named() -> None:
