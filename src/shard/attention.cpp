@@ -40,38 +40,54 @@ const ir::Node* scores_of(const ir::Graph& graph, ValueId value, int depth = 12)
   return nullptr;
 }
 
+// Where positions were made of several dimensions (rows and columns of patches), the largest is
+// home, the major one among equals: values that keep them apart then have one home dimension.
+ClassId largest_of(const FactorAnalysis& analysis, const std::vector<const Factor*>& positions) {
+  const Factor* largest = *std::ranges::max_element(
+      positions, {}, [&](const Factor* factor) { return analysis.atoms().size(factor->atom); });
+  return analysis.class_of(largest->atom);
+}
+
+struct ScorePositions {
+  std::vector<const Factor*> queries, keys;
+};
+
+// What the scores of one attention are over. Factors stand major to minor.
+ScorePositions score_positions(const FactorAnalysis& analysis, NodeId id) {
+  const ir::Node& node = analysis.graph().node(id);
+  const size_t key = is_fused(node) ? key_operand(node) : 1;
+  const auto is_position = [&](const Factor& factor, const auto& at) {
+    return is_fused(node) ? at->dim == 2 : factor.results[0].has_value();
+  };
+  ScorePositions found;
+  for (const Factor& factor : analysis.node(id).factors) {
+    const auto& query_at = factor.operands[0];
+    const auto& key_at = factor.operands[key];
+    if (query_at && !key_at && is_position(factor, query_at)) found.queries.push_back(&factor);
+    if (key_at && !query_at && is_position(factor, key_at)) found.keys.push_back(&factor);
+  }
+  return found;
+}
+
+// The scores that a node normalises, or the node itself where attention is one operator.
+const ir::Node* scores_at(const ir::Graph& graph, const ir::Node& node) {
+  if (is_fused(node)) return &node;
+  return node.is("Softmax") ? scores_of(graph, node.inputs[0]) : nullptr;
+}
+
 void add_softmax_axes(const FactorAnalysis& analysis, ClassSet& home) {
   const ir::Graph& graph = analysis.graph();
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const ir::Node& node = graph.nodes()[n];
-    if (is_fused(node)) {
-      for (const Factor& factor : analysis.node(NodeId(n)).factors) {
-        const auto& key = factor.operands[key_operand(node)];
-        if (key && key->dim == 2) home.insert(analysis.class_of(factor.atom));
-      }
-    }
-    if (!node.is("Softmax") || scores_of(graph, node.inputs[0]) == nullptr) continue;
+    if (scores_at(graph, node) == nullptr) continue;
+    std::vector<const Factor*> keys;
     for (const Factor& factor : analysis.node(NodeId(n)).factors) {
-      if (factor.role == Role::kCoupled) home.insert(analysis.class_of(factor.atom));
+      const auto& at = factor.operands[is_fused(node) ? key_operand(node) : 0];
+      if (at && (is_fused(node) ? at->dim == 2 : factor.role == Role::kCoupled))
+        keys.push_back(&factor);
     }
+    if (!keys.empty()) home.insert(largest_of(analysis, keys));
   }
-}
-
-// What the scores of one attention are over: the positions of queries and keys.
-ClassSet score_positions(const FactorAnalysis& analysis, NodeId id) {
-  const ir::Node& node = analysis.graph().node(id);
-  const size_t key = is_fused(node) ? key_operand(node) : 1;
-  ClassSet found;
-  for (const Factor& factor : analysis.node(id).factors) {
-    const auto& query_at = factor.operands[0];
-    const auto& key_at = factor.operands[key];
-    const auto& at = query_at ? query_at : key_at;
-    const bool is_position = is_fused(node)
-                                 ? at && at->dim == 2
-                                 : query_at.has_value() != key_at.has_value() && factor.results[0];
-    if (is_position) found.insert(analysis.class_of(factor.atom));
-  }
-  return found;
 }
 
 // Of every dimension of weights and embeddings: widths and vocabularies. Learned positions and
@@ -99,21 +115,26 @@ ClassSet weight_classes(const FactorAnalysis& analysis, const Roles& roles) {
 void add_inner_sequences(const FactorAnalysis& analysis, const Roles& roles, ClassSet& home) {
   const ir::Graph& graph = analysis.graph();
   const ClassSet of_weights = weight_classes(analysis, roles);
-  const auto is_of_weight = [&](ClassId c) { return of_weights.contains(c); };
+  const auto is_of_weight = [&](const Factor* factor) {
+    return of_weights.contains(analysis.class_of(factor->atom));
+  };
   ClassSet inner;
   for (size_t n = 0; n < graph.nodes().size(); ++n) {
     const ir::Node& node = graph.nodes()[n];
-    const ir::Node* scores = is_fused(node)       ? &node
-                             : node.is("Softmax") ? scores_of(graph, node.inputs[0])
-                                                  : nullptr;
+    const ir::Node* scores = scores_at(graph, node);
     if (scores == nullptr) continue;
     const NodeId id(static_cast<size_t>(scores - graph.nodes().data()));
     const bool over_sequence = std::ranges::any_of(
         analysis.node(id).factors,
         [&](const Factor& factor) { return home.contains(analysis.class_of(factor.atom)); });
-    const ClassSet positions = score_positions(analysis, id);
-    if (over_sequence || std::ranges::any_of(positions, is_of_weight)) continue;
-    inner.insert(positions.begin(), positions.end());
+    const ScorePositions positions = score_positions(analysis, id);
+    if (over_sequence || std::ranges::any_of(positions.queries, is_of_weight) ||
+        std::ranges::any_of(positions.keys, is_of_weight)) {
+      continue;
+    }
+    for (const auto& side : {positions.queries, positions.keys}) {
+      if (!side.empty()) inner.insert(largest_of(analysis, side));
+    }
   }
   home.merge(inner);
 }

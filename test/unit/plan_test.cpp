@@ -425,6 +425,42 @@ TEST(Home, PositionsThatNoInputHasAreASequenceWhereTheyAttendToEachOther) {
   EXPECT_FALSE(is_sequence(tokens, 2));
 }
 
+// Patches of a picture, rows by columns, are one dimension of attention. Its larger part is the
+// sequence, so that the layers between are split and not gathered; with a decoder's tokens too.
+TEST(Home, OfRowsAndColumnsOfPatchesOneIsTheSequence) {
+  for (const auto& [rows, columns] : std::map<int64_t, int64_t>{{6, 5}, {4, 8}, {5, 5}}) {
+    for (const bool with_tokens : {false, true}) {
+      SCOPED_TRACE(fmt::format("{} x {}, {}", rows, columns, with_tokens));
+      ir::Graph graph;
+      ir::Builder build(graph);
+      const ValueId pixels =
+          graph.add_input("pixels", {ir::DataType::kFloat32, {2, 3, rows, columns}});
+      const ValueId w = graph.add_input("w", {ir::DataType::kFloat32, {3, 4}});
+      const ValueId patches =
+          build.transpose(build.reshape(pixels, {2, 3, rows * columns}), {0, 2, 1});
+      const ValueId x = build.matmul(patches, w);
+      const ValueId scores = build.matmul(x, build.transpose(x, {0, 2, 1}));
+      const ValueId y = build.matmul(build.softmax("Softmax", scores, -1), x);
+      ValueId loss = build.reduce_sum(y, {0, 1, 2}, false);
+      if (with_tokens) {
+        const ValueId ids = graph.add_input("input_ids", {ir::DataType::kInt64, {2, 7}});
+        loss =
+            build.binary("Add", loss, build.reduce_sum(build.gather(w, ids, 0), {0, 1, 2}, false));
+      }
+      graph.add_output("loss", loss);
+      graph.add_output("w.grad", build.identity(w));
+      const shard::Roles roles = shard::detect_roles(graph);
+      const shard::FactorAnalysis analysis(graph, roles.is_parameter);
+      const shard::HomeClasses home = shard::find_home(analysis, roles);
+      const auto is_sequence = [&](size_t axis) {
+        return home.sequence.contains(analysis.class_of(analysis.dims(pixels)[axis].at(0)));
+      };
+      EXPECT_EQ(is_sequence(2), rows >= columns);
+      EXPECT_EQ(is_sequence(3), rows < columns);
+    }
+  }
+}
+
 TEST(Roles, TheBatchComesSecondWhereTheSequenceComesFirst) {
   ir::Graph graph;
   ir::Builder build(graph);
