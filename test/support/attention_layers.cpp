@@ -396,14 +396,24 @@ class Layer {
         return build_.where(seen_, s, number(-kInfinity));
       }
       case LayerMask::kStrided:
+        seen_ = build_.binary("And", causal(), every_third());
+        return build_.where(seen_, s, number(hidden));
       case LayerMask::kStridedBefore: {
-        const ValueId rest = build_.binary("Mod", distances(), build_.scalar(DataType::kInt64, 3));
-        const ValueId met = build_.binary("Equal", rest, build_.scalar(DataType::kInt64, 0));
-        const bool own = options_.mask == LayerMask::kStrided;
         const ValueId before =
             build_.binary("Less", build_.unsqueeze(positions_, {0}), column(positions_));
-        seen_ = build_.binary("And", own ? causal() : before, met);
+        seen_ = build_.binary("And", before, every_third());
         return build_.where(seen_, s, number(hidden));
+      }
+      case LayerMask::kHiddenFloats:
+      case LayerMask::kStridedFloats: {
+        const ValueId valid = over_keys(data("key_mask", options_.dtype));
+        const ValueId bias =
+            build_.binary("Mul", build_.binary("Sub", number(1), valid), number(-1e9));
+        seen_ = causal();
+        if (options_.mask == LayerMask::kStridedFloats) {
+          seen_ = build_.binary("And", seen_, every_third());
+        }
+        return build_.where(seen_, build_.binary("Add", s, bias), number(-1e9));
       }
       case LayerMask::kTimes: {
         const ValueId times = data("position_ids", DataType::kInt64);
@@ -431,6 +441,12 @@ class Layer {
   // i - j of query i and key j.
   ValueId distances() {
     return build_.binary("Sub", column(positions_), build_.unsqueeze(positions_, {0}));
+  }
+
+  // Whether query i and key j are a multiple of three apart.
+  ValueId every_third() {
+    const ValueId rest = build_.binary("Mod", distances(), build_.scalar(DataType::kInt64, 3));
+    return build_.binary("Equal", rest, build_.scalar(DataType::kInt64, 0));
   }
 
   ValueId equal_pairs(const std::string& name) {

@@ -37,6 +37,8 @@ enum class LayerMask {
   kUnion,          // causal: the last three keys and the first two, replacing scores by -inf
   kStrided,        // causal: every third key back from the query's own, as kCausal
   kStridedBefore,  // the same, but for the query's own key
+  kHiddenFloats,   // causal, replacing scores by -1e9, and (1 - run-time floats over keys) times it
+  kStridedFloats,  // kStrided likewise
   kTimes,          // keys of the same run-time segment, run-time positions no later, as kCausal
 };
 

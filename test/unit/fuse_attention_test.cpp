@@ -498,6 +498,12 @@ TEST(FuseAttention, MasksThatAreNoVectorsStayABiasWhereRowsSeeThemselves) {
   expect_refused({.mask = LayerMask::kStridedBefore}, "is no vector");
 }
 
+// Where a bias hides all keys that a row sees, and as much, the graph weighs hidden keys too.
+TEST(FuseAttention, MasksBesideABiasThatHidesAsMuchAreNotReplaced) {
+  expect_refused({.mask = LayerMask::kHiddenFloats}, "with a mask of the same size");
+  expect_refused({.mask = LayerMask::kStridedFloats}, "with a mask of the same size");
+}
+
 // scores - 1e9 * hidden, as in XLNet.
 TEST(FuseAttention, MasksThatAreTakenFromTheScoresAreMasks) {
   expect_fused({.mask = LayerMask::kLeftPadding, .subtracted = true}, "causal, key mask");

@@ -306,19 +306,36 @@ double least_of(const GraphFacts& facts, const Cutout& cutout, const BiasPart& p
   return least;
 }
 
+// Of the finite numbers that masks add to a score, or put in its place, the one nearest zero; minus
+// infinity where there are none.
+double weakest_mask(const RegionPlan& plan) {
+  double weakest = -std::numeric_limits<double>::infinity();
+  const auto consider = [&](double number) {
+    if (number < kMaskingNumber && std::isfinite(number)) weakest = std::max(weakest, number);
+  };
+  for (const TermParts& parts : plan.parts) {
+    if (parts.number && !parts.literals.empty()) consider(*parts.number);
+  }
+  for (const Node& node : plan.cutout.graph.nodes()) {
+    if (!node.is("Where")) continue;
+    for (const size_t branch : {1, 2}) {
+      const auto number = plan.cutout.uniform.find(node.input(branch));
+      if (number != plan.cutout.uniform.end()) consider(number->second);
+    }
+  }
+  return weakest;
+}
+
 // A bias that hides keys is exact where masks hide others by far more, and where nothing rounds.
 void check_hiding_biases(const GraphFacts& facts, const RegionPlan& plan) {
-  double mask = 0;  // the most that masks hide by
-  for (const TermParts& parts : plan.parts) {
-    if (parts.number && !parts.literals.empty()) mask = std::min(mask, *parts.number);
-  }
+  const double mask = weakest_mask(plan);
   for (const BiasPart& part : plan.visibility.biases) {
     if (part.known) continue;
     const double least = least_of(facts, plan.cutout, part);
     if (!(least < kMaskingNumber)) continue;
     const std::string& name = plan.cutout.graph.name_of(part.product[0]);
     constexpr double kFarMore = 1e3;
-    if (std::isfinite(mask) && mask < 0 && least < mask / kFarMore) {
+    if (std::isfinite(mask) && least < mask / kFarMore) {
       refuse("rows without a key mix '{}' with a mask of the same size", name);
     }
     if (element_size(plan.dtype(facts)) == 2) {
