@@ -27,6 +27,16 @@ class CudaEvent final : public DeviceEvent {
 
 cudaEvent_t of(DeviceEvent& event) { return static_cast<CudaEvent&>(event).event; }
 
+class CudaGraph final : public executor::CapturedStep {
+ public:
+  explicit CudaGraph(cudaGraphExec_t executable) : graph(executable) {}
+  ~CudaGraph() override { cudaGraphExecDestroy(graph); }
+  CudaGraph(const CudaGraph&) = delete;
+  CudaGraph& operator=(const CudaGraph&) = delete;
+
+  cudaGraphExec_t graph;
+};
+
 }  // namespace
 
 CudaDevice::CudaDevice(int ordinal, const executor::BackendOptions& options,
@@ -43,7 +53,6 @@ CudaDevice::CudaDevice(int ordinal, const executor::BackendOptions& options,
 }
 
 CudaDevice::~CudaDevice() {
-  CudaDevice::forget();
   attention_.reset();
   matmul_.reset();
   cudaFree(faults_);
@@ -146,9 +155,9 @@ void CudaDevice::fork_and_join(const std::function<void()>& queue) {
   wait(StreamId::kCompute, join);
 }
 
-bool CudaDevice::capture(const std::function<void()>& queue) {
+std::unique_ptr<executor::CapturedStep> CudaDevice::capture(const std::function<void()>& queue) {
   const cudaStream_t compute = stream(StreamId::kCompute);
-  not_kept_.clear();
+  std::string problem;
   check(cudaStreamBeginCapture(compute, cudaStreamCaptureModeThreadLocal), "capturing a step");
   cudaGraph_t graph = nullptr;
   // What a library refuses while it is captured may work when it is not: who queues it then is
@@ -160,35 +169,35 @@ bool CudaDevice::capture(const std::function<void()>& queue) {
     if (graph != nullptr) cudaGraphDestroy(graph);
     throw;
   } catch (const Error& error) {
-    not_kept_ = error.message();
+    problem = error.message();
   } catch (const std::exception& error) {
-    not_kept_ = error.what();
+    problem = error.what();
   }
+  cudaGraphExec_t executable = nullptr;
   cudaError_t status = cudaStreamEndCapture(compute, &graph);
-  forget();
-  if (status == cudaSuccess && not_kept_.empty()) status = cudaGraphInstantiate(&graph_, graph, 0);
-  if (status != cudaSuccess && not_kept_.empty()) not_kept_ = cudaGetErrorString(status);
+  if (status == cudaSuccess && problem.empty()) {
+    status = cudaGraphInstantiate(&executable, graph, 0);
+  }
+  if (status != cudaSuccess && problem.empty()) problem = cudaGetErrorString(status);
   if (graph != nullptr) cudaGraphDestroy(graph);
   cudaGetLastError();
-  return not_kept_.empty();
+  if (problem.empty()) return std::make_unique<CudaGraph>(executable);
+  not_kept_.insert(problem);
+  return nullptr;
+}
+
+void CudaDevice::replay(executor::CapturedStep& step) {
+  check(cudaGraphLaunch(static_cast<CudaGraph&>(step).graph, stream(StreamId::kCompute)),
+        "starting a captured step");
 }
 
 std::vector<std::string> CudaDevice::notices() const {
   std::vector<std::string> notices = chains_.notices();
   if (attention_) std::ranges::copy(attention_->notices(), std::back_inserter(notices));
-  if (!not_kept_.empty()) {
-    notices.push_back("repeated steps are queued anew, not as one CUDA graph: " + not_kept_);
+  for (const std::string& problem : not_kept_) {
+    notices.push_back("repeated steps are queued anew, not as one CUDA graph: " + problem);
   }
   return notices;
-}
-
-void CudaDevice::forget() {
-  if (graph_ != nullptr) cudaGraphExecDestroy(graph_);
-  graph_ = nullptr;
-}
-
-void CudaDevice::replay() {
-  check(cudaGraphLaunch(graph_, stream(StreamId::kCompute)), "starting a captured step");
 }
 
 }  // namespace autosp::cuda

@@ -4,6 +4,8 @@
 #include <cuda_runtime_api.h>
 
 #include <memory>
+#include <set>
+#include <string>
 
 #include "executor/device.h"
 #include "executor/device_module.h"
@@ -45,9 +47,8 @@ class CudaDevice final : public executor::Device {
   void sum_boxes(executor::StreamId id, ir::DataType dtype, std::span<const std::byte* const> terms,
                  const ir::Shape& shape, const executor::Box& box, std::byte* out) override;
   int32_t* faults() override { return faults_; }
-  bool capture(const std::function<void()>& queue) override;
-  void replay() override;
-  void forget() override;
+  std::unique_ptr<executor::CapturedStep> capture(const std::function<void()>& queue) override;
+  void replay(executor::CapturedStep& step) override;
   std::vector<std::string> notices() const override;
 
  private:
@@ -58,8 +59,7 @@ class CudaDevice final : public executor::Device {
   const ChainCompiler& chains_;
   cudaStream_t streams_[2] = {};
   int32_t* faults_ = nullptr;
-  cudaGraphExec_t graph_ = nullptr;
-  std::string not_kept_;  // why a step could not be captured
+  std::set<std::string> not_kept_;  // why steps could not be captured
   std::unique_ptr<Matmul> matmul_;
   std::unique_ptr<AttentionPlans> attention_;
 };

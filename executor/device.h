@@ -31,6 +31,13 @@ class DeviceEvent {
   virtual ~DeviceEvent() = default;
 };
 
+// Queued work that a device has kept, with the addresses that it was queued with. Ends before what
+// it works on: memory, exchanges (NCCL's groups wait for its end), the device.
+class CapturedStep {
+ public:
+  virtual ~CapturedStep() = default;
+};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -74,12 +81,10 @@ class Device {
   virtual int32_t* faults() = 0;
 
   // Keeps what `queue` queues, so that replay() queues it again at once. Nothing of it has run when
-  // this returns. False where that cannot be kept; then nothing was queued.
-  virtual bool capture(const std::function<void()>& queue) = 0;
-  virtual void replay() = 0;
-  // Lets go of it: its addresses end with the run that it is of, and NCCL's groups wait for its
-  // end.
-  virtual void forget() {}
+  // this returns. Null where that cannot be kept; then nothing was queued. Events that it records
+  // and waits for may end before what is kept.
+  virtual std::unique_ptr<CapturedStep> capture(const std::function<void()>& queue) = 0;
+  virtual void replay(CapturedStep& step) = 0;
 
   // What the user should know of how it has run: what it could not do as it is meant to be done.
   virtual std::vector<std::string> notices() const { return {}; }

@@ -46,7 +46,7 @@ struct ModuleEntry {
   // Throws Error where there is no device.
   std::unique_ptr<Backend> (*open)(const BackendOptions&);
 };
-inline constexpr uint32_t kModuleVersion = 1;
+inline constexpr uint32_t kModuleVersion = 2;
 inline constexpr const char* kModuleSymbol = "autosp_device_module";
 
 // The module of CUDA devices, opened once; null where this build has none. Throws Error for one

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <map>
+#include <numeric>
 #include <set>
 
 #include "executor/device_memory.h"
@@ -35,18 +36,6 @@ class DeviceCollectives {
   Communicator* exchange_;
 };
 
-// Lets go of the step that a device has kept.
-class Forgetting {
- public:
-  explicit Forgetting(Device& device) : device_(device) {}
-  ~Forgetting() { device_.forget(); }
-  Forgetting(const Forgetting&) = delete;
-  Forgetting& operator=(const Forgetting&) = delete;
-
- private:
-  Device& device_;
-};
-
 // What the programs of a rank share.
 struct Shared {
   Communicator& communicator;  // of host memory
@@ -57,9 +46,14 @@ struct Shared {
   DeviceValues values;  // that are kept
   Workers workers;
   MappedFiles files;
+  // Programs that have not run yet. Until they have, libraries may still move memory of their own,
+  // which a captured step would go on using.
+  size_t yet_to_run;
 };
 
-// The runs of one program.
+// The runs of one program. The first is queued step by step; later ones are captured once and
+// replayed, where that can be (may_be_captured). Whatever differs from run to run lies in the
+// memory before the run begins: feeds, and what programs have left for each other.
 class DeviceRun {
  public:
   // `kept`: inputs that are.
@@ -92,14 +86,12 @@ class DeviceRun {
   RankResult run(const Arrays& feeds, const KeptOutputs& keeps) {
     set_inputs(feeds);
     const DeviceCollectives collectives(exchange_, device_);
-    const Forgetting forgetting(device_);
-    captured_ = false;
     on_host_.clear();
     result_ = {};
     result_.rank = shared_.communicator.rank();
     result_.planned = program_.memory();
     std::vector<double> seconds;
-    for (int k = 0; k < options_.repeat; ++k) seconds.push_back(run_step(k));
+    for (int k = 0; k < options_.repeat; ++k) seconds.push_back(run_step());
     std::ranges::nth_element(seconds, seconds.begin() + (options_.repeat - 1) / 2);
     result_.seconds = seconds[static_cast<size_t>(options_.repeat - 1) / 2];
     result_.arena_touched = program_.memory().arena;
@@ -166,20 +158,22 @@ class DeviceRun {
   }
 
   // Seconds.
-  double run_step(int number) {
+  double run_step() {
     result_.collectives.clear();
-    if (!captured_) timed_.clear();  // what is replayed is what was captured
+    if (captured_ == nullptr) timed_.clear();  // what is replayed is what was captured
     if (options_.events != nullptr) options_.events->clear();
     const auto begin = Clock::now();
     step_begin_ = begin;
     if (origin_) device_.record(StreamId::kCompute, *origin_);
-    if (number == 1 && may_be_captured()) capture_step();
-    if (captured_) {
-      device_.replay();
+    if (has_run_ && shared_.yet_to_run == 0 && !has_tried_to_capture_) capture_step();
+    if (captured_ != nullptr) {
+      device_.replay(*captured_);
     } else {
       queue_step();
     }
     device_.synchronize();
+    if (!has_run_) --shared_.yet_to_run;
+    has_run_ = true;
     const double seconds = seconds_since(begin);
     check_faults();
     tell_times();
@@ -187,8 +181,26 @@ class DeviceRun {
   }
 
   void capture_step() {
+    has_tried_to_capture_ = true;
+    if (!all_ranks(may_be_captured())) return;
     captured_ = device_.capture([&] { queue_step(); });
-    if (!captured_) timed_.clear();  // it is queued once more
+    if (!all_ranks(captured_ != nullptr)) captured_ = nullptr;
+    if (captured_ == nullptr) timed_.clear();  // it is queued once more
+  }
+
+  // Whether it is so on all ranks between which NCCL exchanges: a collective is captured by all of
+  // its ranks or by none ("Using NCCL with CUDA Graphs" in NCCL's user guide).
+  bool all_ranks(bool own) {
+    Communicator& host = shared_.communicator;
+    if (exchange_ == nullptr || exchange_ == &host) return own;
+    const auto size = static_cast<size_t>(host.size());
+    std::vector<int> group(size);
+    std::iota(group.begin(), group.end(), 0);
+    const auto mine = static_cast<uint8_t>(own);
+    std::vector<uint8_t> all(size);
+    host.all_gather({"whether all can capture the step", "AllGather", group, ir::DataType::kUInt8},
+                    {&mine, {1}}, {all.data(), {host.size()}}, 0, std::vector<int64_t>(size, 1));
+    return std::ranges::find(all, 0) == all.end();
   }
 
   void check_faults() {
@@ -453,7 +465,9 @@ class DeviceRun {
   std::unique_ptr<DeviceEvent> last_exchange_;
   std::unique_ptr<DeviceEvent> origin_;  // of the step's time line
   Clock::time_point step_begin_;
-  bool captured_ = false;
+  bool has_run_ = false;
+  bool has_tried_to_capture_ = false;
+  std::unique_ptr<CapturedStep> captured_;
   std::vector<Timed> timed_;
   std::set<std::string> on_host_;             // operators
   std::vector<reference::Operand> operands_;  // of the step that runs
@@ -472,7 +486,8 @@ class DeviceSession final : public Session {
                 .memory = DeviceMemory(options.device->device(), largest_arena(programs)),
                 .values = DeviceValues(shared_.device, shared_.memory),
                 .workers = Workers(programs.front().program->workers()),
-                .files = MappedFiles(options.data_folder)} {
+                .files = MappedFiles(options.data_folder),
+                .yet_to_run = programs.size()} {
     for (const auto& [program, kept] : programs) {
       runs_.try_emplace(program, *program, kept, shared_);
     }

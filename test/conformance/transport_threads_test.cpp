@@ -183,8 +183,8 @@ class StubDevice final : public Device {
     behaviour_.sum();
   }
   int32_t* faults() override { return nullptr; }
-  bool capture(const std::function<void()>&) override { return false; }
-  void replay() override {}
+  std::unique_ptr<CapturedStep> capture(const std::function<void()>&) override { return nullptr; }
+  void replay(CapturedStep&) override {}
 
  private:
   Behaviour behaviour_;

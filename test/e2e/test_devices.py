@@ -142,6 +142,33 @@ def test_training_fused_gives_what_it_gives_one_by_one(autosp_onnx, emulated, sh
         np.testing.assert_allclose(parameters[1][name], parameters[0][name], rtol=0, atol=1e-5 * max(scale, 1e-2))
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_captured_training_steps_give_the_bits_of_queued_ones(autosp_onnx, emulated, tmp_path, ranks):
+    """A new batch, draw, learning rate and count in every step; two micro-batches are three programs."""
+    model = GRAPHS / "dropout" / "gpt2.onnx"
+    data, out = tmp_path / "batches.npz", tmp_path / "out"
+    rng = np.random.default_rng(5)
+    with np.load(model.with_suffix(".npz")) as feed:
+        batches = dict(feed)
+    for name in ("input_ids", "labels"):
+        batches[name] = np.stack([rng.permuted(batches[name], axis=1) for _ in range(8)])
+    np.savez(data, **batches)
+    _, batch, sequence = batches["input_ids"].shape
+    words = ["shard", model, "--dim", f"seq={sequence}", "--dim", f"batch={batch}", "--sp", ranks]
+    result = autosp_onnx(*words, "--optimizer", "adamw", "--accumulate", 2, "-o", out)
+    assert result.returncode == 0, result.stderr
+    train = ["train", out, "--data", data, "--steps", 4, "--lr", 0.01, "--warmup", 2, "--decay", "linear"]
+    trained = []
+    for lacks in ("", "capture"):
+        output = tmp_path / f"trained{lacks}.npz"
+        result = emulated(*train, "--output", output, lacks=lacks)
+        assert ("a step cannot be kept" in result.stderr) == bool(lacks)  # only a device that is asked to says so
+        assert "on the host" not in result.stderr
+        trained.append(np.load(output))
+    for name in trained[0].files:
+        assert np.array_equal(trained[0][name], trained[1][name]), name
+
+
 def test_devices_that_there_are_not_are_refused(autosp_onnx, sharded):
     result = autosp_onnx("run", sharded, "--feed", GRAPHS / "nano.npz", "--device", "tpu")
     assert result.returncode == 2

@@ -14,6 +14,7 @@
 #include "cuda/kernels/matmul_problem.h"
 #include "cuda/kernels/rows.h"
 #include "executor/absorb_epilogues.h"
+#include "executor/transport/checked.h"
 #include "support/emulated_chains.h"
 
 namespace autosp::test {
@@ -77,9 +78,11 @@ World& world() {
   return the_world;
 }
 
+using Work = std::vector<std::function<void()>>;
+
 // Work in order, from `begin` on not yet done.
 struct Stream {
-  std::vector<std::function<void()>> work;
+  Work work;
   size_t begin = 0;
 
   void run_until(size_t end) {
@@ -91,15 +94,32 @@ struct Stream {
   }
 };
 
-struct EmulatedEvent final : DeviceEvent {
+// Where an event was recorded last. A captured step keeps it when the event itself goes.
+struct Mark {
   std::shared_ptr<Stream> stream;  // null: not recorded yet
   size_t position = 0;
-  std::shared_ptr<double> seconds = std::make_shared<double>(0);
+  double seconds = 0;
 };
+
+struct EmulatedEvent final : DeviceEvent {
+  std::shared_ptr<Mark> mark = std::make_shared<Mark>();
+};
+
+const std::shared_ptr<Mark>& mark_of(DeviceEvent& event) {
+  return static_cast<EmulatedEvent&>(event).mark;
+}
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
+
+struct EmulatedStep final : executor::CapturedStep {
+  explicit EmulatedStep(EmulatedCounts& all) : counts(all) { ++counts.kept; }
+  ~EmulatedStep() override { --counts.kept; }
+
+  EmulatedCounts& counts;
+  Work calls;
+};
 
 class EmulatedDevice final : public Device {
  public:
@@ -146,6 +166,7 @@ class EmulatedDevice final : public Device {
     push(stream, [to, bytes] { std::memset(to, 0, static_cast<size_t>(bytes)); });
   }
   void upload(StreamId stream, std::byte* to, const void* from, int64_t bytes) override {
+    AUTOSP_CHECK(capturing_ == nullptr, "an upload is captured: it would bring the same each time");
     ++counts_.uploads;
     const auto* begin = static_cast<const std::byte*>(from);
     push(stream, [to, copy = std::vector<std::byte>(begin, begin + bytes)] {
@@ -153,7 +174,7 @@ class EmulatedDevice final : public Device {
     });
   }
   void download(StreamId stream, void* to, const std::byte* from, int64_t bytes) override {
-    AUTOSP_CHECK(!capturing_, "a download is captured");
+    AUTOSP_CHECK(capturing_ == nullptr, "a download is captured");
     ++counts_.downloads;
     run_all(stream);
     const std::lock_guard lock(world().mutex);
@@ -162,32 +183,13 @@ class EmulatedDevice final : public Device {
   }
 
   std::unique_ptr<DeviceEvent> make_event() override { return std::make_unique<EmulatedEvent>(); }
-  void record(StreamId stream, DeviceEvent& event) override {
-    if (capturing_) {
-      captured_.emplace_back([this, stream, &event] { record(stream, event); });
-      return;
-    }
-    const std::lock_guard lock(world().mutex);
-    auto& own = static_cast<EmulatedEvent&>(event);
-    push(stream, [seconds = own.seconds] { *seconds = now(); });
-    own.stream = stream_at(stream);
-    own.position = own.stream->work.size();
-  }
-  void wait(StreamId stream, DeviceEvent& event) override {
-    if (capturing_) {
-      captured_.emplace_back([this, stream, &event] { wait(stream, event); });
-      return;
-    }
-    const std::lock_guard lock(world().mutex);
-    const auto& other = static_cast<EmulatedEvent&>(event);
-    AUTOSP_CHECK(other.stream != nullptr, "an event is waited for that was never recorded");
-    push(stream, [from = other.stream, position = other.position] { from->run_until(position); });
-  }
+  void record(StreamId stream, DeviceEvent& event) override { record(stream, mark_of(event)); }
+  void wait(StreamId stream, DeviceEvent& event) override { wait(stream, mark_of(event)); }
   double seconds_between(DeviceEvent& from, DeviceEvent& to) override {
-    return *static_cast<EmulatedEvent&>(to).seconds - *static_cast<EmulatedEvent&>(from).seconds;
+    return mark_of(to)->seconds - mark_of(from)->seconds;
   }
   void synchronize() override {
-    AUTOSP_CHECK(!capturing_, "the host waits while work is captured");
+    AUTOSP_CHECK(capturing_ == nullptr, "the host waits while work is captured");
     run_all(StreamId::kCompute);
     run_all(StreamId::kExchange);
   }
@@ -206,37 +208,35 @@ class EmulatedDevice final : public Device {
 
   int32_t* faults() override { return reinterpret_cast<int32_t*>(faults_); }
 
-  bool capture(const std::function<void()>& queue) override {
-    captured_.clear();
-    capturing_ = true;
+  std::unique_ptr<executor::CapturedStep> capture(const std::function<void()>& queue) override {
+    if (!options_.captures) {
+      has_refused_ = true;
+      return nullptr;
+    }
+    auto step = std::make_unique<EmulatedStep>(counts_);
+    capturing_ = &step->calls;
     try {
       queue();
     } catch (...) {
-      capturing_ = false;
+      capturing_ = nullptr;
       throw;
     }
-    capturing_ = false;
-    if (!options_.captures) captured_.clear();
-    if (options_.captures) ++counts_.kept;
-    return options_.captures;
+    capturing_ = nullptr;
+    return step;
   }
-  void forget() override {
-    if (!captured_.empty()) --counts_.kept;
-    captured_.clear();
+  void replay(executor::CapturedStep& step) override {
+    ++counts_.replays;
+    for (const auto& call : static_cast<EmulatedStep&>(step).calls) call();
   }
   std::vector<std::string> notices() const override {
     std::vector<std::string> notices = chains_.notices();
-    if (!options_.captures) notices.emplace_back("a step cannot be kept");
+    if (has_refused_) notices.emplace_back("a step cannot be kept");
     return notices;
-  }
-  void replay() override {
-    ++counts_.replays;
-    for (const auto& call : captured_) call();
   }
 
   void push(StreamId stream, std::function<void()> work) {
-    if (capturing_) {
-      captured_.emplace_back([this, stream, work] { push(stream, work); });
+    if (capturing_ != nullptr) {
+      capturing_->emplace_back([this, stream, work] { push(stream, work); });
       return;
     }
     const std::lock_guard lock(world().mutex);
@@ -248,6 +248,25 @@ class EmulatedDevice final : public Device {
  private:
   static constexpr int64_t kPage = 4096;
 
+  void record(StreamId stream, const std::shared_ptr<Mark>& mark) {
+    if (capturing_ != nullptr) {
+      capturing_->emplace_back([this, stream, mark] { record(stream, mark); });
+      return;
+    }
+    const std::lock_guard lock(world().mutex);
+    push(stream, [mark] { mark->seconds = now(); });
+    mark->stream = stream_at(stream);
+    mark->position = mark->stream->work.size();
+  }
+  void wait(StreamId stream, const std::shared_ptr<Mark>& mark) {
+    if (capturing_ != nullptr) {
+      capturing_->emplace_back([this, stream, mark] { wait(stream, mark); });
+      return;
+    }
+    const std::lock_guard lock(world().mutex);
+    AUTOSP_CHECK(mark->stream != nullptr, "an event is waited for that was never recorded");
+    push(stream, [from = mark->stream, position = mark->position] { from->run_until(position); });
+  }
   std::shared_ptr<Stream>& stream_at(StreamId stream) {
     return streams_[static_cast<size_t>(stream)];
   }
@@ -276,8 +295,33 @@ class EmulatedDevice final : public Device {
   std::byte* faults_;
   std::map<std::byte*, int64_t> allocated_;
   std::shared_ptr<Stream> streams_[2] = {std::make_shared<Stream>(), std::make_shared<Stream>()};
-  bool capturing_ = false;
-  std::vector<std::function<void()>> captured_;
+  Work* capturing_ = nullptr;  // where what is queued goes instead
+  bool has_refused_ = false;
+};
+
+// Between ranks that have nothing to exchange.
+class NothingToExchange final : public executor::CheckedCommunicator {
+ public:
+  explicit NothingToExchange(executor::Communicator& host) : host_(host) {}
+  int rank() const override { return host_.rank(); }
+  int size() const override { return host_.size(); }
+  bool use(Device* /*device*/) override { return true; }
+
+ private:
+  [[noreturn]] static void fail() { throw Error("nothing was to be exchanged"); }
+  void exchange(const executor::Collective&, const executor::ConstBuffer&, const executor::Buffer&,
+                const std::vector<executor::Box>&, const std::vector<executor::Box>&) override {
+    fail();
+  }
+  void reduce_boxes(const executor::Collective&, const executor::ConstBuffer&,
+                    const executor::Buffer&, const std::vector<executor::Box>&) override {
+    fail();
+  }
+  void reduce_all(const executor::Collective&, const std::byte*, std::byte*, int64_t) override {
+    fail();
+  }
+
+  executor::Communicator& host_;
 };
 
 // As where cuBLASLt refuses an epilogue: a product, then a kernel for the rest.
@@ -316,8 +360,9 @@ std::unique_ptr<Device> EmulatedBackend::open(int rank) {
 }
 
 std::unique_ptr<executor::Communicator> EmulatedBackend::connect(Device& /*device*/,
-                                                                 executor::Communicator& /*host*/,
+                                                                 executor::Communicator& host,
                                                                  std::string& notice) {
+  if (options_.joins) return std::make_unique<NothingToExchange>(host);
   notice = "emulated devices do not reach other processes";
   return nullptr;
 }

@@ -27,6 +27,7 @@ struct EmulatedOptions {
   bool captures = true;
   bool compiles = true;            // fused chains
   bool refuses_epilogues = false;  // products are finished by a kernel of their own
+  bool joins = false;  // there is something like NCCL between processes, which carries nothing
 };
 
 struct EmulatedCounts {

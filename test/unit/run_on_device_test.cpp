@@ -238,6 +238,25 @@ TEST(RunOnDevice, CollectivesGoThroughTheHostWhereDevicesDoNotMeet) {
   }
 }
 
+// NCCL wants a collective captured by all ranks or by none: here only rank 0 has work on the host.
+TEST(RunOnDevice, RanksThatNcclJoinsCaptureTogetherOrNotAtAll) {
+  for (const bool differs : {false, true}) {
+    EmulatedBackend backend({.missing = {"Exp"}, .joins = true});
+    const KernelTable kernels = device_kernels(backend);
+    run_world(2, 60, [&](int rank, Communicator& communicator) {
+      auto graph = std::make_shared<ir::Graph>();
+      ir::Builder build(*graph);
+      const ValueId x = graph->add_input("x", floats({4, 3}));
+      graph->add_output("y", build.unary(differs && rank == 0 ? "Exp" : "Sin", x));
+      HostOnly host(communicator);
+      RankDevice device(backend, host);
+      const Program program = compile(graph, {.kernels = &kernels});
+      execute(program, test::random_feeds(*graph), host, {.repeat = 3, .device = &device});
+    });
+    EXPECT_EQ(backend.counts().replays, differs ? 0 : 4);
+  }
+}
+
 // A rank whose device fails within a collective ends the others, which have met it there.
 TEST(RunOnDevice, ARankWhoseDeviceFailsEndsTheOthers) {
   const auto backend =

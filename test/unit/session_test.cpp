@@ -2,12 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <optional>
 
 #include "executor/rank_device.h"
 #include "executor/run.h"
 #include "executor/world.h"
 #include "ir/builder.h"
+#include "ir/operator_traits.h"
 #include "support/emulated_device.h"
 #include "support/run_graph.h"
 
@@ -164,8 +166,144 @@ TEST_P(DeviceSessions, BringWhatIsFedToTheDeviceAndNothingElse) {
   EXPECT_EQ(backend_.counts().live_bytes, 0);
 }
 
+// The second run of a program is captured, once all programs have run, and replayed from then on.
+TEST_P(DeviceSessions, KeepEveryProgramUntilTheyEnd) {
+  const Arrays feeds = test::random_feeds(*step_graph());
+  with_session([&](Session& session, const Program& step, const Program& update) {
+    session.keep("w", feeds.at("w"));
+    const Tensor rate = Tensor::scalar(ir::DataType::kFloat32, 0.5);
+    session.run(step, {{"x", feeds.at("x")}}, kStepKeeps);
+    session.run(step, {{"x", feeds.at("x")}}, kStepKeeps);
+    EXPECT_EQ(backend_.counts().kept, 0) << "the update has not run yet";
+    session.run(update, {{"rate", rate}}, kUpdateKeeps);
+    for (int k = 1; k <= 3; ++k) {
+      session.run(step, {{"x", feeds.at("x")}}, kStepKeeps);
+      session.run(update, {{"rate", rate}}, kUpdateKeeps);
+      EXPECT_EQ(backend_.counts().kept, 2);
+      EXPECT_EQ(backend_.counts().replays, 2 * k);
+    }
+  });
+  EXPECT_EQ(backend_.counts().kept, 0);
+}
+
 INSTANTIATE_TEST_SUITE_P(Places, DeviceSessions, testing::Values(true),
                          [](const auto&) { return "Device"; });
+
+// --- Steps that are replayed see what is fed anew: the batch, the number that random draws take
+// the step from, learning rate and count of an optimizer.
+
+constexpr int kSteps = 4;
+
+// loss = sum(tanh((x * draws) @ w)), and something like its gradient.
+std::shared_ptr<ir::Graph> drawing_graph() {
+  auto graph = std::make_shared<ir::Graph>();
+  ir::Builder build(*graph);
+  const ValueId x = graph->add_input("x", floats({5, 7}));
+  const ValueId w = graph->add_input("w", floats({7, 3}));
+  const ValueId number = graph->add_input("number", {ir::DataType::kInt64, {}});
+  const NodeId draw = graph->add_node("RandomUniform", {number}, {floats({5, 7})},
+                                      {{"shape", std::vector<int64_t>{5, 7}}, {"seed", int64_t{3}}},
+                                      std::string(ir::kAutospDomain));
+  const ValueId dropped = build.binary("Mul", x, graph->node(draw).outputs[0]);
+  const ValueId y = build.unary("Tanh", build.matmul(dropped, w));
+  graph->add_output("loss", build.reduce_sum(y, {0, 1}, false));
+  graph->add_output("w.grad", build.matmul(build.transpose(dropped, {1, 0}), y));
+  return graph;
+}
+
+std::shared_ptr<ir::Graph> adam_graph() {
+  auto graph = std::make_shared<ir::Graph>();
+  std::vector<ValueId> inputs = {graph->add_input("rate", floats({})),
+                                 graph->add_input("count", {ir::DataType::kInt64, {}})};
+  for (const char* name : {"w", "w.grad", "mean", "square"}) {
+    inputs.push_back(graph->add_input(name, floats({7, 3})));
+  }
+  const ir::Type type = floats({7, 3});
+  const NodeId adam =
+      graph->add_node("Adam", inputs, {type, type, type}, {}, std::string(ir::kTrainingDomain));
+  for (size_t k = 0; const char* name : {"w.new", "mean.new", "square.new"}) {
+    graph->add_output(name, graph->node(adam).outputs[k++]);
+  }
+  return graph;
+}
+
+Tensor integer(int64_t value) {
+  return Tensor::scalar(ir::DataType::kInt64, static_cast<double>(value));
+}
+
+// What is fed in step `k`, from 0.
+struct Fed {
+  double rate;
+  int64_t count;
+  int64_t number;
+  unsigned batch;
+};
+using Feeding = std::function<Fed(int k)>;
+
+Fed ordinary(int k) { return {0.1 / (k + 1), k + 1, 10 + k, static_cast<unsigned>(k)}; }
+
+// Losses, and parameters after each step, by step.
+std::vector<Arrays> train(test::EmulatedBackend& backend, const Feeding& feeding) {
+  const KernelTable kernels = device_kernels(backend);
+  const Program step = compile(drawing_graph(), {.kernels = &kernels});
+  const Program update = compile(adam_graph(), {.kernels = &kernels});
+  std::vector<Arrays> results;
+  run_world(1, 60, [&](int, Communicator& communicator) {
+    RankDevice device(backend, communicator);
+    const auto session = make_session({&step, &update}, communicator, {.device = &device});
+    const Arrays initial = test::random_feeds(*adam_graph());
+    session->keep("w", initial.at("w"));
+    for (const char* state : {"mean", "square"}) session->keep(state, Tensor(floats({7, 3})));
+    for (int k = 0; k < kSteps; ++k) {
+      const Fed fed = feeding(k);
+      const Tensor x = test::random_feeds(*step_graph(), {.seed = fed.batch + 1}).at("x");
+      Arrays result =
+          session->run(step, {{"x", x}, {"number", integer(fed.number)}}, kStepKeeps).outputs;
+      session->run(update,
+                   {{"rate", Tensor::scalar(ir::DataType::kFloat32, fed.rate)},
+                    {"count", integer(fed.count)}},
+                   {{"w.new", "w"}, {"mean.new", "mean"}, {"square.new", "square"}});
+      for (const char* name : {"w", "mean", "square"}) result[name] = session->kept(name);
+      results.push_back(std::move(result));
+    }
+  });
+  return results;
+}
+
+TEST(ReplayedSteps, GiveTheBitsOfStepsThatAreQueuedAnew) {
+  test::EmulatedBackend replaying;
+  test::EmulatedBackend queueing({.captures = false});
+  const std::vector<Arrays> replayed = train(replaying, ordinary);
+  const std::vector<Arrays> queued = train(queueing, ordinary);
+  EXPECT_EQ(replaying.counts().replays, 2 * (kSteps - 1));
+  EXPECT_EQ(queueing.counts().replays, 0);
+  for (size_t k = 0; k < kSteps; ++k) {
+    for (const auto& [name, tensor] : queued[k]) {
+      EXPECT_TRUE(replayed[k].at(name).identical(tensor)) << name << " of step " << k;
+    }
+  }
+}
+
+// Each of them, where it changes in the last step alone, changes that step.
+TEST(ReplayedSteps, SeeEveryNumberThatIsFed) {
+  test::EmulatedBackend backend;
+  const std::vector<Arrays> usual = train(backend, ordinary);
+  const std::pair<const char*, void (*)(Fed&)> changes[] = {
+      {"loss", [](Fed& fed) { fed.batch += 100; }},
+      {"loss", [](Fed& fed) { fed.number += 100; }},
+      {"w", [](Fed& fed) { fed.rate *= 2; }},
+      {"w", [](Fed& fed) { fed.count += 100; }}};
+  for (const auto& [name, change] : changes) {
+    const auto feeding = [change = change](int k) {
+      Fed fed = ordinary(k);
+      if (k == kSteps - 1) change(fed);
+      return fed;
+    };
+    const std::vector<Arrays> changed = train(backend, feeding);
+    EXPECT_TRUE(changed[kSteps - 2].at(name).identical(usual[kSteps - 2].at(name))) << name;
+    EXPECT_FALSE(changed[kSteps - 1].at(name).identical(usual[kSteps - 1].at(name))) << name;
+  }
+}
 
 }  // namespace
 }  // namespace autosp::executor
