@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import shutil
+import statistics
 import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ GRAPHS = ROOT / "models/graphs"
 SEQUENCE = 40
 RANKS = (1, 2, 4, 8)
 BLOCKS = {"block_local_attention": 4, "chunked_cross_entropy": 4}  # graphs of so few blocks, whole ones per rank
+TRAINED = ("--optimizer", "adamw")
 POLICIES = ("none", "mincut", "sac", "full")
 
 
@@ -110,6 +112,8 @@ class Parts:
             for ranks in (1, 4):
                 row = rows[f"{name} over {ranks}"] = {d: self.step_of(name, ranks, d) for d in ("cpu", "cuda")}
                 row["fused"] = self.step_of(name, ranks, "cuda", "--fuse")
+                out = self.shard(GRAPHS / f"{name}.onnx", ranks, [f"seq={SEQUENCE}"], *TRAINED)
+                row["trained"] = self.trained(f"{name} over {ranks}", out, GRAPHS / f"{name}.npz")
 
     def step_of(self, name: str, ranks: int, device: str, *options: str) -> float | None:
         out = self.shard(GRAPHS / f"{name}.onnx", ranks, [f"seq={SEQUENCE}"])
@@ -117,6 +121,14 @@ class Parts:
         what = " ".join([f"time {name} over {ranks} on {device}", *options])
         report = parsed(self.check.run(what, [*command, "--repeat", 20, "--json"]))
         return report and report["ranks"][0]["seconds"]
+
+    # Seconds of a step with its update, once its programs are replayed: the median, as of `run`.
+    def trained(self, what: str, out: pathlib.Path | None, feed: pathlib.Path, limit: float = 120) -> float | None:
+        if out is None:
+            return self.check.note(f"train {what}", "not run", 0)
+        command = [self.binary, "train", out, "--data", feed, "--device", "cuda", "--steps", 10, "--json"]
+        report = parsed(self.check.run(f"train {what}", command, limit))
+        return report and statistics.median(step["seconds"] for step in report["steps"][2:])
 
     def bench(self, *words: Any, limit: float = 120) -> Any:
         command = [self.built / "bin/bench_device", "cuda", *words]
@@ -186,6 +198,9 @@ class Parts:
                 feed = self.feed(model, sequence)
                 row = rows[f"{graph} at {sequence}"] = {"ours": self.ours(graph, feed, sequence)}
                 row["fused"] = self.ours(graph, feed, sequence, fuse=True)
+                if graph == MODELS[0] and feed and row["ours"]:
+                    out = self.shard(self.built / "graphs" / f"{graph}.onnx", 1, [f"seq={sequence}"], *TRAINED)
+                    row["trained"] = {"seconds": self.trained(f"{graph} at {sequence}", out, feed)}
                 for how in ("eager", "compiled"):
                     row[how] = feed and self.peer("step", model, sequence, feed, how, limit=200)
 

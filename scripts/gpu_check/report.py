@@ -40,8 +40,9 @@ def step_lines(results: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, row in results.get("step", {}).items():
         cells = [number(of(row, kind, key)) for key in ("seconds", "loss") for kind in STEPS]
+        cells.append(number(of(row, "trained", "seconds")))
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    head = ["step", *(f"{kind} {what}" for what in ("s", "loss") for kind in STEPS)]
+    head = ["step", *(f"{kind} {what}" for what in ("s", "loss") for kind in STEPS), "with adamw s"]
     return table(head, lines) if lines else []
 
 
@@ -78,10 +79,10 @@ def exchange_lines(results: Mapping[str, Any]) -> list[str]:
 
 def small_lines(results: Mapping[str, Any]) -> list[str]:
     rows = [
-        f"| {name} | {' | '.join(number(row.get(kind)) for kind in ('cpu', 'cuda', 'fused'))} |"
+        f"| {name} | {' | '.join(number(row.get(kind)) for kind in ('cpu', 'cuda', 'fused', 'trained'))} |"
         for name, row in results.get("small steps", {}).items()
     ]
-    return table(["committed graph, 40 tokens", "cpu s", "cuda s", "fused s"], rows) if rows else []
+    return table(["committed graph, 40 tokens", "cpu s", "cuda s", "fused s", "cuda with adamw s"], rows) if rows else []
 
 
 def report_lines(data: Mapping[str, Any]) -> list[str]:
