@@ -78,7 +78,7 @@ def pytorch_step(
     try:
         with fixed_draws(seed=7) as drawn:
             values = loss_and_gradients(case, signature.parameters, signature.constants, list(inputs.values()))
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         if not sizes:
             raise
         at = ", ".join(f"{name}={size}" for name, size in sizes.items())

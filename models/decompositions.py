@@ -255,14 +255,32 @@ def _convolution_backward(
             for i in range(spatial)
         ]
         unreached = [x.shape[2 + i] - reached[i] for i in range(spatial)]
-        grad_input = aten.convolution.default(
-            gradient, weight, None, stride, padding, dilation, True, unreached, groups
-        )
+        grad_input = _transposed_convolution(gradient, weight, stride, padding, dilation, unreached, groups)
     if output_mask[1]:
         grad_weight = _convolution_weight_gradient(gradient, x, weight, stride, padding, dilation, groups)
     if output_mask[2]:
         grad_bias = gradient.sum(_all_but_channels(x))
     return grad_input, grad_weight, grad_bias
+
+
+def _transposed_convolution(
+    gradient: torch.Tensor,
+    weight: torch.Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    extra: list[int],
+    groups: int,
+) -> torch.Tensor:
+    """With `extra` elements at each axis' end, which ONNX takes as numbers alone: where a length is open, so that the
+    remainder of a stride is too, without padding, and then cut or filled up.
+    """
+    if all(isinstance(size, int) for size in extra):
+        return aten.convolution.default(gradient, weight, None, stride, padding, dilation, True, extra, groups)
+    none = [0] * len(stride)
+    whole = aten.convolution.default(gradient, weight, None, stride, none, dilation, True, none, groups)
+    ends = [size for i in reversed(range(len(stride))) for size in (-padding[i], extra[i] - padding[i])]
+    return aten.constant_pad_nd.default(whole, ends, 0.0)
 
 
 def _convolution_weight_gradient(

@@ -21,6 +21,7 @@ from training_case import CannotConvert, FailsAtOtherLengths, TrainingCase
 JOINT, ONNX_AD = "torch-joint-graph", "onnx-ad"
 ROUTES = (JOINT, ONNX_AD)
 SUMMARY = "## Exception summary"
+TRACING_FILES = ("before_autograd.py", "export_case.py", "joint_graph.py", "training_case.py")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,5 +135,9 @@ def _require_open(model: onnx.ModelProto, signature: Signature, case: TrainingCa
 
 def _innermost_model_frame(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "/torch/" not in frame.filename]
+    own = [
+        frame
+        for frame in frames
+        if "/torch/" not in frame.filename and pathlib.Path(frame.filename).name not in TRACING_FILES
+    ]
     return f"{pathlib.Path(own[-1].filename).name} line {own[-1].lineno}"

@@ -395,13 +395,14 @@ def _case(
 
 def _never_skip_layers(model: nn.Module) -> None:
     """Takes the coin out of layer drop: even at probability zero, Hugging Face branches on a random tensor."""
-    for module in model.modules():
-        probability = getattr(module, "layerdrop", None)
-        if probability is None:
+    holders = {id(holder): holder for module in model.modules() for holder in (module, getattr(module, "config", None))}
+    for holder in holders.values():
+        probability = getattr(holder, "layerdrop", None)
+        if probability is None or isinstance(probability, _NeverReached):
             continue
         if probability > 0:
             raise CannotConvert(f"layer drop of {probability}: a graph cannot skip layers at random; set it to 0")
-        module.layerdrop = _NeverReached()
+        object.__setattr__(holder, "layerdrop", _NeverReached())  # configurations check the types of their fields
 
 
 class _NeverReached:

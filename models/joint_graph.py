@@ -15,9 +15,10 @@ Three choices matter (each was a wrong or empty graph first):
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
-from typing import Any
+from collections.abc import Iterator
 
 import onnx
 import torch
@@ -25,11 +26,12 @@ from torch import fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
+from before_autograd import BeforeAutograd
 from decompositions import decomposition_table
 from training_case import CannotConvert, TrainingCase
 
@@ -98,7 +100,7 @@ def trace_training_step(case: TrainingCase, signature: Signature) -> fx.GraphMod
     def step(
         parameter_values: list[torch.Tensor], constant_values: list[torch.Tensor], input_values: list[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        with _MaskedAssignments():
+        with BeforeAutograd():
             return loss_and_gradients(
                 case,
                 dict(zip(parameters, parameter_values, strict=True)),
@@ -113,11 +115,22 @@ def trace_training_step(case: TrainingCase, signature: Signature) -> fx.GraphMod
         [_fake(fake_mode, name, value, signature.symbolic_axes.get(name, {})) for name, value in inputs.items()],
     )
     # Without the dispatcher, PyTorch's kernels in C++ ask for lengths as numbers: a pad would fix the sequence.
-    with fake_mode, enable_python_dispatcher():
+    with fake_mode, enable_python_dispatcher(), _distributions_unchecked():
         traced = make_fx(step, decomposition_table=decomposition_table(), tracing_mode="real")(*arguments)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced
+
+
+@contextlib.contextmanager
+def _distributions_unchecked() -> Iterator[None]:
+    """Within, distributions do not look whether their parameters are valid: a trace has no values."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def _to_onnx(
@@ -175,28 +188,8 @@ class _ForwardOnly(nn.Module):
 
     def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
         parameters = dict(zip(self.names, arguments, strict=False))
-        with _MaskedAssignments():
+        with BeforeAutograd():
             return torch.func.functional_call(self.module, parameters, arguments[len(self.names) :], tie_weights=True)
-
-
-class _MaskedAssignments(TorchFunctionMode):
-    """`x[mask] = value` as a selection where each position gets one value: an index of bools has a length that only
-    the data tell, and so would the gradient of `value`.
-    """
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is not torch.Tensor.__setitem__ or not _one_value_for_all(*args):
-            return function(*args, **(kwargs or {}))
-        x, mask, value = args
-        mask = mask.reshape(*mask.shape, *[1] * (x.dim() - mask.dim()))
-        return x.copy_(torch.where(mask, value, x))
-
-
-def _one_value_for_all(x: torch.Tensor, mask: object, value: object) -> bool:
-    """Whether `x[mask] = value` gives every position that a mask of bools chooses the same."""
-    if not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool:
-        return False
-    return not isinstance(value, torch.Tensor) or value.dim() <= x.dim() - mask.dim()
 
 
 def _parameters_without_gradient(case: TrainingCase) -> list[str]:

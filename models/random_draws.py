@@ -90,7 +90,7 @@ class _FixedDraws(TorchDispatchMode):
         if function is aten.uniform_.default:
             target, low, high = args[0], *args[1:], *(0.0, 1.0)[len(args) - 1 :]
             return target.copy_(low + (high - low) * self._draw(target.shape))
-        if function is aten.rand.default:
+        if function is aten.rand.default and args[0]:  # without dimensions: a coin of layer drop, which no graph has
             return self._draw(args[0]).to(kwargs.get("dtype") or torch.get_default_dtype())
         if function is aten.rand_like.default:
             return self._draw(args[0].shape).to(kwargs.get("dtype") or args[0].dtype)

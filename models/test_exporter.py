@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import types
 from collections.abc import Callable
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import nn
 import decompositions
 import graph_files
 from export_case import _reason, export_case
-from families import FAMILIES, Dimensions, _NeverReached
+from families import FAMILIES, Dimensions, _never_skip_layers, _NeverReached
 from gradient_check import GradientMismatch, OnnxRuntimeGraph, compare_outputs, require_match
 from onnx_ad_route import choose_parameters, differentiate
 from training_case import CannotConvert, TrainingCase, jitter_parameters
@@ -206,6 +207,7 @@ def over_positions_case(over: Callable[[torch.Tensor], torch.Tensor], *layers: n
         (lambda x: x[..., :-3], [nn.Conv1d(4, 4, 4, groups=4, padding=3)]),
         (lambda x: x, [nn.Conv1d(4, 6, 5, padding=4, dilation=2)]),
         (lambda x: x, [nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(4, 4, 3, groups=2)]),
+        (lambda x: x, [nn.Conv1d(4, 4, 3, stride=2, padding=1), nn.Conv1d(4, 6, 5, stride=3)]),
         (lambda x: nn.functional.pad(x, (1, -1)), []),
         (lambda x: x.clamp(min=-1, max=0.5), []),
         (lambda x: x * torch.add(0.3, x > 0, alpha=0.6), []),
@@ -216,6 +218,7 @@ def over_positions_case(over: Callable[[torch.Tensor], torch.Tensor], *layers: n
         "cut back",
         "dilated",
         "padded before",
+        "strided",
         "shifted",
         "bounds of two types",
         "a number plus a bool",
@@ -261,6 +264,33 @@ def test_values_assigned_under_a_mask_are_selected() -> None:
     operators = {node.op_type for node in export_case(case, ["seq"]).model.graph.node}
     assert "Where" in operators
     assert not operators & {"NonZero", "Compress", "ScatterND"}
+
+
+@pytest.mark.parametrize(
+    ("over", "layers"),
+    [
+        (lambda x: nn.functional.avg_pool1d(x, 3, 2), []),
+        (lambda x: nn.functional.avg_pool1d(x, 4, ceil_mode=True), []),
+        (lambda x: nn.functional.avg_pool2d(x[:, None], 3, 1, 1, count_include_pad=False), []),
+        (lambda x: nn.functional.avg_pool2d(x[:, None], (2, 1), ceil_mode=True), []),
+        (lambda x: nn.functional.adaptive_avg_pool1d(x.transpose(1, 2).contiguous().transpose(1, 2), 1), []),
+        (lambda x: nn.functional.adaptive_avg_pool2d(x[:, None], (1, 1)), []),
+        (lambda x: x, [nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 6, 3), dim=2)]),
+    ],
+    ids=["1d", "ceiling", "padded", "2d ceiling", "to one", "to one in 2d", "weight norm"],
+)
+def test_what_is_replaced_before_autograd(
+    over: Callable[[torch.Tensor], torch.Tensor], layers: list[nn.Module]
+) -> None:
+    export_case(over_positions_case(over, *layers), ["seq"])
+
+
+def test_distributions_are_traced_without_their_checks() -> None:
+    def likelihood(x: torch.Tensor) -> torch.Tensor:
+        return torch.distributions.Normal(x, x.square() + 1).log_prob(x.flip(1))
+
+    export_case(over_positions_case(likelihood), ["seq"])
+    assert torch.distributions.Distribution._validate_args
 
 
 def _exponential(x: torch.Tensor) -> torch.Tensor:
@@ -373,6 +403,30 @@ def test_onnx_ad_names_the_outputs_there_are() -> None:
 
 def test_no_random_number_is_below_the_layer_drop_threshold() -> None:
     assert not torch.rand([]) < _NeverReached()
+
+
+class SkippedAtRandom(nn.Module):
+    """Layer drop by a field of the configuration, as in speech encoders; Bart has an attribute of its own."""
+
+    def __init__(self, layerdrop: float) -> None:
+        super().__init__()
+        self.config = types.SimpleNamespace(layerdrop=layerdrop)
+        self.linear = nn.Linear(5, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        return y.square().mean() if torch.rand([]) < self.config.layerdrop else y.cos().mean()
+
+
+def test_layer_drop_of_a_configuration_is_never_reached() -> None:
+    module = SkippedAtRandom(0.0)
+    _never_skip_layers(module)
+    export_case(dataclasses.replace(squared_error_case(), name="never_skipped", module=module), ["seq"])
+
+
+def test_layer_drop_is_refused() -> None:
+    with pytest.raises(CannotConvert, match=r"layer drop of 0\.1"):
+        _never_skip_layers(SkippedAtRandom(0.1))
 
 
 @pytest.mark.parametrize("row", FAMILIES, ids=lambda row: row.name)
