@@ -356,6 +356,7 @@ class Detector {
       const ir::Value& value = graph_.value(input);
       if (!is_data_input(input) || ir::is_floating(value.type.dtype) || value.type.rank() != 2)
         continue;
+      if (value.type.shape[1] == 1) continue;  // a number per sample
       roles_.sequence.push_back({input, 1});
       because("sequence: axis 1 of '{}', an integer matrix", value.name);
     }

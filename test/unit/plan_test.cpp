@@ -379,6 +379,19 @@ TEST(Roles, BroadcastMasksAndNumbersPerSampleAreNoSequence) {
             (std::vector<shard::DimTag>{{ids, 1}, {targets, 1}}));
 }
 
+TEST(Roles, AnIntegerPerSampleIsNoSequence) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const ValueId steps = graph.add_input("steps", {ir::DataType::kInt64, {2, 8}});
+  const ValueId frequency = graph.add_input("frequency", {ir::DataType::kInt64, {2, 1}});
+  const ValueId w = graph.add_input("w", {ir::DataType::kFloat32, {16}});
+  const ValueId taken =
+      build.binary("Add", build.gather(w, steps, 0), build.gather(w, frequency, 0));
+  graph.add_output("loss", build.reduce_sum(taken, {0, 1}, false));
+  graph.add_output("w.grad", build.identity(w));
+  EXPECT_EQ(shard::detect_roles(graph).sequence, (std::vector<shard::DimTag>{{steps, 1}}));
+}
+
 // Positions that a strided convolution makes of audio frames, and latents, beside a decoder's
 // tokens. Attention over channels does not make those a sequence.
 TEST(Home, PositionsThatNoInputHasAreASequenceWhereTheyAttendToEachOther) {
