@@ -248,7 +248,7 @@ class Parts:
             self.check.note("compute-sanitizer", "not run", 0, ["note: it is not installed"])
             return
         operators = "cuda_Softmax:*cuda_LayerNorm*:*cuda_ReduceSum:*cuda_Gather:*cuda_Transpose:*cuda_autosp*Attention*"
-        operators += ":*DeviceChains*/cuda"
+        operators += ":*DeviceChains*/cuda:*DeviceOptimizers*/cuda"
         for tool in ("memcheck", "racecheck"):
             command = [found, "--tool", tool, "--error-exitcode", 9, self.built / "bin/test_conformance"]
             self.check.run(tool, [*command, "--gtest_brief=1", f"--gtest_filter=*{operators}"], 240)
