@@ -169,6 +169,7 @@ class StubDevice final : public Device {
   std::byte* allocate(int64_t) override { return nullptr; }
   void release(std::byte*) override {}
   Memory memory() const override { return {}; }
+  void clear(StreamId, std::byte*, int64_t) override {}
   void upload(StreamId, std::byte*, const void*, int64_t) override {}
   void download(StreamId, void*, const std::byte*, int64_t) override {}
   std::unique_ptr<DeviceEvent> make_event() override { return std::make_unique<Event>(gone_); }

@@ -175,10 +175,10 @@ TEST_P(DeviceSessions, KeepEveryProgramUntilTheyEnd) {
     session.run(step, {{"x", feeds.at("x")}}, kStepKeeps);
     session.run(step, {{"x", feeds.at("x")}}, kStepKeeps);
     EXPECT_EQ(backend_.counts().kept, 0) << "the update has not run yet";
-    session.run(update, {{"rate", rate}}, kUpdateKeeps);
+    session.run(update, {{"x", rate}}, kUpdateKeeps);
     for (int k = 1; k <= 3; ++k) {
       session.run(step, {{"x", feeds.at("x")}}, kStepKeeps);
-      session.run(update, {{"rate", rate}}, kUpdateKeeps);
+      session.run(update, {{"x", rate}}, kUpdateKeeps);
       EXPECT_EQ(backend_.counts().kept, 2);
       EXPECT_EQ(backend_.counts().replays, 2 * k);
     }
@@ -250,7 +250,9 @@ std::vector<Arrays> train(test::EmulatedBackend& backend, const Feeding& feeding
   std::vector<Arrays> results;
   run_world(1, 60, [&](int, Communicator& communicator) {
     RankDevice device(backend, communicator);
-    const auto session = make_session({&step, &update}, communicator, {.device = &device});
+    const auto session =
+        make_session({{&step, {"w"}}, {&update, {"w", "w.grad", "mean", "square"}}}, communicator,
+                     {.device = &device});
     const Arrays initial = test::random_feeds(*adam_graph());
     session->keep("w", initial.at("w"));
     for (const char* state : {"mean", "square"}) session->keep(state, Tensor(floats({7, 3})));
