@@ -18,6 +18,11 @@ from training_case import CannotConvert, FailsAtOtherLengths, TrainingCase
 
 Arrays = dict[str, np.ndarray]
 
+EQUAL_SCORES = (
+    "the model chooses the largest of some scores (TopK): of equal ones (sums of ReLUs, say) ONNX takes the first, "
+    "PyTorch any; --no-check exports without the comparison"
+)
+
 
 def check_graph(
     model: onnx.ModelProto, signature: Signature, case: TrainingCase, symbolic: list[str]
@@ -39,22 +44,26 @@ def check_graph(
         model, case, signature, precision = float32_twin(model), wide_case, wide_signature, "rounded constants"
     graph, draws = draws_as_inputs(model)
     run = OnnxRuntimeGraph(graph)
+    chooses = any(node.op_type == "TopK" for node in model.graph.node)
     for setting, sizes in _sizes_to_check(case, symbolic).items():
-        expected, feeds = pytorch_step(case, signature, draws, sizes)
-        got, where = _graph_step(case, run, feeds, sizes), f"{case.name} {setting}"
-        comparison = compare_outputs(where, got, expected, precision)
-        if comparison.failures:
-            exact = _step_in_float64(case, signature, sizes)
-            drawn_alike = None if draws else exact  # draws differ from type to type
-            comparison = compare_outputs(where, got, expected, precision, drawn_alike, _zero_gradients(exact))
-        results.append(require_match(comparison))
+        for seed in (5, 6) if chooses else (5,):  # scores of a choice may be a rounding apart, by chance
+            expected, feeds = pytorch_step(case, signature, draws, sizes, seed)
+            got, where = _graph_step(case, run, feeds, sizes), f"{case.name} {setting}"
+            comparison = compare_outputs(where, got, expected, precision)
+            if comparison.failures:
+                exact = _step_in_float64(case, signature, sizes, seed)
+                drawn_alike = None if draws else exact  # draws differ from type to type
+                comparison = compare_outputs(where, got, expected, precision, drawn_alike, _zero_gradients(exact))
+            if not comparison.failures:
+                break
+        results.append(require_match(comparison, EQUAL_SCORES if chooses else ""))
     return results
 
 
-def _step_in_float64(case: TrainingCase, signature: Signature, sizes: dict[str, int]) -> Arrays | None:
+def _step_in_float64(case: TrainingCase, signature: Signature, sizes: dict[str, int], seed: int) -> Arrays | None:
     """What tells a wrong gradient from PyTorch's own rounding in float32, such as of decays summed over a chunk."""
     exact_case, exact_signature = _in_type(case, signature, torch.float64)
-    inputs = _to_type(case.inputs(seed=5, **sizes), torch.float64)
+    inputs = _to_type(case.inputs(seed=seed, **sizes), torch.float64)
     try:
         values = loss_and_gradients(
             exact_case, exact_signature.parameters, exact_signature.constants, list(inputs.values())
@@ -71,10 +80,10 @@ def _zero_gradients(exact: Arrays | None) -> frozenset[str]:
 
 
 def pytorch_step(
-    case: TrainingCase, signature: Signature, draws: list[str], sizes: dict[str, int]
+    case: TrainingCase, signature: Signature, draws: list[str], sizes: dict[str, int], seed: int = 5
 ) -> tuple[Arrays, Arrays]:
     """What PyTorch computes at these sizes, and the feeds with which the graph has to compute it too."""
-    inputs = case.inputs(seed=5, **sizes)
+    inputs = case.inputs(seed=seed, **sizes)
     try:
         with fixed_draws(seed=7) as drawn:
             values = loss_and_gradients(case, signature.parameters, signature.constants, list(inputs.values()))

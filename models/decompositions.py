@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
 import torch
@@ -24,6 +25,8 @@ def decomposition_table() -> dict[object, Callable[..., object]]:
     table[aten.clamp.default] = _clamp
     for operator in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor):
         table[operator] = _with_tensors(operator)
+    table[aten.lgamma.default] = _log_gamma
+    table[aten.digamma.default] = _digamma
     for drawn, in_place, decomposed in (
         (aten.exponential.default, aten.exponential_.default, _exponential),
         (aten.uniform.default, aten.uniform_.default, _uniform),
@@ -66,6 +69,33 @@ def _clamp(x: torch.Tensor, low: float | None = None, high: float | None = None)
     if not x.is_floating_point() or low is None or high is None or type(low) is type(high):
         return NotImplemented
     return aten.clamp.default(x, float(low), float(high))
+
+
+STEPS = 7
+"""How far arguments of gamma functions are moved up, to where three terms of Stirling's series do in float32."""
+
+
+def _log_gamma(x: torch.Tensor) -> torch.Tensor:
+    """Of positive numbers (degrees of freedom), by Stirling's series at z = x + 7 (Abramowitz and Stegun 6.1.41):
+
+    log G(x) = (z - 1/2) log z - z + log(2 pi) / 2 + 1 / 12z - 1 / 360z^3 + 1 / 1260z^5 - sum_k log(x + k),  k < 7
+    """
+    z = x + STEPS
+    inverse = 1 / z
+    square = inverse * inverse
+    series = inverse * (1 / 12 - square * (1 / 360 - square / 1260))
+    above = (z - 0.5) * torch.log(z) - z + 0.5 * math.log(2 * math.pi) + series
+    product = math.prod((x + k for k in range(1, STEPS)), start=x)
+    return above - torch.log(product)
+
+
+def _digamma(x: torch.Tensor) -> torch.Tensor:
+    """Its derivative (6.3.18): log z - 1 / 2z - 1 / 12z^2 + 1 / 120z^4 - 1 / 252z^6 - sum_k 1 / (x + k)."""
+    z = x + STEPS
+    inverse = 1 / z
+    square = inverse * inverse
+    above = torch.log(z) - inverse / 2 - square * (1 / 12 - square * (1 / 120 - square / 252))
+    return above - sum(1 / (x + k) for k in range(STEPS))
 
 
 def _exponential(x: torch.Tensor, rate: float = 1.0, generator: torch.Generator | None = None) -> torch.Tensor:

@@ -85,7 +85,11 @@ def _export_traced(
         raise CannotConvert(f"{case.name}: {_reason(error)}{_way_out(error, symbolic)}") from error
     _require_open(model, signature, case)
     graph_files.strip_export_notes(model)
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = " ".join(str(error).split())[:240]
+        raise CannotConvert(f"{case.name}: the exporter wrote a graph that ONNX's checker refuses: {reason}") from error
     graph_files.set_metadata(model, {"autosp.loss": "loss", "autosp.route": route, "autosp.model": case.name})
     comparisons = check_graph(model, signature, case, symbolic) if checks else []
     return ExportedGraph(case, route, model, signature, comparisons)

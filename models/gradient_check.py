@@ -59,10 +59,10 @@ class Comparison:
 class GradientMismatch(Exception):
     """An exported graph that does not compute what PyTorch computes."""
 
-    def __init__(self, comparison: Comparison) -> None:
+    def __init__(self, comparison: Comparison, note: str = "") -> None:
         lines = [f"{comparison.setting}: {len(comparison.failures)} of {len(comparison.errors)} outputs differ"]
         lines += [f"  {e.name}: absolute {e.absolute:.2e}, relative {e.relative:.2e}" for e in comparison.failures[:12]]
-        super().__init__("\n".join(lines))
+        super().__init__("\n".join([*lines, f"note: {note}"] if note else lines))
 
 
 def compare_outputs(
@@ -101,10 +101,10 @@ def compare_outputs(
     return Comparison(setting, errors)
 
 
-def require_match(comparison: Comparison) -> Comparison:
-    """The comparison itself, or an error that lists what differs."""
+def require_match(comparison: Comparison, note: str = "") -> Comparison:
+    """The comparison itself, or an error that lists what differs, with a note on what else may be the cause."""
     if comparison.failures:
-        raise GradientMismatch(comparison)
+        raise GradientMismatch(comparison, note)
     return comparison
 
 

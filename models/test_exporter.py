@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 import types
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from torch import nn
 
 import decompositions
 import graph_files
+from check_graph import check_graph
 from export_case import _reason, export_case
 from families import FAMILIES, Dimensions, _never_skip_layers, _NeverReached
 from gradient_check import GradientMismatch, OnnxRuntimeGraph, compare_outputs, require_match
@@ -72,6 +74,14 @@ def test_convolution_backward_is_pytorchs(
     expected = torch.ops.aten.convolution_backward(*arguments)
     for got, reference in zip(decompositions._convolution_backward(*arguments), expected, strict=True):
         torch.testing.assert_close(got, reference)
+
+
+@pytest.mark.parametrize("function", ["lgamma", "digamma"])
+def test_gamma_functions_are_pytorchs(function: str) -> None:
+    x = torch.logspace(-3, 4, 500)
+    got = {"lgamma": decompositions._log_gamma, "digamma": decompositions._digamma}[function](x)
+    exact = getattr(torch, function)(x.double())
+    torch.testing.assert_close(got.double(), exact, rtol=1e-6, atol=3e-6)
 
 
 @pytest.mark.parametrize("upper", [False, True])
@@ -287,7 +297,7 @@ def test_what_is_replaced_before_autograd(
 
 def test_distributions_are_traced_without_their_checks() -> None:
     def likelihood(x: torch.Tensor) -> torch.Tensor:
-        return torch.distributions.Normal(x, x.square() + 1).log_prob(x.flip(1))
+        return torch.distributions.StudentT(x.square() + 2, x, x.square() + 1).log_prob(x.flip(1))
 
     export_case(over_positions_case(likelihood), ["seq"])
     assert torch.distributions.Distribution._validate_args
@@ -335,6 +345,15 @@ def test_the_reason_is_the_first_sentence(text: str, reason: str) -> None:
     assert _reason(RuntimeError(text)) == reason
 
 
+def test_a_graph_that_the_checker_refuses_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise onnx.shape_inference.InferenceError("differ in rank: (0) vs (2)")
+
+    monkeypatch.setattr(onnx.checker, "check_model", refuse)
+    with pytest.raises(CannotConvert, match=r"checker refuses: differ in rank"):
+        export_case(squared_error_case(), [])
+
+
 def test_a_loss_that_is_no_number_is_refused() -> None:
     case = TrainingCase("vector", nn.Linear(5, 7), lambda sizes, _: {"x": torch.ones(sizes["batch"], 5)}, {"batch": 2})
     with pytest.raises(CannotConvert, match="must return a scalar loss"):
@@ -354,6 +373,25 @@ def test_a_wrong_gradient_is_named() -> None:
     got = expected | {"w.grad": np.array([1, 1, 1.001], np.float32)}
     with pytest.raises(GradientMismatch, match=r"w\.grad: absolute 1\.00e-03"):
         require_match(compare_outputs("test", got, expected))
+
+
+def chooses_largest(indices: Callable[[torch.Tensor], torch.Tensor]) -> TrainingCase:
+    return over_positions_case(lambda x: x.gather(-1, indices(x.detach())))
+
+
+def test_a_choice_among_equal_scores_is_named() -> None:
+    case = chooses_largest(lambda x: (0 * x).topk(2).indices)
+    exported = export_case(case, [], checks=False)
+    last_of_equal = chooses_largest(lambda x: torch.full_like(x[..., :2], 11, dtype=torch.int64))
+    with pytest.raises(GradientMismatch, match=r"of equal ones .* ONNX takes the first"):
+        check_graph(exported.model, exported.signature, last_of_equal, [])
+
+
+def test_a_choice_that_differs_by_chance_is_checked_again() -> None:
+    exported = export_case(chooses_largest(lambda x: x.topk(2).indices), [], checks=False)
+    by_chance = itertools.chain([0], itertools.repeat(1))
+    once_wrong = chooses_largest(lambda x: x.topk(2).indices * next(by_chance))
+    assert len(check_graph(exported.model, exported.signature, once_wrong, [])) == 1
 
 
 def test_noise_in_a_zero_gradient_is_no_error() -> None:
