@@ -109,6 +109,20 @@ ClassSet weight_classes(const FactorAnalysis& analysis, const Roles& roles) {
   return found;
 }
 
+// What a dimension of some value has beside a class of `home`: the rest of a sequence that the
+// model divides into blocks.
+ClassSet parts_beside(const FactorAnalysis& analysis, const ClassSet& home) {
+  const auto is_home = [&](AtomId atom) { return home.contains(analysis.class_of(atom)); };
+  ClassSet parts;
+  for (size_t v = 0; v < analysis.graph().values().size(); ++v) {
+    for (const AtomList& atoms : analysis.dims(ValueId(v))) {
+      if (std::ranges::none_of(atoms, is_home)) continue;
+      for (AtomId atom : atoms) parts.insert(analysis.class_of(atom));
+    }
+  }
+  return parts;
+}
+
 // Attention among positions that no input has, such as those a convolution makes of audio frames.
 // A vocabulary is none. What sums over the sequence scores something else, and what has it beside
 // its positions attends inside blocks of it.
@@ -136,6 +150,7 @@ void add_inner_sequences(const FactorAnalysis& analysis, const Roles& roles, Cla
       if (!side.empty()) inner.insert(largest_of(analysis, side));
     }
   }
+  for (const ClassId part : parts_beside(analysis, home)) inner.erase(part);
   home.merge(inner);
 }
 

@@ -474,6 +474,28 @@ TEST(Home, OfRowsAndColumnsOfPatchesOneIsTheSequence) {
   }
 }
 
+// Attention inside one block that was sliced off, where nothing else of the sequence is left
+// (CANINE).
+TEST(Home, TheInsideOfABlockIsNoSequenceBesideTheBlocks) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const ValueId ids = graph.add_input("input_ids", {ir::DataType::kInt64, {2, 12}});
+  const ValueId w = graph.add_input("w", {ir::DataType::kFloat32, {9, 6}});
+  const ValueId blocks = build.reshape(build.gather(w, ids, 0), {2, 4, 3, 6});
+  const ValueId x = build.reshape(build.slice(blocks, 1, 0, 1), {2, 3, 6});
+  const ValueId scores = build.matmul(x, build.transpose(build.unary("Tanh", x), {0, 2, 1}));
+  const ValueId y = build.matmul(build.softmax("Softmax", scores, -1), x);
+  graph.add_output("loss", build.reduce_sum(y, {0, 1, 2}, false));
+  graph.add_output("w.grad", build.identity(w));
+  const shard::Roles roles = shard::detect_roles(graph);
+  const shard::FactorAnalysis analysis(graph, roles.is_parameter);
+  const shard::HomeClasses home = shard::find_home(analysis, roles);
+  const shard::AtomList& positions = analysis.dims(ids)[1];
+  ASSERT_EQ(positions.size(), 2);
+  EXPECT_TRUE(home.sequence.contains(analysis.class_of(positions[0])));
+  EXPECT_FALSE(home.sequence.contains(analysis.class_of(positions[1])));
+}
+
 TEST(Roles, TheBatchComesSecondWhereTheSequenceComesFirst) {
   ir::Graph graph;
   ir::Builder build(graph);
