@@ -3,6 +3,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 
 #include "base/error.h"
 #include "command.h"
@@ -268,20 +269,23 @@ int run_rank(executor::MpiSession& session, const Arguments& arguments) {
   name_gradients(manifest, own.outputs, session.communicator(arguments.timeout));
   if (session.rank() == 0) write_results(arguments, own.outputs);
   Json message{{"report", rank_report(arguments, own, result.resident_peak, manifest)},
+               {"notices", own.notices},
                {"events", Json::array()}};
   for (const executor::TraceEvent& event : result.events)
     message["events"].push_back(to_json(event));
   const auto messages = session.gather(json_text(message, -1));
   if (session.rank() != 0) return 0;
   Json ranks = Json::array();
+  std::set<std::string> notices;
   std::vector<executor::TraceEvent> events;
   for (const std::string& text : messages) {
     const Json parsed = Json::parse(text);
     ranks.push_back(parsed["report"]);
+    notices.insert(parsed["notices"].begin(), parsed["notices"].end());
     for (const Json& event : parsed["events"]) events.push_back(to_event(event));
   }
   write_events(arguments, events);
-  print_notices(result.ranks);
+  print_notices(notices);
   print_report(ranks, arguments, "mpi");
   return 0;
 }

@@ -96,11 +96,11 @@ CudaDevice::Memory CudaDevice::memory() const {
   return {static_cast<int64_t>(free), static_cast<int64_t>(total)};
 }
 
-// Where a GPU reads pageable memory itself, its bytes are taken when the copy runs, not before.
 void CudaDevice::clear(StreamId id, std::byte* to, int64_t bytes) {
   check(cudaMemsetAsync(to, 0, static_cast<size_t>(bytes), stream(id)), "clearing memory");
 }
 
+// Where a GPU reads pageable memory itself, its bytes are taken when the copy runs, not before.
 void CudaDevice::upload(StreamId id, std::byte* to, const void* from, int64_t bytes) {
   check(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice, stream(id)),
         "copying to the device");

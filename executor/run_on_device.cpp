@@ -184,7 +184,11 @@ class DeviceRun {
     has_tried_to_capture_ = true;
     if (!all_ranks(may_be_captured())) return;
     captured_ = device_.capture([&] { queue_step(); });
-    if (!all_ranks(captured_ != nullptr)) captured_ = nullptr;
+    if (!all_ranks(captured_ != nullptr) && captured_ != nullptr) {
+      captured_ = nullptr;
+      result_.notices.emplace_back(
+          "repeated steps are queued anew, not as one graph: another rank could not capture them");
+    }
     if (captured_ == nullptr) timed_.clear();  // it is queued once more
   }
 

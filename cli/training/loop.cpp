@@ -5,6 +5,7 @@
 #include <numeric>
 #include <set>
 #include <span>
+#include <sstream>
 
 #include "base/error.h"
 #include "batch_stamp.h"
@@ -210,17 +211,46 @@ void check_replicas(RankTrainer& trainer, executor::Communicator& communicator) 
 
 }  // namespace
 
+namespace {
+
+std::vector<int> everyone(const executor::Communicator& communicator) {
+  std::vector<int> group(static_cast<size_t>(communicator.size()));
+  std::iota(group.begin(), group.end(), 0);
+  return group;
+}
+
+// Every rank's lines, on every rank; all call it together.
+std::set<std::string> gather_lines(const std::set<std::string>& own, const std::string& what,
+                                   executor::Communicator& communicator) {
+  if (communicator.size() == 1) return own;
+  std::string text;
+  for (const std::string& line : own) text += line + '\n';
+  std::vector<int64_t> sizes;
+  for (const double size : gather_numbers({static_cast<double>(text.size())}, what, communicator)) {
+    sizes.push_back(static_cast<int64_t>(size));
+  }
+  const int64_t total = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+  std::string all(static_cast<size_t>(total), '\0');
+  communicator.all_gather({what, "AllGather", everyone(communicator), ir::DataType::kUInt8},
+                          {text.data(), {static_cast<int64_t>(text.size())}}, {all.data(), {total}},
+                          0, sizes);
+  std::set<std::string> lines;
+  std::istringstream stream(all);
+  for (std::string line; std::getline(stream, line);) lines.insert(line);
+  return lines;
+}
+
+}  // namespace
+
 std::vector<double> gather_numbers(const std::vector<double>& own, const std::string& what,
                                    executor::Communicator& communicator) {
   const auto ranks = static_cast<size_t>(communicator.size());
   std::vector<double> all(own.size() * ranks);
   if (ranks == 1) return own;
-  std::vector<int> group(ranks);
-  std::iota(group.begin(), group.end(), 0);
   const auto count = static_cast<int64_t>(own.size());
-  communicator.all_gather({what, "AllGather", group, ir::DataType::kFloat64}, {own.data(), {count}},
-                          {all.data(), {count * static_cast<int64_t>(ranks)}}, 0,
-                          std::vector<int64_t>(ranks, count));
+  communicator.all_gather(
+      {what, "AllGather", everyone(communicator), ir::DataType::kFloat64}, {own.data(), {count}},
+      {all.data(), {count * static_cast<int64_t>(ranks)}}, 0, std::vector<int64_t>(ranks, count));
   return all;
 }
 
@@ -316,7 +346,7 @@ LoopResult run_loop(const TrainingJob& job, const TrainingRun& run,
   }
   check_replicas(trainer, communicator);
   LoopResult result;
-  result.notices = trainer.notices();
+  result.notices = gather_lines(trainer.notices(), "notices", communicator);
   if (wants_parameters) result.parameters = trainer.whole_parameters();
   const transforms::TrainingBytes held = trainer.held_bytes();
   const std::vector<double> all =

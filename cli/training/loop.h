@@ -69,7 +69,7 @@ struct LoopStep {
 struct LoopResult {
   executor::Arrays parameters;                  // whole, where asked for
   std::vector<transforms::TrainingBytes> held;  // by rank, measured
-  std::set<std::string> notices;                // of this rank: what the user should know
+  std::set<std::string> notices;                // of all ranks: what the user should know
 };
 
 // One rank's loop; all ranks call it together. Rank 0 writes the checkpoints. Ranks must hold the

@@ -122,7 +122,8 @@ class Parts:
         report = parsed(self.check.run(what, [*command, "--repeat", 20, "--json"]))
         return report and report["ranks"][0]["seconds"]
 
-    # Seconds of a step with its update, once its programs are replayed: the median, as of `run`.
+    # Seconds of a step with its update: the median, as of `run`. Programs are replayed by then, but for the step of ranks
+    # that are threads on one GPU, which exchange and are queued anew.
     def trained(self, what: str, out: pathlib.Path | None, feed: pathlib.Path, limit: float = 120) -> float | None:
         if out is None:
             return self.check.note(f"train {what}", "not run", 0)

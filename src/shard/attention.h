@@ -26,7 +26,8 @@ struct HomeClasses {
 
 // Classes of the tagged dimensions. Where the model merges a tagged dimension with others or
 // refines it, its major atom is home. Without tags the sequence is what the softmaxes over
-// contractions normalise.
+// contractions normalise; where that was made of several dimensions (rows and columns of patches),
+// the largest of them, the major one among equals.
 HomeClasses find_home(const FactorAnalysis& analysis, const Roles& roles);
 
 // One kind of split inside attention, the same for every contraction.

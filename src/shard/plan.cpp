@@ -202,7 +202,13 @@ class PlanMaker {
     for (size_t n = 0; n < keys.size(); ++n) {
       if (!attention_operands(graph_.nodes()[n])) continue;
       const Factor* found = key_positions(*plan_.analysis, NodeId(n), plan_.home);
-      if (found == nullptr) continue;  // keys of no sequence are not split to begin with
+      if (found == nullptr) {  // keys of no sequence are not split to begin with
+        if (has_minor_positions(*plan_.analysis, NodeId(n), plan_.home)) {
+          plan_.ring_refusals.push_back(
+              {NodeId(n), "its positions have several dimensions, and a minor one is split"});
+        }
+        continue;
+      }
       if (std::string reason = why_no_ring(NodeId(n), *found, cuts); !reason.empty()) {
         plan_.ring_refusals.push_back({NodeId(n), std::move(reason)});
       } else {

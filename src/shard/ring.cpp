@@ -71,6 +71,15 @@ const Factor* query_positions(const FactorAnalysis& analysis, NodeId id, const H
   return at ? positions(analysis, id, home, {at->query}) : nullptr;
 }
 
+bool has_minor_positions(const FactorAnalysis& analysis, NodeId id, const HomeClasses& home) {
+  const auto at = attention_operands(analysis.graph().node(id));
+  return at && std::ranges::any_of(analysis.node(id).factors, [&](const Factor& factor) {
+           const auto& place = factor.operands[at->key];
+           return place && place->dim == 2 && place->atom > 0 &&
+                  home.sequence.contains(analysis.class_of(factor.atom));
+         });
+}
+
 void split_by_keys(const ir::Node& node, const Factor& keys, const Cuts& cuts, bool nested,
                    std::vector<AxisLayout>& operands, std::vector<AxisLayout>& results) {
   const AttentionOperands at = *attention_operands(node);

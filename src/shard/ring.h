@@ -35,6 +35,10 @@ std::optional<AttentionOperands> attention_operands(const ir::Node& node);
 const Factor* key_positions(const FactorAnalysis& analysis, NodeId id, const HomeClasses& home);
 const Factor* query_positions(const FactorAnalysis& analysis, NodeId id, const HomeClasses& home);
 
+// Whether the keys' positions are several dimensions (rows and columns of patches) of which one
+// that is not the major one is the sequence: a ring passes stretches of the major one on.
+bool has_minor_positions(const FactorAnalysis& analysis, NodeId id, const HomeClasses& home);
+
 // Makes the layouts of one axis over a fused attention's operands and results those of a ring: keys
 // and values, and their gradients, are split by their own positions.
 void split_by_keys(const ir::Node& node, const Factor& keys, const Cuts& cuts, bool nested,

@@ -304,9 +304,10 @@ class Detector {
            });
   }
 
-  // Such as a mask [batch, 1, keys].
+  // Such as a mask [batch, 1, keys], or an integer per sample.
   static bool broadcasts_over_tokens(const ir::Value& value) {
-    return value.type.shape[1] == 1 && value.type.rank() == 3;
+    return value.type.shape[1] == 1 &&
+           (value.type.rank() == 3 || !ir::is_floating(value.type.dtype));
   }
 
   // Whether an integer input that is named like tokens has this length, or there is none.
@@ -354,9 +355,10 @@ class Detector {
     if (!roles_.sequence.empty()) return;
     for (ValueId input : graph_.inputs()) {
       const ir::Value& value = graph_.value(input);
-      if (!is_data_input(input) || ir::is_floating(value.type.dtype) || value.type.rank() != 2)
+      if (!is_data_input(input) || ir::is_floating(value.type.dtype) || value.type.rank() != 2 ||
+          broadcasts_over_tokens(value)) {
         continue;
-      if (value.type.shape[1] == 1) continue;  // a number per sample
+      }
       roles_.sequence.push_back({input, 1});
       because("sequence: axis 1 of '{}', an integer matrix", value.name);
     }

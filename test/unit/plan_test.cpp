@@ -380,16 +380,19 @@ TEST(Roles, BroadcastMasksAndNumbersPerSampleAreNoSequence) {
 }
 
 TEST(Roles, AnIntegerPerSampleIsNoSequence) {
-  ir::Graph graph;
-  ir::Builder build(graph);
-  const ValueId steps = graph.add_input("steps", {ir::DataType::kInt64, {2, 8}});
-  const ValueId frequency = graph.add_input("frequency", {ir::DataType::kInt64, {2, 1}});
-  const ValueId w = graph.add_input("w", {ir::DataType::kFloat32, {16}});
-  const ValueId taken =
-      build.binary("Add", build.gather(w, steps, 0), build.gather(w, frequency, 0));
-  graph.add_output("loss", build.reduce_sum(taken, {0, 1}, false));
-  graph.add_output("w.grad", build.identity(w));
-  EXPECT_EQ(shard::detect_roles(graph).sequence, (std::vector<shard::DimTag>{{steps, 1}}));
+  for (const char* name : {"frequency", "labels"}) {
+    SCOPED_TRACE(name);
+    ir::Graph graph;
+    ir::Builder build(graph);
+    const ValueId steps = graph.add_input("steps", {ir::DataType::kInt64, {2, 8}});
+    const ValueId number = graph.add_input(name, {ir::DataType::kInt64, {2, 1}});
+    const ValueId w = graph.add_input("w", {ir::DataType::kFloat32, {16}});
+    const ValueId taken =
+        build.binary("Add", build.gather(w, steps, 0), build.gather(w, number, 0));
+    graph.add_output("loss", build.reduce_sum(taken, {0, 1}, false));
+    graph.add_output("w.grad", build.identity(w));
+    EXPECT_EQ(shard::detect_roles(graph).sequence, (std::vector<shard::DimTag>{{steps, 1}}));
+  }
 }
 
 // Positions that a strided convolution makes of audio frames, and latents, beside a decoder's
@@ -476,6 +479,34 @@ TEST(Home, OfRowsAndColumnsOfPatchesOneIsTheSequence) {
 
 // Attention inside one block that was sliced off, where nothing else of the sequence is left
 // (CANINE).
+// A ring passes stretches of the major dimension on; where columns are split, it says so.
+TEST(Ring, OfColumnsOfPatchesIsRefused) {
+  for (const auto& [rows, columns] : std::map<int64_t, int64_t>{{8, 4}, {4, 8}}) {
+    SCOPED_TRACE(fmt::format("{} x {}", rows, columns));
+    ir::Graph graph;
+    ir::Builder build(graph);
+    const int64_t count = rows * columns;
+    const ValueId pixels =
+        graph.add_input("pixels", {ir::DataType::kFloat32, {2, 4, rows, columns}});
+    const ValueId w = graph.add_input("w", {ir::DataType::kFloat32, {4, 4}});
+    const ValueId x =
+        build.matmul(build.transpose(build.reshape(pixels, {2, 4, count}), {0, 2, 1}), w);
+    const ValueId heads = build.transpose(build.reshape(x, {2, count, 2, 2}), {0, 2, 1, 3});
+    const ir::Type output{ir::DataType::kFloat32, {2, 2, count, 2}};
+    const ir::Type row{ir::DataType::kFloat32, {2, 2, count}};
+    const ValueId y = build.node("Attention", {heads, heads, heads}, {output, row, row},
+                                 {{"scale", 1.0F}}, std::string(ir::kAutospDomain), {})[0];
+    graph.add_output("loss", build.reduce_sum(y, {0, 1, 2, 3}, false));
+    graph.add_output("w.grad", build.identity(w));
+    const shard::Plan plan = shard::make_plan(graph, shard::detect_roles(graph),
+                                              {.sp = 2, .sp_mesh = {{"r", 2}}, .ring = true});
+    EXPECT_EQ(plan.has_ring(), rows > columns);
+    if (plan.has_ring()) continue;
+    ASSERT_EQ(plan.ring_refusals.size(), 1U);
+    EXPECT_NE(plan.ring_refusals[0].reason.find("a minor one is split"), std::string::npos);
+  }
+}
+
 TEST(Home, TheInsideOfABlockIsNoSequenceBesideTheBlocks) {
   ir::Graph graph;
   ir::Builder build(graph);
