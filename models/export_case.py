@@ -54,7 +54,7 @@ def export_case(
         return _export_traced(case, signature, symbolic, route, opset, checks)
     except FailsAtOtherLengths as error:
         try:
-            return _export_traced(case, signature_of(case, symbolic, odd=True), symbolic, route, opset, checks)
+            return _export_traced(case, signature_of(case, symbolic, prime=True), symbolic, route, opset, checks)
         except (CannotConvert, RuntimeError):
             raise error from None
 

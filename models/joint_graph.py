@@ -55,8 +55,8 @@ class Signature:
         return ["loss", *(f"{name}.grad" for name in self.parameters)]
 
 
-def signature_of(case: TrainingCase, symbolic: list[str], *, odd: bool = False) -> Signature:
-    """The graph signature of `case` with the axes named in `symbolic` left open; `odd`: traced at prime lengths."""
+def signature_of(case: TrainingCase, symbolic: list[str], *, prime: bool = False) -> Signature:
+    """The graph signature of `case` with the axes named in `symbolic` left open; `prime`: traced at prime lengths."""
     parameters = case.parameters()
     constants = {
         name.removeprefix(case.parameter_prefix): value.detach() for name, value in case.module.named_buffers()
@@ -64,7 +64,7 @@ def signature_of(case: TrainingCase, symbolic: list[str], *, odd: bool = False) 
     unused = _parameters_without_gradient(case)
     for name in unused:
         constants[name] = parameters.pop(name)
-    inputs = case.inputs(seed=1, **_tracing_sizes(case, symbolic, odd))
+    inputs = case.inputs(seed=1, **_tracing_sizes(case, symbolic, prime))
     return Signature(parameters, constants, inputs, case.symbolic_axes(symbolic), unused)
 
 
@@ -203,16 +203,16 @@ def _parameters_without_gradient(case: TrainingCase) -> list[str]:
     return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 
-def _tracing_sizes(case: TrainingCase, symbolic: list[str], odd: bool) -> dict[str, int]:
+def _tracing_sizes(case: TrainingCase, symbolic: list[str], prime: bool) -> dict[str, int]:
     """Sizes to trace at: symbolic axes of equal length would be taken for one axis, and length 1 for a constant.
 
-    `odd` takes primes: a module that pads its chunks does so then, by an amount that may be 0 elsewhere.
+    `prime`: the next primes. A module that pads its chunks does so then, by an amount that may be 0 elsewhere.
     """
     taken: set[int] = set()
     sizes = {}
     for name in symbolic:
         size = max(case.sizes[name], 3)
-        while size in taken or (odd and any(size % divisor == 0 for divisor in range(2, size))):
+        while size in taken or (prime and any(size % divisor == 0 for divisor in range(2, size))):
             size += 1
         taken.add(size)
         sizes[name] = size
