@@ -29,12 +29,15 @@ def _assign(x: torch.Tensor, index: object, value: object) -> object:
 
     An index of bools has a length that only the data tell, and so has the gradient of `value`.
     """
-    if not isinstance(index, torch.Tensor) or index.dtype != torch.bool:
+    if not isinstance(index, torch.Tensor) or index.dtype != torch.bool or index.shape != x.shape[: index.dim()]:
         return NotImplemented
-    if isinstance(value, torch.Tensor) and value.dim() > x.dim() - index.dim():
+    if isinstance(value, (bool, int, float, torch.SymInt, torch.SymFloat)):
+        # Not by `as_tensor`, which takes an open length for a number.
+        value = torch.full((), value, dtype=x.dtype, device=x.device)
+    if not isinstance(value, torch.Tensor) or value.dim() > x.dim() - index.dim():
         return NotImplemented
     mask = index.reshape(*index.shape, *[1] * (x.dim() - index.dim()))
-    return x.copy_(torch.where(mask, value, x))
+    return x.copy_(torch.where(mask, value.to(x), x))
 
 
 def _weight_norm(direction: torch.Tensor, length: torch.Tensor, dim: int = 0) -> torch.Tensor:
@@ -68,17 +71,20 @@ def _average_pool(axes: int) -> Callable[..., object]:
         stride = _per_axis(stride or kernel_size, axes)
         if divisor_override is not None or (ceil_mode and any(padding)) or x.dim() != axes + 2:
             return NotImplemented
-        window = torch.full((1, 1, *kernel), 1.0 / math.prod(kernel), dtype=x.dtype, device=x.device)
-        single = x.reshape(-1, 1, *x.shape[2:])
-        if ceil_mode:  # the last windows end behind the input, and count what they have of it
-            ends = [size for step in reversed(stride) for size in (0, step - 1)]
-            single, count_include_pad = functional.pad(single, ends), False
+        if ceil_mode and any(step > size for step, size in zip(stride, kernel, strict=True)):
+            return NotImplemented  # a window that begins behind the input is dropped
         convolve = functional.conv1d if axes == 1 else functional.conv2d
-        pooled = convolve(single, window, stride=stride, padding=padding)
-        if ceil_mode or (any(padding) and not count_include_pad):
-            inside = torch.ones_like(x[:1, :1])
-            inside = functional.pad(inside, ends) if ceil_mode else inside
-            pooled = pooled / convolve(inside, window, stride=stride, padding=padding)
+        ends = [size for step in reversed(stride) for size in (0, step - 1)]  # behind the input, for `ceil_mode`
+        # Ones, and a division behind the sum: 1 / 3 of bfloat16 is 0.2 % too large.
+        window = torch.ones((1, 1, *kernel), dtype=x.dtype, device=x.device)
+
+        def sums(of: torch.Tensor) -> torch.Tensor:
+            padded = functional.pad(of, ends) if ceil_mode else of
+            return convolve(padded, window, stride=stride, padding=padding)
+
+        partial = ceil_mode or (any(padding) and not count_include_pad)  # counted is what is inside the input
+        count = sums(torch.ones_like(x[:1, :1])) if partial else math.prod(kernel)
+        pooled = sums(x.reshape(-1, 1, *x.shape[2:])) / count
         return pooled.reshape(*x.shape[:2], *pooled.shape[2:])
 
     return pool

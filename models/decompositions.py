@@ -284,7 +284,8 @@ def _convolution_backward(
             (gradient.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1
             for i in range(spatial)
         ]
-        unreached = [x.shape[2 + i] - reached[i] for i in range(spatial)]
+        # With stride 1 nothing is left: a number, where the difference of open lengths would be an expression.
+        unreached = [0 if stride[i] == 1 else x.shape[2 + i] - reached[i] for i in range(spatial)]
         grad_input = _transposed_convolution(gradient, weight, stride, padding, dilation, unreached, groups)
     if output_mask[1]:
         grad_weight = _convolution_weight_gradient(gradient, x, weight, stride, padding, dilation, groups)

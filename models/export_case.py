@@ -60,13 +60,16 @@ def export_case(
 
 
 def _signature(case: TrainingCase, symbolic: list[str]) -> Signature:
-    """The signature, or that the module does not take its own inputs: before it is traced, it runs as it is."""
+    """The signature, or that the module does not take its own inputs: before it is traced, it runs as it is.
+
+    Inputs are made at other lengths too, to see which axes grow.
+    """
     try:
         return signature_of(case, symbolic)
     except (RuntimeError, ValueError, TypeError, LookupError) as error:
         where = _innermost_model_frame(error)
         raise CannotConvert(
-            f"{case.name}: the module fails in PyTorch, before any export ({where}): {error}"
+            f"{case.name}: the module or its inputs fail in PyTorch, before any export ({where}): {error}"
         ) from error
 
 
@@ -138,10 +141,12 @@ def _require_open(model: onnx.ModelProto, signature: Signature, case: TrainingCa
 
 
 def _innermost_model_frame(error: BaseException) -> str:
+    """PyTorch's, where the module is one of its own or the loss depends on no parameter."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [
         frame
         for frame in frames
         if "/torch/" not in frame.filename and pathlib.Path(frame.filename).name not in TRACING_FILES
     ]
-    return f"{pathlib.Path(own[-1].filename).name} line {own[-1].lineno}"
+    last = (own or frames)[-1]
+    return f"{pathlib.Path(last.filename).name} line {last.lineno}"

@@ -17,6 +17,7 @@ from torch import nn
 
 import decompositions
 import graph_files
+from before_autograd import BeforeAutograd
 from check_graph import check_graph
 from export_case import _reason, export_case
 from families import FAMILIES, Dimensions, _never_skip_layers, _NeverReached
@@ -211,6 +212,12 @@ def over_positions_case(over: Callable[[torch.Tensor], torch.Tensor], *layers: n
     )
 
 
+def _length_where_positive(x: torch.Tensor) -> torch.Tensor:
+    x = x.clone()
+    x[x > 0] = x.shape[2]
+    return x
+
+
 @pytest.mark.parametrize(
     ("over", "layers"),
     [
@@ -223,6 +230,7 @@ def over_positions_case(over: Callable[[torch.Tensor], torch.Tensor], *layers: n
         (lambda x: x * torch.add(0.3, x > 0, alpha=0.6), []),
         (lambda x: x * (1.0 - (x > 0).long()), []),
         (lambda x: torch.mul(0.3, x), []),
+        (_length_where_positive, []),
     ],
     ids=[
         "cut back",
@@ -234,12 +242,27 @@ def over_positions_case(over: Callable[[torch.Tensor], torch.Tensor], *layers: n
         "a number plus a bool",
         "a number less an integer",
         "a number times a tensor",
+        "a length under a mask",
     ],
 )
 def test_a_sequence_stays_open(over: Callable[[torch.Tensor], torch.Tensor], layers: list[nn.Module]) -> None:
     exported = export_case(over_positions_case(over, *layers), ["seq"])
     assert exported.model.graph.input[-1].type.tensor_type.shape.dim[2].dim_param == "seq"
     assert len(exported.comparisons) == 4
+
+
+@pytest.mark.parametrize(
+    ("layer", "pads"),
+    [(nn.Conv1d(4, 4, 3, padding=1), [1, 1]), (nn.Conv1d(4, 6, 5, padding=4, dilation=2), [4, 4])],
+    ids=["beside", "dilated"],
+)
+def test_transposed_convolutions_of_stride_one_cut_by_themselves(layer: nn.Module, pads: list[int]) -> None:
+    graph = export_case(over_positions_case(lambda x: x, layer), ["seq"]).model.graph
+    (transposed,) = [node for node in graph.node if node.op_type == "ConvTranspose"]
+    assert {a.name: list(a.ints) for a in transposed.attribute}["pads"] == pads
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    amounts = [constants[node.input[1]] for node in graph.node if node.op_type == "Pad"]
+    assert all((amount >= 0).all() for amount in amounts)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -293,6 +316,39 @@ def test_what_is_replaced_before_autograd(
     over: Callable[[torch.Tensor], torch.Tensor], layers: list[nn.Module]
 ) -> None:
     export_case(over_positions_case(over, *layers), ["seq"])
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [lambda x: nn.functional.avg_pool1d(x, 3), lambda x: nn.functional.avg_pool2d(x[:, None], 3, 1, 1)],
+    ids=["1d", "2d padded"],
+)
+def test_averages_in_bfloat16_have_no_bias(pool: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    x = 1 + torch.rand(16, 90, 90, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with BeforeAutograd():
+        got = pool(x)
+    assert abs((got.double() / pool(x.double())).mean() - 1) < 2e-4  # 1 / 3 and 1 / 9 are off by 2e-3
+
+
+def test_a_window_that_begins_behind_the_input_is_dropped() -> None:
+    x = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
+    expected = nn.functional.avg_pool1d(x, 1, 3, ceil_mode=True)
+    with BeforeAutograd():
+        torch.testing.assert_close(nn.functional.avg_pool1d(x, 1, 3, ceil_mode=True), expected)
+
+
+@pytest.mark.parametrize("value", [1.0, torch.tensor(1.0)])
+def test_values_are_assigned_in_the_type_of_the_tensor(value: float | torch.Tensor) -> None:
+    x = torch.tensor([16777217, 5])  # 2^24 + 1, no float32
+    with BeforeAutograd():
+        x[x == 5] = value
+    assert x.tolist() == [16777217, 1]
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    x = torch.zeros(3, 4)
+    with BeforeAutograd(), pytest.raises(IndexError, match="does not match"):
+        x[torch.ones(3, 1, dtype=torch.bool)] = 1.0
 
 
 def test_distributions_are_traced_without_their_checks() -> None:
@@ -363,9 +419,34 @@ def test_a_loss_that_is_no_number_is_refused() -> None:
 def test_a_module_that_fails_by_itself_is_refused_with_the_place() -> None:
     fails = over_positions_case(lambda x: x.clamp(min=None, max=None))
     with pytest.raises(
-        CannotConvert, match=r"fails in PyTorch, before any export \(test_exporter.py line \d+\): .*clamp"
+        CannotConvert, match=r"fail in PyTorch, before any export \(test_exporter.py line \d+\): .*clamp"
     ):
         export_case(fails, ["seq"])
+
+
+class Detached(SquaredError):
+    """Its loss depends on no parameter."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).detach()
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"), [(nn.Linear(6, 7), "cannot be multiplied"), (Detached(), "does not require grad")]
+)
+def test_a_failure_without_a_frame_of_the_model_has_pytorchs(module: nn.Module, reason: str) -> None:
+    case = dataclasses.replace(squared_error_case(), name="fails", module=module)
+    with pytest.raises(CannotConvert, match=rf"fail in PyTorch, before any export \(\w+\.py line \d+\): .*{reason}"):
+        export_case(case, ["seq"])
+
+
+def test_inputs_that_fail_at_another_length_are_told() -> None:
+    def make_inputs(sizes: dict[str, int], _: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"x": torch.ones(60).reshape(sizes["seq"], 2, 5)}
+
+    case = dataclasses.replace(squared_error_case(), make_inputs=make_inputs, sizes={"seq": 6})
+    with pytest.raises(CannotConvert, match=r"the module or its inputs fail .*\(test_exporter.py line \d+\)"):
+        export_case(case, ["seq"])
 
 
 def test_a_wrong_gradient_is_named() -> None:
