@@ -5,6 +5,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <utility>
 
 #include "base/error.h"
 #include "command.h"
@@ -110,7 +111,8 @@ class Report {
     }
   }
 
-  void end(const TrainingJob& job, const std::vector<transforms::TrainingBytes>& held) {
+  void end(const TrainingJob& job, const LoopResult& result) {
+    const std::vector<transforms::TrainingBytes>& held = result.held;
     if (arguments_.json) {
       Json ranks = Json::array();
       for (size_t k = 0; k < held.size(); ++k) {
@@ -119,17 +121,18 @@ class Report {
                          {"planned_bytes",
                           to_json(transforms::TrainingBytes{planned.parameters, planned.gradients,
                                                             planned.optimizer_state})},
-                         {"measured_bytes", to_json(held[k])}});
+                         {"measured_bytes", to_json(held[k])},
+                         {"arena_bytes", result.arenas[k]}});
       }
       fmt::print("{}\n",
                  json_text(Json{{"zero", job.plan.zero}, {"steps", steps_}, {"ranks", ranks}}));
       return;
     }
-    fmt::print("{:>6} {:>14} {:>14} {:>14}   kept between steps\n", "rank", "parameters",
-               "gradients", "state");
+    fmt::print("{:>6} {:>14} {:>14} {:>14} {:>14}\n", "rank", "parameters", "gradients", "state",
+               "all in arena");
     for (size_t k = 0; k < held.size(); ++k) {
-      fmt::print("{:>6} {:>14} {:>14} {:>14}\n", k, text(held[k].parameters),
-                 text(held[k].gradients), text(held[k].optimizer_state));
+      fmt::print("{:>6} {:>14} {:>14} {:>14} {:>14}\n", k, text(held[k].parameters),
+                 text(held[k].gradients), text(held[k].optimizer_state), text(result.arenas[k]));
     }
     if (!arguments_.output.empty()) fmt::print("wrote {}\n", arguments_.output.string());
   }
@@ -142,13 +145,15 @@ class Report {
   std::optional<int64_t> not_finite_since_;
 };
 
-// The loop of one rank; rank 0 reports, and writes what is to be written.
-void train_rank(const TrainingJob& job, const TrainingRun& run, const Arguments& arguments,
-                Report& report, executor::Communicator& communicator, int workers) {
+// The loop of one rank; rank 0 reports, and writes what is to be written. `state`: as run_loop()
+// has it.
+void train_rank(const TrainingJob& job, executor::Arrays state, const TrainingRun& run,
+                const Arguments& arguments, Report& report, executor::Communicator& communicator,
+                int workers) {
   const bool first = communicator.rank() == 0;
   if (first) report.begin(job);
-  const LoopResult result = run_loop(job, run, communicator, workers, !arguments.output.empty(),
-                                     [&](const LoopStep& step) {
+  const LoopResult result = run_loop(job, std::move(state), run, communicator, workers,
+                                     !arguments.output.empty(), [&](const LoopStep& step) {
                                        if (first) report.step(step);
                                      });
   if (!first) return;
@@ -157,7 +162,7 @@ void train_rank(const TrainingJob& job, const TrainingRun& run, const Arguments&
       executor::write_npz(path, result.parameters);
     });
   }
-  report.end(job, result.held);
+  report.end(job, result);
   print_notices(result.notices);
 }
 
@@ -186,16 +191,20 @@ TrainingRun run_on_device(const Arguments& arguments) {
 
 int train_in_threads(const Arguments& arguments) {
   const TrainingRun run = run_on_device(arguments);
-  const TrainingJob job = prepare(run, arguments.np);
+  TrainingJob job = prepare(run, arguments.np);
   prepare_outputs(arguments, job);
   const int ranks = static_cast<int>(job.manifest.ranks.size());
   const int workers = arguments.threads_per_rank > 0 ? arguments.threads_per_rank
                                                      : executor::default_blas_threads(ranks);
   executor::set_blas_threads(workers);
   Report report(arguments);
-  executor::run_world(ranks, arguments.timeout, [&](int, executor::Communicator& communicator) {
-    train_rank(job, run, arguments, report, communicator, workers);
-  });
+  std::vector<executor::Arrays> states(job.manifest.ranks.size(), job.state);
+  job.state.clear();
+  executor::run_world(ranks, arguments.timeout,
+                      [&](int rank, executor::Communicator& communicator) {
+                        train_rank(job, std::move(states[static_cast<size_t>(rank)]), run,
+                                   arguments, report, communicator, workers);
+                      });
   return 0;
 }
 
@@ -218,7 +227,7 @@ int train_as_process(executor::MpiSession& session, const Arguments& arguments) 
   executor::Communicator& communicator = session.communicator(arguments.timeout);
   check_same_job(*job, run, communicator);
   Report report(arguments);
-  train_rank(*job, run, arguments, report, communicator, workers);
+  train_rank(*job, std::exchange(job->state, {}), run, arguments, report, communicator, workers);
   return 0;
 }
 

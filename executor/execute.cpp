@@ -1,6 +1,8 @@
 #include "executor/execute.h"
 
 #include <algorithm>
+#include <cstring>
+#include <functional>
 #include <iterator>
 #include <map>
 #include <optional>
@@ -11,6 +13,7 @@
 #include "executor/memory.h"
 #include "executor/run_on_device.h"
 #include "executor/session.h"
+#include "executor/session_values.h"
 #include "executor/step_records.h"
 #include "executor/workers.h"
 #include "ir/operator_traits.h"
@@ -67,13 +70,14 @@ class Execution {
     return std::move(result_);
   }
 
-  // Of the last run, which had these feeds. Their pages, of an arena that does not stay all, are
-  // given back.
-  Arrays outputs(const Arrays& feeds) {
+  // Of the last run, which had these feeds, those that are `wanted`. Their pages, of an arena that
+  // does not stay all, are given back.
+  Arrays outputs(const Arrays& feeds, const std::function<bool(const ir::Output&)>& wanted) {
     if (!memory_.stays) keep_output_pages();
     Arrays outputs;
     std::map<int, ir::Tensor> copied;  // by buffer: several outputs may be one
     for (const ir::Output& output : graph_.outputs()) {
+      if (!wanted(output)) continue;
       const Place& place = program_.place(output.value);
       const ir::Type& type = graph_.type(output.value);
       if (place.storage == Storage::kArena) {
@@ -93,7 +97,8 @@ class Execution {
   }
 
  private:
-  // Every kernel once; seconds. Inputs are never written to, so this can be done again.
+  // Every kernel once; seconds. Inputs that are not kept are never written to, so a program without
+  // others can do this again.
   double run_step() {
     result_.collectives.clear();
     result_.exposed_seconds = 0;
@@ -250,7 +255,8 @@ class Execution {
   // as a whole.
   ir::Tensor moved_out(ValueId id) {
     ir::Tensor tensor = copy(id);
-    if (!memory_.stays && communicator_.reads_in_place()) (void)communicator_.own_resident_peak();
+    if (memory_.stays) return tensor;
+    if (communicator_.reads_in_place()) (void)communicator_.own_resident_peak();
     memory_.arena.release(stretch(program_.place(id).buffer));
     return tensor;
   }
@@ -282,17 +288,17 @@ class Execution {
 
 class HostSession final : public Session {
  public:
-  HostSession(const std::vector<SessionProgram>& programs, Communicator& communicator,
+  HostSession(const std::vector<const Program*>& programs, Communicator& communicator,
               const ExecuteOptions& options)
       : communicator_(communicator),
         options_(options),
-        memory_{.arena = Arena(largest_arena(programs), communicator.reads_in_place()),
-                .workers = Workers(programs.front().program->workers()),
+        memory_{.arena = Arena(programs.front()->memory().arena, communicator.reads_in_place()),
+                .workers = Workers(programs.front()->workers()),
                 .files = MappedFiles(options.data_folder),
-                .stays = true} {
-    for (const auto& [program, kept] : programs) {
-      AUTOSP_CHECK(program->workers() == memory_.workers.count(), "programs of other workers");
-      runs_.try_emplace(program, *program, kept, memory_, communicator, options_);
+                .stays = true},
+        values_(programs) {
+    for (const Program* program : programs) {
+      runs_.try_emplace(program, *program, memory_, communicator, options_);
     }
   }
   ~HostSession() override {
@@ -300,54 +306,54 @@ class HostSession final : public Session {
     if (offered_) communicator_.withdraw();
   }
 
-  void keep(const std::string& name, const ir::Tensor& value) override { kept_[name] = value; }
-  void keep_zeros(const std::string& name, const ir::Type& type) override {
-    kept_[name] = ir::Tensor(type);
+  void keep(const std::string& name, const ir::Tensor& value) override {
+    values_.set(name, value.type());
+    put(name, value);
+  }
+  void keep_zeros(const std::string& name) override {
+    const auto& [type, offset] = values_.at(name);
+    values_.set(name, type);
+    std::memset(memory_.arena.at(offset), 0, static_cast<size_t>(type.num_bytes()));
   }
   ir::Tensor kept(const std::string& name) override {
-    AUTOSP_CHECK(kept_.contains(name), "nothing is kept as '{}'", name);
-    return kept_.at(name);
+    const auto& [type, offset] = values_.existing(name);
+    return {type, {memory_.arena.at(offset), static_cast<size_t>(type.num_bytes())}};
   }
   int64_t kept_bytes(const std::string& name) const override {
-    const auto found = kept_.find(name);
-    return found == kept_.end() ? 0 : found->second.type().num_bytes();
+    return values_.exists(name) ? values_.at(name).type.num_bytes() : 0;
   }
-  void drop(const std::string& name) override { kept_.erase(name); }
 
-  RankResult run(const Program& program, const Arrays& feeds, const KeptOutputs& keeps) override {
-    auto& [execution, kept_names] = runs_.at(&program);
-    check_feeds(program.graph(), feeds, kept_names);
-    Arrays inputs;
-    for (const std::string& name : kept_names) inputs[name] = kept(name);
-    inputs.insert(feeds.begin(), feeds.end());
+  RankResult run(const Program& program, const Arrays& feeds) override {
+    check_feeds(program.graph(), feeds, values_.inputs_of(program));
     if (!offered_) communicator_.offer(memory_.arena.region());
     offered_ = true;
-    RankResult result = run(execution, inputs, program.overlaps());
-    Arrays outputs = execution.outputs(inputs);
-    for (const auto& [output, name] : keeps) {
-      kept_[name] = std::move(outputs.at(output));
-      outputs.erase(output);
+    Execution& execution = runs_.at(&program);
+    RankResult result = run(execution, feeds, program.overlaps());
+    result.outputs = execution.outputs(
+        feeds, [&](const ir::Output& output) { return values_.gives_out(program, output); });
+    for (const auto& [from, to, bytes] : values_.copies(program)) {
+      std::memcpy(memory_.arena.at(to), memory_.arena.at(from), static_cast<size_t>(bytes));
     }
-    result.outputs = std::move(outputs);
+    for (const auto& [output, name] : program.kept_outputs()) {
+      const auto given = result.outputs.extract(output);
+      if (!given.empty()) put(name, given.mapped());
+    }
+    values_.set_after(program);
     return result;
   }
 
  private:
-  struct Run {
-    Execution execution;
-    const std::set<std::string> kept;  // inputs
-
-    Run(const Program& program, const std::set<std::string>& kept, HostMemory& memory,
-        Communicator& communicator, const ExecuteOptions& options)
-        : execution(program, memory, communicator, options), kept(kept) {}
-  };
+  void put(const std::string& name, const ir::Tensor& value) {
+    const std::span<const std::byte> bytes = value.bytes();
+    std::ranges::copy(bytes, memory_.arena.at(values_.at(name).offset));
+  }
 
   // When it has failed, nothing of it goes on beside this thread.
-  RankResult run(Execution& execution, const Arrays& inputs, bool overlaps) {
-    if (!overlaps) return execution.run(inputs, nullptr);
+  RankResult run(Execution& execution, const Arrays& feeds, bool overlaps) {
+    if (!overlaps) return execution.run(feeds, nullptr);
     if (!collectives_) collectives_.emplace();
     try {
-      return execution.run(inputs, &*collectives_);
+      return execution.run(feeds, &*collectives_);
     } catch (...) {
       collectives_.reset();
       throw;
@@ -357,8 +363,8 @@ class HostSession final : public Session {
   Communicator& communicator_;
   const ExecuteOptions options_;
   HostMemory memory_;
-  std::map<const Program*, Run> runs_;
-  Arrays kept_;
+  SessionValues values_;
+  std::map<const Program*, Execution> runs_;
   bool offered_ = false;                        // its arena, to the other ranks
   std::optional<CollectiveQueue> collectives_;  // last: ended before what it uses goes
 };
@@ -378,7 +384,7 @@ RankResult execute_on_host(const Program& program, const Arrays& feeds, Communic
   // Neither gives anything back before this point, so these are the most there was.
   result.arena_touched = memory.arena.touched_bytes();
   result.measured_peak = result.arena_touched + communicator.staging_bytes();
-  result.outputs = execution.outputs(feeds);
+  result.outputs = execution.outputs(feeds, [](const ir::Output&) { return true; });
   return result;
 }
 
@@ -387,21 +393,23 @@ RankResult execute_on_host(const Program& program, const Arrays& feeds, Communic
 RankResult execute(const Program& program, const Arrays& feeds, Communicator& communicator,
                    const ExecuteOptions& options) {
   if (options.device != nullptr) {
-    return make_device_session({{&program, {}}}, communicator, options)->run(program, feeds);
+    return make_device_session({&program}, communicator, options)->run(program, feeds);
   }
   return execute_on_host(program, feeds, communicator, options);
 }
 
-int64_t largest_arena(const std::vector<SessionProgram>& programs) {
-  int64_t bytes = 0;
-  for (const auto& [program, kept] : programs) bytes = std::max(bytes, program->memory().arena);
-  return bytes;
-}
-
-std::unique_ptr<Session> make_session(const std::vector<SessionProgram>& programs,
+std::unique_ptr<Session> make_session(const std::vector<Program>& programs,
                                       Communicator& communicator, const ExecuteOptions& options) {
-  if (options.device != nullptr) return make_device_session(programs, communicator, options);
-  return std::make_unique<HostSession>(programs, communicator, options);
+  AUTOSP_CHECK(options.repeat == 1, "a session's programs run {} times", options.repeat);
+  std::vector<const Program*> pointers;
+  for (const Program& program : programs) {
+    AUTOSP_CHECK(program.memory().arena == programs.front().memory().arena &&
+                     program.workers() == programs.front().workers(),
+                 "programs of another arena or other workers");
+    pointers.push_back(&program);
+  }
+  if (options.device != nullptr) return make_device_session(pointers, communicator, options);
+  return std::make_unique<HostSession>(pointers, communicator, options);
 }
 
 }  // namespace autosp::executor

@@ -5,7 +5,6 @@
 // training graphs it stays within a few per cent of the live peak, which no arena can be below.
 #include <algorithm>
 #include <limits>
-#include <numeric>
 #include <vector>
 
 #include "executor/program.h"
@@ -73,18 +72,24 @@ class Timeline {
 }  // namespace
 
 int64_t assign_offsets(std::vector<ArenaBuffer>& buffers) {
-  std::vector<size_t> order(buffers.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  std::ranges::stable_sort(order,
-                           [&](size_t a, size_t b) { return buffers[a].size > buffers[b].size; });
-
+  using enum ArenaBuffer::Placing;
+  std::vector<size_t> order;
   Timeline placed;
   int64_t total = 0;
+  const auto place = [&](const ArenaBuffer& buffer) {
+    total = std::max(total, buffer.offset + aligned(buffer.size));
+    placed.add(buffer);
+  };
+  for (size_t k = 0; k < buffers.size(); ++k) {
+    if (buffers[k].placing == kFixed) place(buffers[k]);
+    if (buffers[k].placing == kFree) order.push_back(k);
+  }
+  std::ranges::stable_sort(order,
+                           [&](size_t a, size_t b) { return buffers[a].size > buffers[b].size; });
   for (size_t k : order) {
     ArenaBuffer& buffer = buffers[k];
     buffer.offset = best_gap(placed.contemporaries(buffer), aligned(buffer.size));
-    total = std::max(total, buffer.offset + aligned(buffer.size));
-    placed.add(buffer);
+    place(buffer);
   }
   return total;
 }

@@ -1,21 +1,21 @@
 // Programs of one rank that run by turns, and what stays from run to run: the memory that they work
 // in, what other ranks have mapped of it, threads, open files, and values by name.
 //
-//   session = make_session({{&step, {"w"}}, {&update, {"w", "w.grad"}}}, ...)
+//   programs = compile_turns({{step graph, {"w"}, {{"w.grad", "w.grad"}}},
+//                             {update graph, {"w", "w.grad"}, {{"w.new", "w"}}}})
+//   session = make_session(programs, ...)
 //   session.keep("w", initial);
 //   for each batch:
-//     session.run(step, batch, {{"w.grad", "w.grad"}});
-//     session.run(update, {{"rate", rate}}, {{"w.new", "w"}});
+//     session.run(programs[0], batch);
+//     session.run(programs[1], {{"rate", rate}});
 //   session.kept("w")
 //
-// An input of a program is what is kept under its name, where it was said so when the session was
-// made; all others are fed, for one run. Programs share one arena, as large as the largest needs: a
-// run leaves nothing in it, and its outputs are copied out.
+// An input of a program is what is kept under its name, where it was said so when programs were
+// compiled; all others are fed, for one run. What is kept lies in the one arena of all programs,
+// where the program that writes it has put it (program.h: Turn); all other outputs are copied out.
 #pragma once
 
-#include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -23,42 +23,29 @@
 
 namespace autosp::executor {
 
-// Names under which outputs are kept, by output.
-using KeptOutputs = std::map<std::string, std::string>;
-
-// A program, which must outlive its session, and those of its inputs that are kept.
-struct SessionProgram {
-  const Program* program = nullptr;
-  std::set<std::string> kept;
-};
-
 class Session {
  public:
   virtual ~Session() = default;
 
-  // From now on `name`, a kept input of some program, is this.
+  // From now on `name`, a kept input of some program, is this. What one program leaves for another
+  // can be set just before that one runs.
   virtual void keep(const std::string& name, const ir::Tensor& value) = 0;
-  virtual void keep_zeros(const std::string& name, const ir::Type& type) = 0;
-  // What is kept under the name; stays as it is whatever runs next.
+  virtual void keep_zeros(const std::string& name) = 0;
+  // A copy of what is kept under the name. Throws InternalError where nothing is, or no longer.
   virtual ir::Tensor kept(const std::string& name) = 0;
   // Bytes of it; none where nothing is kept.
   virtual int64_t kept_bytes(const std::string& name) const = 0;
-  // Nothing is kept under the name until something is again.
-  virtual void drop(const std::string& name) = 0;
 
-  // One of the session's programs. `keeps`: outputs that are kept and not among the result's. All
-  // ranks run the same programs in the same order. Throws as execute() does, of `feeds`.
-  virtual RankResult run(const Program& program, const Arrays& feeds,
-                         const KeptOutputs& keeps = {}) = 0;
+  // One of the session's programs; the result has those of its outputs that are not kept. All ranks
+  // run the same programs in the same order. Throws as execute() does, of `feeds`; what is kept is
+  // undefined then.
+  virtual RankResult run(const Program& program, const Arrays& feeds) = 0;
 };
 
-// Bytes of an arena in which they run by turns.
-int64_t largest_arena(const std::vector<SessionProgram>& programs);
-
-// `programs`: what will run, of one number of workers; of a kept name all have one type. The
-// communicator and what the options point to must outlive the session, too. On the host its results
-// have no measured memory, as execute()'s have.
-std::unique_ptr<Session> make_session(const std::vector<SessionProgram>& programs,
+// `programs`: of one compile_turns(), which must outlive the session, as the communicator and what
+// the options point to must. Every run is of one step. On the host its results have no measured
+// memory, as execute()'s have.
+std::unique_ptr<Session> make_session(const std::vector<Program>& programs,
                                       Communicator& communicator, const ExecuteOptions& options);
 
 }  // namespace autosp::executor

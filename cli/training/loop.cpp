@@ -319,14 +319,15 @@ Arrays batch_feeds(const TrainingJob& job, int64_t batch, int64_t rank) {
   return data_feeds(job.manifest, whole_batch(job, batch), rank);
 }
 
-LoopResult run_loop(const TrainingJob& job, const TrainingRun& run,
+LoopResult run_loop(const TrainingJob& job, Arrays state, const TrainingRun& run,
                     executor::Communicator& communicator, int workers, bool wants_parameters,
                     const std::function<void(const LoopStep&)>& report) {
   const int rank = communicator.rank();
   RankTrainer trainer(load_training_graphs(run.folder, job.manifest, job.plan, rank), job.plan,
                       job.manifest, run.folder, communicator,
                       {workers, run.overlap, run.fuse, run.backend.get()});
-  trainer.load(job.state);
+  trainer.load(state);
+  state.clear();
   for (int64_t step = job.first_step; step <= run.steps; ++step) {
     std::vector<Arrays> micro_batches;
     for (int64_t m = 0; m < job.plan.accumulate; ++m) {
@@ -349,13 +350,14 @@ LoopResult run_loop(const TrainingJob& job, const TrainingRun& run,
   result.notices = gather_lines(trainer.notices(), "notices", communicator);
   if (wants_parameters) result.parameters = trainer.whole_parameters();
   const transforms::TrainingBytes held = trainer.held_bytes();
-  const std::vector<double> all =
-      gather_numbers({static_cast<double>(held.parameters), static_cast<double>(held.gradients),
-                      static_cast<double>(held.optimizer_state)},
-                     "held bytes", communicator);
-  for (size_t k = 0; k < all.size(); k += 3) {
+  const std::vector<double> all = gather_numbers(
+      {static_cast<double>(held.parameters), static_cast<double>(held.gradients),
+       static_cast<double>(held.optimizer_state), static_cast<double>(trainer.arena_bytes())},
+      "held bytes", communicator);
+  for (size_t k = 0; k < all.size(); k += 4) {
     result.held.push_back({static_cast<int64_t>(all[k]), static_cast<int64_t>(all[k + 1]),
                            static_cast<int64_t>(all[k + 2])});
+    result.arenas.push_back(static_cast<int64_t>(all[k + 3]));
   }
   return result;
 }

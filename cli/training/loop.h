@@ -69,12 +69,14 @@ struct LoopStep {
 struct LoopResult {
   executor::Arrays parameters;                  // whole, where asked for
   std::vector<transforms::TrainingBytes> held;  // by rank, measured
+  std::vector<int64_t> arenas;                  // by rank: RankTrainer::arena_bytes()
   std::set<std::string> notices;                // of all ranks: what the user should know
 };
 
-// One rank's loop; all ranks call it together. Rank 0 writes the checkpoints. Ranks must hold the
-// same parameters at the end; that they do not is a bug.
-LoopResult run_loop(const TrainingJob& job, const TrainingRun& run,
+// One rank's loop; all ranks call it together. `state`: the job's, which the caller should not
+// keep, as the trainer has what it needs of it in memory of its own. Rank 0 writes the checkpoints.
+// Ranks must hold the same parameters at the end; that they do not is a bug.
+LoopResult run_loop(const TrainingJob& job, executor::Arrays state, const TrainingRun& run,
                     executor::Communicator& communicator, int workers, bool wants_parameters,
                     const std::function<void(const LoopStep&)>& report);
 

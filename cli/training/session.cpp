@@ -58,16 +58,6 @@ Tensor widened(const Tensor& tensor) {
   return result;
 }
 
-executor::Program compiled(const std::shared_ptr<const ir::Graph>& graph,
-                           const TrainerOptions& options) {
-  executor::CompileOptions compile_options{
-      .workers = options.workers, .fuse = options.fuse, .overlap = options.overlap};
-  if (options.backend == nullptr) return executor::compile(graph, compile_options);
-  const executor::KernelTable kernels = executor::device_kernels(*options.backend);
-  compile_options.kernels = &kernels;
-  return executor::compile(graph, compile_options);
-}
-
 // What `from` gives of the inputs of `to`: "NAME.new" is the next NAME.
 executor::KeptOutputs passed_on(const ir::Graph& from, const ir::Graph& to) {
   constexpr std::string_view kNext = ".new";
@@ -91,6 +81,16 @@ std::set<std::string> inputs_but(const ir::Graph& graph, const std::set<std::str
   return names;
 }
 
+std::vector<executor::Program> compiled(const std::vector<executor::Turn>& turns,
+                                        const TrainerOptions& options) {
+  executor::CompileOptions compile_options{
+      .workers = options.workers, .fuse = options.fuse, .overlap = options.overlap};
+  if (options.backend == nullptr) return executor::compile_turns(turns, compile_options);
+  const executor::KernelTable kernels = executor::device_kernels(*options.backend);
+  compile_options.kernels = &kernels;
+  return executor::compile_turns(turns, compile_options);
+}
+
 }  // namespace
 
 std::string whole_state_name(const std::string& state, const std::string& parameter) {
@@ -109,6 +109,26 @@ TrainingGraphs load_training_graphs(const std::filesystem::path& folder,
   return graphs;
 }
 
+std::vector<executor::Turn> training_turns(const TrainingGraphs& graphs) {
+  const executor::KeptOutputs updated = passed_on(*graphs.update, *graphs.update);
+  std::set<std::string> parameters;
+  for (ValueId input : graphs.step->inputs()) {
+    const std::string& name = graphs.step->name_of(input);
+    if (updated.contains(name + ".new")) parameters.insert(name);
+  }
+  const ir::Graph& reader = graphs.accumulate ? *graphs.accumulate : *graphs.update;
+  std::vector<executor::Turn> turns = {{graphs.step, parameters, passed_on(*graphs.step, reader)}};
+  if (graphs.accumulate) {
+    turns.push_back({graphs.accumulate, inputs_but(*graphs.accumulate, {transforms::kWeight}),
+                     passed_on(*graphs.accumulate, *graphs.accumulate)});
+  }
+  turns.push_back({graphs.update,
+                   inputs_but(*graphs.update, {transforms::kLearningRate, transforms::kStep,
+                                               transforms::kGradientScale}),
+                   updated});
+  return turns;
+}
+
 RankTrainer::RankTrainer(const TrainingGraphs& graphs, const transforms::TrainingPlan& plan,
                          const onnx_io::Manifest& manifest, std::filesystem::path data_folder,
                          executor::Communicator& communicator, const TrainerOptions& options)
@@ -117,25 +137,11 @@ RankTrainer::RankTrainer(const TrainingGraphs& graphs, const transforms::Trainin
       device_(options.backend == nullptr
                   ? nullptr
                   : std::make_unique<executor::RankDevice>(*options.backend, communicator)),
-      step_(compiled(graphs.step, options)),
-      update_(compiled(graphs.update, options)),
+      accumulates_(graphs.accumulate != nullptr),
+      programs_(compiled(training_turns(graphs), options)),
       units_(transforms::update_units(plan, communicator.rank())) {
-  std::set<std::string> data;
-  for (const onnx_io::ManifestInput& input : manifest.inputs) data.insert(input.name);
-  for (const TrainedParameter& parameter : plan.parameters) data.erase(parameter.name);
-  const std::set<std::string> scalars = {transforms::kLearningRate, transforms::kStep,
-                                         transforms::kGradientScale};
-  std::vector<executor::SessionProgram> programs = {
-      {&step_, inputs_but(*graphs.step, data)}, {&update_, inputs_but(*graphs.update, scalars)}};
-  if (graphs.accumulate) {
-    accumulate_ = compiled(graphs.accumulate, options);
-    programs.push_back({&*accumulate_, inputs_but(*graphs.accumulate, {transforms::kWeight})});
-    accumulate_keeps_ = passed_on(*graphs.accumulate, *graphs.accumulate);
-  }
-  step_keeps_ = passed_on(*graphs.step, accumulate_ ? *graphs.accumulate : *graphs.update);
-  update_keeps_ = passed_on(*graphs.update, *graphs.update);
   session_ = executor::make_session(
-      programs, communicator, {.data_folder = std::move(data_folder), .device = device_.get()});
+      programs_, communicator, {.data_folder = std::move(data_folder), .device = device_.get()});
   for (const onnx_io::ManifestOutput& output : manifest.outputs) {
     if (output.role == onnx_io::OutputRole::kLoss) loss_ = output.name;
   }
@@ -144,7 +150,8 @@ RankTrainer::RankTrainer(const TrainingGraphs& graphs, const transforms::Trainin
 }
 
 void RankTrainer::keep(const std::string& name, const Tensor& value, Names& among) {
-  AUTOSP_CHECK(update_keeps_.contains(name + ".new"), "the update leaves '{}' alone", name);
+  AUTOSP_CHECK(update_program().kept_outputs().contains(name + ".new"),
+               "the update leaves '{}' alone", name);
   among.insert(name);
   session_->keep(name, value);
 }
@@ -218,9 +225,8 @@ Arrays RankTrainer::whole_state() {
 }
 
 // Its outputs but for those that are kept.
-Arrays RankTrainer::run(const executor::Program& program, const Arrays& feeds,
-                        const executor::KeptOutputs& keeps) {
-  executor::RankResult result = session_->run(program, feeds, keeps);
+Arrays RankTrainer::run(const executor::Program& program, const Arrays& feeds) {
+  executor::RankResult result = session_->run(program, feeds);
   notices_.insert(result.notices.begin(), result.notices.end());
   return std::move(result.outputs);
 }
@@ -235,30 +241,24 @@ double RankTrainer::number(const Arrays& outputs, const std::string& name) const
 // Forward and backward of all micro-batches; the sum of their gradients, each times its weight, is
 // kept. Returns their loss, weighed likewise.
 double RankTrainer::accumulate(const std::vector<Arrays>& micro_batches, double& weight) {
-  const ir::Graph& sum = accumulate_->graph();
-  for (const auto& [output, name] : accumulate_keeps_) {
-    session_->keep_zeros(name, sum.type(*sum.find(name)));
-  }
+  for (const auto& [output, name] : sum_program().kept_outputs()) session_->keep_zeros(name);
   double loss = 0;
   for (const Arrays& data : micro_batches) {
-    const Arrays outputs = run(step_, data, step_keeps_);
+    const Arrays outputs = run(step_program(), data);
     const double share = loss_weight_.empty() ? 1 : number(outputs, loss_weight_);
     if (share != 0) loss += share * number(outputs, loss_);  // of no tokens the loss is NaN
     weight += share;
-    run(*accumulate_, {{transforms::kWeight, float_scalar(share)}}, accumulate_keeps_);
-    drop_gradients();
+    run(sum_program(), {{transforms::kWeight, float_scalar(share)}});
   }
   return loss / weight;
-}
-
-void RankTrainer::drop_gradients() {
-  for (const auto& [output, name] : step_keeps_) session_->drop(name);
 }
 
 // By the names that the step's graph gives them.
 Arrays RankTrainer::gradients() {
   Arrays gradients;
-  for (const auto& [output, name] : step_keeps_) gradients[output] = session_->kept(name);
+  for (const auto& [output, name] : step_program().kept_outputs()) {
+    gradients[output] = session_->kept(name);
+  }
   return gradients;
 }
 
@@ -286,7 +286,7 @@ StepReport RankTrainer::step(const std::vector<Arrays>& micro_batches, double ra
   StepReport report;
   Arrays scalars = {{transforms::kLearningRate, float_scalar(rate)},
                     {transforms::kStep, int_scalar(step)}};
-  if (accumulate_) {
+  if (accumulates_) {
     double weight = 0;
     report.loss = accumulate(micro_batches, weight);
     scalars[transforms::kGradientScale] = float_scalar(1 / weight);
@@ -294,7 +294,7 @@ StepReport RankTrainer::step(const std::vector<Arrays>& micro_batches, double ra
       report.gradients = mean_gradients(number(scalars, transforms::kGradientScale));
     }
   } else {
-    Arrays outputs = run(step_, micro_batches.front(), step_keeps_);
+    Arrays outputs = run(step_program(), micro_batches.front());
     report.loss = number(outputs, loss_);
     if (keep_gradients) {
       report.gradients = std::move(outputs);
@@ -302,18 +302,19 @@ StepReport RankTrainer::step(const std::vector<Arrays>& micro_batches, double ra
     }
   }
   gradient_bytes_ = 0;
-  for (const auto& [output, name] : accumulate_ ? accumulate_keeps_ : step_keeps_) {
+  const executor::Program& leaves_gradients = accumulates_ ? sum_program() : step_program();
+  for (const auto& [output, name] : leaves_gradients.kept_outputs()) {
     gradient_bytes_ += session_->kept_bytes(name);
   }
-  const Arrays results = run(update_, scalars, update_keeps_);
+  const Arrays results = run(update_program(), scalars);
   if (plan_.optimizer.clip_norm > 0) {
     report.gradient_norm = number(results, transforms::kGradientNorm);
   }
-  drop_gradients();
-  for (const auto& [output, name] : accumulate_keeps_) session_->drop(name);
   report.seconds = std::chrono::duration<double>(executor::Clock::now() - begin).count();
   return report;
 }
+
+int64_t RankTrainer::arena_bytes() const { return step_program().memory().arena; }
 
 transforms::TrainingBytes RankTrainer::held_bytes() const {
   transforms::TrainingBytes bytes{.gradients = gradient_bytes_};

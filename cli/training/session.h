@@ -18,8 +18,8 @@
 
 namespace autosp::cli {
 
-// A rank's graphs. Programs of the step, the update and the sum of micro-batches, which is null
-// where there is one only.
+// A rank's graphs: the step, the sum of micro-batches, which is null where there is one only, and
+// the update.
 struct TrainingGraphs {
   std::shared_ptr<const ir::Graph> step;
   std::shared_ptr<const ir::Graph> accumulate;
@@ -30,6 +30,10 @@ struct TrainingGraphs {
 TrainingGraphs load_training_graphs(const std::filesystem::path& folder,
                                     const onnx_io::Manifest& manifest,
                                     const transforms::TrainingPlan& plan, int64_t rank);
+
+// In the order in which they run, with what they leave for each other: gradients, their sums,
+// parameters and states.
+std::vector<executor::Turn> training_turns(const TrainingGraphs& graphs);
 
 struct StepReport {
   double loss = 0;                      // of all micro-batches together, as this rank has it
@@ -69,6 +73,8 @@ class RankTrainer {
 
   // What it holds, and of the gradients, which go with the step, what the last one held; bytes.
   transforms::TrainingBytes held_bytes() const;
+  // Of the one arena of all its programs: what it keeps and what they work in.
+  int64_t arena_bytes() const;
   // What the user should know of how it ran.
   const std::set<std::string>& notices() const { return notices_; }
 
@@ -77,28 +83,24 @@ class RankTrainer {
 
   void keep(const std::string& name, const ir::Tensor& value, Names& among);
   executor::Arrays kept(const Names& names);
-  executor::Arrays run(const executor::Program& program, const executor::Arrays& feeds,
-                       const executor::KeptOutputs& keeps);
+  executor::Arrays run(const executor::Program& program, const executor::Arrays& feeds);
   double accumulate(const std::vector<executor::Arrays>& micro_batches, double& weight);
-  void drop_gradients();
   executor::Arrays gradients();
   executor::Arrays mean_gradients(double scale);
   void add_whole(const std::string& prefix, const transforms::UpdateUnit& unit,
                  const ir::Tensor& part, executor::Arrays& arrays);
   double number(const executor::Arrays& outputs, const std::string& name) const;
+  const executor::Program& step_program() const { return programs_.front(); }
+  const executor::Program& sum_program() const { return programs_[1]; }
+  const executor::Program& update_program() const { return programs_.back(); }
 
   const transforms::TrainingPlan& plan_;
   std::string loss_;
   std::string loss_weight_;
   executor::Communicator& communicator_;
   std::unique_ptr<executor::RankDevice> device_;  // null: the CPU
-  executor::Program step_;
-  std::optional<executor::Program> accumulate_;
-  executor::Program update_;
-  // Values that programs leave for those after them.
-  executor::KeptOutputs step_keeps_;        // gradients
-  executor::KeptOutputs accumulate_keeps_;  // their sums
-  executor::KeptOutputs update_keeps_;      // parameters and states
+  bool accumulates_;
+  std::vector<executor::Program> programs_;  // step, sum of micro-batches if there are, update
   std::vector<transforms::UpdateUnit> units_;
   Names parameters_;  // or, at zero 3, units
   Names states_;      // "<unit>.<state>"

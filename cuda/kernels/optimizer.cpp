@@ -232,10 +232,12 @@ bool is_whole(const ir::Graph& graph, const ir::Node& node) {
   return true;
 }
 
+constexpr auto kUpdated = reference::Aliasing::kUpdated;
+
 constexpr KernelRow kRows[] = {
-    {ir::kTrainingDomain, "Adagrad", is_whole<Adagrad>, optimizer<Adagrad>},
-    {ir::kTrainingDomain, "Adam", is_whole<Adam>, optimizer<Adam>},
-    {ir::kTrainingDomain, "Momentum", is_whole<Momentum>, optimizer<Momentum>},
+    {ir::kTrainingDomain, "Adagrad", is_whole<Adagrad>, optimizer<Adagrad>, nullptr, kUpdated},
+    {ir::kTrainingDomain, "Adam", is_whole<Adam>, optimizer<Adam>, nullptr, kUpdated},
+    {ir::kTrainingDomain, "Momentum", is_whole<Momentum>, optimizer<Momentum>, nullptr, kUpdated},
 };
 
 }  // namespace

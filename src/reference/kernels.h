@@ -36,7 +36,8 @@ struct Call {
 
 using Kernel = void (*)(const Call&);
 
-// What a kernel's first result may lie over, where that operand is of the result's type.
+// What results of a kernel may lie over, where that operand is of the result's type: the first
+// result only, but for kUpdated.
 enum class Aliasing : uint8_t {
   kNone,
   // Any operand: element i of every operand is read before element i of the result is written, and
@@ -46,6 +47,9 @@ enum class Aliasing : uint8_t {
   kOperandZero,
   // Operand 2: the same of what a product is added to.
   kOperandTwo,
+  // Of optimizers (ai.onnx.preview.training): each result over the parameter or state that it is
+  // the new value of, element by element.
+  kUpdated,
 };
 
 // The kernel of an operator, or null when there is none.

@@ -129,9 +129,9 @@ void adam(const Call& call) {
 }
 
 constexpr KernelRow kRows[] = {
-    {"Adagrad", adagrad},
-    {"Adam", adam},
-    {"Momentum", momentum},
+    {"Adagrad", adagrad, Aliasing::kUpdated},
+    {"Adam", adam, Aliasing::kUpdated},
+    {"Momentum", momentum, Aliasing::kUpdated},
 };
 
 }  // namespace

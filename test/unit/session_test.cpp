@@ -44,24 +44,32 @@ std::shared_ptr<ir::Graph> update_graph() {
   return graph;
 }
 
-const KeptOutputs kStepKeeps = {{"w.grad", "w.grad"}};
-const KeptOutputs kUpdateKeeps = {{"w.new", "w"}};
+// The step, and the update, which keeps the new parameter and what else is told.
+std::vector<Turn> turns(const KeptOutputs& more = {}) {
+  Turn step{step_graph(), {"w"}, {{"w.grad", "w.grad"}}};
+  Turn update{update_graph(), {"w", "w.grad"}, {{"w.new", "w"}}};
+  update.keeps.insert(more.begin(), more.end());
+  return {step, update};
+}
 
 class Sessions : public testing::TestWithParam<bool> {
  protected:
   // Calls `use` with a session of the step and the update.
   template <typename Use>
   void with_session(const Use& use) {
+    with_session(turns(), use);
+  }
+  template <typename Use>
+  void with_session(const std::vector<Turn>& turns, const Use& use) {
     const KernelTable device_table = device_kernels(backend_);
     const CompileOptions options{.kernels = GetParam() ? &device_table : nullptr};
-    const Program step = compile(step_graph(), options);
-    const Program update = compile(update_graph(), options);
+    const std::vector<Program> programs = compile_turns(turns, options);
     run_world(1, 60, [&](int, Communicator& communicator) {
       std::optional<RankDevice> device;
       if (GetParam()) device.emplace(backend_, communicator);
-      const auto session = make_session({{&step, {"w"}}, {&update, {"w", "w.grad"}}}, communicator,
-                                        {.device = device ? &*device : nullptr});
-      use(*session, step, update);
+      const auto session =
+          make_session(programs, communicator, {.device = device ? &*device : nullptr});
+      use(*session, programs.front(), programs.back());
     });
   }
 
@@ -80,9 +88,9 @@ TEST_P(Sessions, KeepWhatProgramsLeaveForEachOther) {
       expected["x"] = Tensor::scalar(ir::DataType::kFloat32, 0.1 * k);
       expected["w.grad"] = gradients.at("w.grad");
       const Tensor before = session.kept("w");
-      const RankResult result = session.run(step, {{"x", x}}, kStepKeeps);
+      const RankResult result = session.run(step, {{"x", x}});
       test::expect_close(result.outputs, {{"loss", gradients.at("loss")}});
-      session.run(update, {{"x", expected.at("x")}}, kUpdateKeeps);
+      session.run(update, {{"x", expected.at("x")}});
       test::expect_close({{"w", before}}, {{"w", expected.at("w")}});
       expected["w"] = test::run_graph(*update_graph(), expected).at("w.new");
       test::expect_close({{"w", session.kept("w")}}, {{"w", expected.at("w")}});
@@ -93,11 +101,14 @@ TEST_P(Sessions, KeepWhatProgramsLeaveForEachOther) {
 // An output that is an input itself is what that was before the run, whatever else is kept.
 TEST_P(Sessions, KeepInputsThatAreOutputs) {
   const Arrays feeds = test::random_feeds(*update_graph());
-  with_session([&](Session& session, const Program&, const Program& update) {
-    for (const char* name : {"w", "w.grad"}) session.keep(name, feeds.at(name));
-    session.run(update, feeds, {{"w.new", "w"}, {"before.new", "w.grad"}});
-    test::expect_close({{"w.grad", session.kept("w.grad")}}, {{"w.grad", feeds.at("w")}});
-  });
+  with_session(turns({{"before.new", "w.grad"}}),
+               [&](Session& session, const Program&, const Program& update) {
+                 for (const char* name : {"w", "w.grad"}) session.keep(name, feeds.at(name));
+                 session.run(update, feeds);
+                 test::expect_close({{"w.grad", session.kept("w.grad")}, {"w", session.kept("w")}},
+                                    {{"w.grad", feeds.at("w")},
+                                     {"w", test::run_graph(*update_graph(), feeds).at("w.new")}});
+               });
 }
 
 // What is fed is of one run of one program; what is kept is not replaced by it.
@@ -107,11 +118,10 @@ TEST_P(Sessions, KeepWhatIsKeptAndForgetWhatIsFed) {
   with_session([&](Session& session, const Program& step, const Program&) {
     session.keep("w", feeds.at("w"));
     const Arrays other = {{"x", feeds.at("x")}, {"w", Tensor(floats({7, 3}))}};
-    test::expect_close({{"loss", session.run(step, other, kStepKeeps).outputs.at("loss")}},
-                       {{"loss", loss}});
+    test::expect_close({{"loss", session.run(step, other).outputs.at("loss")}}, {{"loss", loss}});
     test::expect_close({{"w", session.kept("w")}}, {{"w", feeds.at("w")}});
     try {
-      session.run(step, {{"y", feeds.at("x")}}, kStepKeeps);
+      session.run(step, {{"y", feeds.at("x")}});
       FAIL() << "x is not fed";
     } catch (const Error& error) {
       EXPECT_NE(std::string(error.what()).find("input \"x\""), std::string::npos) << error.what();
@@ -119,15 +129,22 @@ TEST_P(Sessions, KeepWhatIsKeptAndForgetWhatIsFed) {
   });
 }
 
-TEST_P(Sessions, HaveNothingOfWhatWasDropped) {
+// Gradients are there from the step to the update, which may write over them.
+TEST_P(Sessions, HaveNothingThatIsNotThereYetOrNoLonger) {
   const Arrays feeds = test::random_feeds(*step_graph());
-  with_session([&](Session& session, const Program& step, const Program&) {
+  const Arrays rate = {{"x", Tensor::scalar(ir::DataType::kFloat32, 0.5)}};
+  with_session([&](Session& session, const Program& step, const Program& update) {
+    EXPECT_EQ(session.kept_bytes("w"), 0);
     EXPECT_THROW(session.run(step, feeds), InternalError);
     session.keep("w", feeds.at("w"));
     EXPECT_EQ(session.kept_bytes("w"), 7 * 3 * 4);
-    session.drop("w");
-    EXPECT_EQ(session.kept_bytes("w"), 0);
-    EXPECT_THROW(session.run(step, feeds), InternalError);
+    EXPECT_THROW(session.run(update, rate), InternalError);
+    session.run(step, feeds);
+    EXPECT_EQ(session.kept_bytes("w.grad"), 7 * 3 * 4);
+    session.run(update, rate);
+    EXPECT_EQ(session.kept_bytes("w.grad"), 0);
+    EXPECT_THROW(session.kept("w.grad"), InternalError);
+    EXPECT_THROW(session.run(update, rate), InternalError);
   });
 }
 
@@ -136,8 +153,8 @@ TEST_P(Sessions, KeepZeros) {
   with_session([&](Session& session, const Program&, const Program& update) {
     session.keep("w", feeds.at("w"));
     session.keep("w.grad", feeds.at("w.grad"));
-    session.keep_zeros("w.grad", floats({7, 3}));
-    session.run(update, feeds, kUpdateKeeps);
+    session.keep_zeros("w.grad");
+    session.run(update, feeds);
     test::expect_close({{"w", session.kept("w")}}, {{"w", feeds.at("w")}});
   });
 }
@@ -152,14 +169,14 @@ TEST_P(DeviceSessions, BringWhatIsFedToTheDeviceAndNothingElse) {
   const Arrays feeds = test::random_feeds(*step_graph());
   with_session([&](Session& session, const Program& step, const Program& update) {
     session.keep("w", feeds.at("w"));
-    session.run(step, {{"x", feeds.at("x")}}, kStepKeeps);
-    session.run(update, {{"x", Tensor::scalar(ir::DataType::kFloat32, 0.5)}}, kUpdateKeeps);
+    session.run(step, {{"x", feeds.at("x")}});
+    session.run(update, {{"x", Tensor::scalar(ir::DataType::kFloat32, 0.5)}});
     const int64_t uploads = backend_.counts().uploads;
-    session.run(step, {{"x", feeds.at("x")}}, kStepKeeps);  // what is there is not brought again
+    session.run(step, {{"x", feeds.at("x")}});  // what is there is not brought again
     EXPECT_EQ(backend_.counts().uploads, uploads);
-    session.run(update, {{"x", Tensor::scalar(ir::DataType::kFloat32, 0.5)}}, kUpdateKeeps);
+    session.run(update, {{"x", Tensor::scalar(ir::DataType::kFloat32, 0.5)}});
     EXPECT_EQ(backend_.counts().uploads, uploads + 1);
-    session.keep_zeros("w.grad", floats({7, 3}));
+    session.keep_zeros("w.grad");
     EXPECT_EQ(backend_.counts().uploads, uploads + 1);
     EXPECT_EQ(backend_.counts().allocations, 1);
   });
@@ -172,13 +189,13 @@ TEST_P(DeviceSessions, KeepEveryProgramUntilTheyEnd) {
   with_session([&](Session& session, const Program& step, const Program& update) {
     session.keep("w", feeds.at("w"));
     const Tensor rate = Tensor::scalar(ir::DataType::kFloat32, 0.5);
-    session.run(step, {{"x", feeds.at("x")}}, kStepKeeps);
-    session.run(step, {{"x", feeds.at("x")}}, kStepKeeps);
+    session.run(step, {{"x", feeds.at("x")}});
+    session.run(step, {{"x", feeds.at("x")}});
     EXPECT_EQ(backend_.counts().kept, 0) << "the update has not run yet";
-    session.run(update, {{"x", rate}}, kUpdateKeeps);
+    session.run(update, {{"x", rate}});
     for (int k = 1; k <= 3; ++k) {
-      session.run(step, {{"x", feeds.at("x")}}, kStepKeeps);
-      session.run(update, {{"x", rate}}, kUpdateKeeps);
+      session.run(step, {{"x", feeds.at("x")}});
+      session.run(update, {{"x", rate}});
       EXPECT_EQ(backend_.counts().kept, 2);
       EXPECT_EQ(backend_.counts().replays, 2 * k);
     }
@@ -245,14 +262,16 @@ Fed ordinary(int k) { return {0.1 / (k + 1), k + 1, 10 + k, static_cast<unsigned
 // Losses, and parameters after each step, by step.
 std::vector<Arrays> train(test::EmulatedBackend& backend, const Feeding& feeding) {
   const KernelTable kernels = device_kernels(backend);
-  const Program step = compile(drawing_graph(), {.kernels = &kernels});
-  const Program update = compile(adam_graph(), {.kernels = &kernels});
+  const std::vector<Program> programs =
+      compile_turns({{drawing_graph(), {"w"}, {{"w.grad", "w.grad"}}},
+                     {adam_graph(),
+                      {"w", "w.grad", "mean", "square"},
+                      {{"w.new", "w"}, {"mean.new", "mean"}, {"square.new", "square"}}}},
+                    {.kernels = &kernels});
   std::vector<Arrays> results;
   run_world(1, 60, [&](int, Communicator& communicator) {
     RankDevice device(backend, communicator);
-    const auto session =
-        make_session({{&step, {"w"}}, {&update, {"w", "w.grad", "mean", "square"}}}, communicator,
-                     {.device = &device});
+    const auto session = make_session(programs, communicator, {.device = &device});
     const Arrays initial = test::random_feeds(*adam_graph());
     session->keep("w", initial.at("w"));
     for (const char* state : {"mean", "square"}) session->keep(state, Tensor(floats({7, 3})));
@@ -260,11 +279,9 @@ std::vector<Arrays> train(test::EmulatedBackend& backend, const Feeding& feeding
       const Fed fed = feeding(k);
       const Tensor x = test::random_feeds(*step_graph(), {.seed = fed.batch + 1}).at("x");
       Arrays result =
-          session->run(step, {{"x", x}, {"number", integer(fed.number)}}, kStepKeeps).outputs;
-      session->run(update,
-                   {{"rate", Tensor::scalar(ir::DataType::kFloat32, fed.rate)},
-                    {"count", integer(fed.count)}},
-                   {{"w.new", "w"}, {"mean.new", "mean"}, {"square.new", "square"}});
+          session->run(programs[0], {{"x", x}, {"number", integer(fed.number)}}).outputs;
+      session->run(programs[1], {{"rate", Tensor::scalar(ir::DataType::kFloat32, fed.rate)},
+                                 {"count", integer(fed.count)}});
       for (const char* name : {"w", "mean", "square"}) result[name] = session->kept(name);
       results.push_back(std::move(result));
     }

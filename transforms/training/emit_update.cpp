@@ -37,10 +37,15 @@ class UpdateEmitter {
       }
     }
     for (const UpdateUnit& unit : units_) {
-      weights_.push_back(weight_of(unit));
-      gradients_.push_back(gradient_of(unit));
+      if (has_own_weights()) {
+        weights_.push_back(out_.add_input(unit.name, {unit.dtype, unit.shape}));
+      }
+      gradients_.push_back(gradient_input(unit));
     }
-    if (plan_.optimizer.clip_norm > 0) clip();
+    if (plan_.optimizer.clip_norm > 0) {
+      for (size_t k = 0; k < units_.size(); ++k) gradients_[k] = own_share(k);
+      clip_factor_ = clip();
+    }
     for (size_t k = 0; k < units_.size(); ++k) update(k);
     ir::Graph result = ir::without_dead_nodes(out_);
     ir::verify(result);
@@ -48,11 +53,12 @@ class UpdateEmitter {
   }
 
  private:
+  // Otherwise a rank has the whole parameters, and updates its elements of a bucket.
+  bool has_own_weights() const { return plan_.zero == 0 || plan_.zero == 3; }
+
   // The unit's parameters, in their own type.
-  ValueId weight_of(const UpdateUnit& unit) {
-    if (plan_.zero == 0 || plan_.zero == 3)
-      return out_.add_input(unit.name, {unit.dtype, unit.shape});
-    return slice_of_whole(plan_.buckets[unit.index]);
+  ValueId weight(size_t k) {
+    return has_own_weights() ? weights_[k] : slice_of_whole(plan_.buckets[units_[k].index]);
   }
 
   // This rank's elements of the bucket, from the whole parameters.
@@ -72,18 +78,25 @@ class UpdateEmitter {
     return build_.concat(std::move(parts), 0);
   }
 
-  // The sum of all ranks' terms, in the type of the update.
-  ValueId gradient_of(const UpdateUnit& unit) {
-    const bool summed = plan_.accumulate > 1;
-    const ir::DataType dtype = summed ? update_dtype(unit.dtype) : unit.gradient_dtype;
-    ValueId gradient = out_.add_input(summed ? unit.gradient + ".sum" : unit.gradient,
-                                      {dtype, gradient_shape(plan_, unit)});
-    if (plan_.zero == 1 && plan_.ranks > 1) {
-      const Bucket& bucket = plan_.buckets[unit.index];
-      gradient = collective("ReduceScatter", gradient, unit.shape, sizes_of(bucket), bucket.name);
-    }
+  ValueId gradient_input(const UpdateUnit& unit) {
+    return out_.add_input(
+        sums() ? unit.gradient + ".sum" : unit.gradient,
+        {sums() ? update_dtype(unit.dtype) : unit.gradient_dtype, gradient_shape(plan_, unit)});
+  }
+  bool sums() const { return plan_.accumulate > 1; }
+
+  // The sum of all ranks' terms of what this rank updates.
+  ValueId own_share(size_t k) {
+    if (plan_.zero != 1 || plan_.ranks == 1) return gradients_[k];
+    const Bucket& bucket = plan_.buckets[units_[k].index];
+    return collective("ReduceScatter", gradients_[k], units_[k].shape, sizes_of(bucket),
+                      bucket.name);
+  }
+
+  // In the type of the update, and of the mean over micro-batches.
+  ValueId mean_gradient(const UpdateUnit& unit, ValueId gradient) {
     gradient = build_.cast(gradient, update_dtype(unit.dtype));
-    if (!summed) return gradient;
+    if (!sums()) return gradient;
     return build_.binary("Mul", gradient, build_.cast(scale_, build_.dtype(gradient)));
   }
 
@@ -107,11 +120,13 @@ class UpdateEmitter {
                        std::string(ir::kAutospDomain), fmt::format("{}@{}", name, op));
   }
 
-  // Scales all gradients by min(1, clip / norm), the norm being that of all of them together. From
-  // zero 1 on every element is in one rank's shard, so the ranks' sums of squares are summed.
-  void clip() {
+  // What all gradients are scaled by: min(1, clip / norm), the norm being that of all of them
+  // together. From zero 1 on every element is in one rank's shard, so the ranks' sums of squares
+  // are summed.
+  ValueId clip() {
     std::vector<ValueId> squares;
-    for (ValueId gradient : gradients_) {
+    for (size_t k = 0; k < units_.size(); ++k) {
+      const ValueId gradient = mean_gradient(units_[k], gradients_[k]);
       const ValueId square = build_.binary("Mul", gradient, gradient);
       const auto axes = static_cast<int64_t>(build_.rank(gradient));
       std::vector<int64_t> all(static_cast<size_t>(axes));
@@ -128,19 +143,24 @@ class UpdateEmitter {
     // As PyTorch's clip_grad_norm_ has it.
     const ValueId ratio = build_.binary("Div", build_.scalar_like(norm, plan_.optimizer.clip_norm),
                                         build_.binary("Add", norm, build_.scalar_like(norm, 1e-6)));
-    const ValueId factor =
-        build_.node("Min", {ratio, build_.scalar_like(norm, 1)}, ir::Type{build_.dtype(norm), {}});
-    for (ValueId& gradient : gradients_) {
-      gradient = build_.binary("Mul", gradient, build_.cast(factor, build_.dtype(gradient)));
-    }
+    return build_.node("Min", {ratio, build_.scalar_like(norm, 1)},
+                       ir::Type{build_.dtype(norm), {}});
+  }
+
+  // As it enters the update. Nothing of the size of all parameters is made at once: what the norm
+  // was taken of is made again.
+  ValueId clipped_gradient(size_t k) {
+    if (!clip_factor_) return mean_gradient(units_[k], own_share(k));
+    const ValueId gradient = mean_gradient(units_[k], gradients_[k]);
+    return build_.binary("Mul", gradient, build_.cast(clip_factor_, build_.dtype(gradient)));
   }
 
   void update(size_t k) {
     const UpdateUnit& unit = units_[k];
     const ir::Type type{update_dtype(unit.dtype), unit.shape};
     const bool has_master = type.dtype != unit.dtype;
-    UpdateOperands operands{.weight = weights_[k],
-                            .gradient = gradients_[k],
+    UpdateOperands operands{.weight = weight(k),
+                            .gradient = clipped_gradient(k),
                             .states = {},
                             .rate = rate_,
                             .step = step_};
@@ -187,8 +207,9 @@ class UpdateEmitter {
   ValueId step_;
   ValueId scale_;
   std::vector<ValueId> whole_;      // by parameter
-  std::vector<ValueId> weights_;    // by unit
+  std::vector<ValueId> weights_;    // by unit, where this rank has them apart
   std::vector<ValueId> gradients_;  // by unit
+  ValueId clip_factor_;             // where gradients are clipped
 };
 
 }  // namespace
