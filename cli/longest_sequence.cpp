@@ -52,6 +52,7 @@ class Lines {
     for (size_t r = 0; r < ranks.size(); ++r) {
       const RankMemory& other = (*b_)[r];
       ranks[r].outside = between(ranks[r].outside, other.outside);
+      ranks[r].with_update = between(ranks[r].with_update, other.with_update);
       for (size_t k = 0; k < ranks[r].buffers.size(); ++k) {
         ArenaBuffer& buffer = ranks[r].buffers[k];
         buffer.size = between(buffer.size, other.buffers[k].size);
@@ -109,8 +110,7 @@ class Search {
   int64_t excess_of(const Ranks& ranks) const {
     int64_t most = std::numeric_limits<int64_t>::min();
     for (const RankMemory& rank : ranks) {
-      most =
-          std::max({most, rank.arena + rank.outside - limits_.memory, rank.arena - limits_.arena});
+      most = std::max({most, rank.most() - limits_.memory, rank.arena - limits_.arena});
     }
     return most;
   }

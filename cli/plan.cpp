@@ -160,9 +160,8 @@ class LengthSearch {
 
   bool fits(int64_t sequence) const {
     const auto ranks = plan_at(arguments_, sequence);
-    return ranks && std::ranges::all_of(*ranks, [this](const RankMemory& rank) {
-             return rank.arena + rank.outside <= memory_;
-           });
+    return ranks && std::ranges::all_of(
+                        *ranks, [this](const RankMemory& rank) { return rank.most() <= memory_; });
   }
 
   // Whether more fits, from a length that does.

@@ -15,7 +15,9 @@
 #include "node_cost.h"
 #include "rank_kinds.h"
 #include "sharded_folder.h"
+#include "training/session.h"
 #include "transforms/spmd/emit_ranks.h"
+#include "transforms/training/emit_update.h"
 #include "transforms/training/exchange.h"
 
 namespace autosp::cli {
@@ -222,8 +224,56 @@ std::vector<bool> parameter_inputs(const ir::Graph& graph, const LoadedModel& mo
   return result;
 }
 
+// Bytes that a step and what follows it work in, one after the other.
+int64_t working_bytes(const transforms::TrainingPlan& plan, int64_t rank,
+                      std::shared_ptr<const ir::Graph> step,
+                      const executor::CompileOptions& options) {
+  TrainingGraphs graphs{.step = std::move(step), .accumulate = nullptr, .update = nullptr};
+  graphs.update = std::make_shared<const ir::Graph>(transforms::emit_update(plan, rank));
+  if (plan.accumulate > 1) {
+    graphs.accumulate = std::make_shared<const ir::Graph>(transforms::emit_accumulate(plan, rank));
+  }
+  const std::vector<executor::Program> programs =
+      executor::compile_turns(training_turns(graphs), options);
+  return programs.front().memory().arena - programs.front().memory().kept;
+}
+
+// Instead of what a step takes: inputs and parameters as there, and what an update works in.
+executor::MemoryBuckets memory_of_update(const executor::MemoryBuckets& of_step, int64_t gradients,
+                                         int64_t working) {
+  using enum executor::Bucket;
+  executor::MemoryBuckets memory{};
+  for (const auto bucket : {kParameters, kInputs}) {
+    memory[static_cast<size_t>(bucket)] = of_step[static_cast<size_t>(bucket)];
+  }
+  memory[static_cast<size_t>(kOutputs)] = std::min(gradients, working);
+  memory[static_cast<size_t>(kTemporaries)] = working - memory[static_cast<size_t>(kOutputs)];
+  return memory;
+}
+
 int64_t sum(const executor::MemoryBuckets& memory) {
   return std::accumulate(memory.begin(), memory.end(), int64_t{0});
+}
+
+// What a rank takes, whose step has been compiled and takes `memory`. `update`: bytes that step and
+// update work in; 0 without an update.
+void add_memory(const executor::Program& step, executor::MemoryBuckets memory,
+                const transforms::TrainingBytes& kept, int64_t update, int64_t rank,
+                Prediction& prediction) {
+  const int64_t arena = step.memory().arena;
+  const int64_t working = std::max(arena, update);
+  const int64_t outside = sum(memory) - arena + kept.optimizer_state + kept.gradient_sums;
+  prediction.arena = std::max(prediction.arena, arena);
+  prediction.ranks.push_back({.outside = outside,
+                              .arena = arena,
+                              .buffers = step.buffers(),
+                              .with_update = working > arena ? outside + working : 0});
+  if (outside + working <= prediction.peak) return;
+  if (working > arena) memory = memory_of_update(memory, kept.gradients, working);
+  prediction.peak = outside + working;
+  prediction.memory = memory;
+  prediction.kept = kept;
+  prediction.rank = rank;
 }
 
 }  // namespace
@@ -257,22 +307,14 @@ Prediction predict(const LoadedModel& model, const transforms::SpmdProgram& prog
   for (int64_t rank : rank_kinds(program)) {
     const auto graph = std::make_shared<const ir::Graph>(rank_graph(program, rank));
     const executor::Program compiled = executor::compile(graph, options);
-    const executor::MemoryBuckets memory =
-        executor::memory_at_peak(compiled, parameter_inputs(*graph, model));
-    const transforms::TrainingBytes kept =
-        program.exchange == nullptr ? transforms::TrainingBytes()
-                                    : transforms::training_bytes(program.exchange->plan, rank);
-    const int64_t total = sum(memory) + kept.optimizer_state + kept.gradient_sums;
-    prediction.arena = std::max(prediction.arena, compiled.memory().arena);
-    prediction.ranks.push_back({.outside = total - compiled.memory().arena,
-                                .arena = compiled.memory().arena,
-                                .buffers = compiled.buffers()});
-    if (total > prediction.peak) {
-      prediction.peak = total;
-      prediction.memory = memory;
-      prediction.kept = kept;
-      prediction.rank = rank;
+    transforms::TrainingBytes kept;
+    int64_t update = 0;
+    if (program.exchange != nullptr) {
+      kept = transforms::training_bytes(program.exchange->plan, rank);
+      update = working_bytes(program.exchange->plan, rank, graph, options);
     }
+    add_memory(compiled, executor::memory_at_peak(compiled, parameter_inputs(*graph, model)), kept,
+               update, rank, prediction);
     const Work work = work_of(*graph, device);
     if (work.seconds <= prediction.compute_seconds) continue;
     prediction.compute_seconds = work.seconds;

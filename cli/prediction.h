@@ -1,6 +1,7 @@
 // What a sharded model will take: memory, work, communication, time. Nothing is run.
 #pragma once
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
@@ -32,9 +33,13 @@ struct RankMemory {
   int64_t outside = 0;  // parameters, inputs and constants
   int64_t arena = 0;
   std::vector<executor::ArenaBuffer> buffers;
+  int64_t with_update = 0;  // everything while an update runs, where that is more than in a step
+
+  int64_t most() const { return std::max(arena + outside, with_update); }
 };
 
-// Memory is of the rank that takes most, work and time of the one that computes longest.
+// Memory is of the rank that takes most, at the step's peak or the update's; work and time of the
+// one that computes longest.
 struct Prediction {
   executor::MemoryBuckets memory{};  // at the peak
   transforms::TrainingBytes

@@ -179,6 +179,32 @@ def test_stages_agree_to_the_bit_and_hold_what_was_planned(autosp_onnx, llama, t
             assert array.tobytes() == trained[name].tobytes(), name
 
 
+@pytest.mark.parametrize("bits, seq", [(32, 60), (16, 4)])
+@pytest.mark.parametrize("zero", range(4))
+@pytest.mark.parametrize("more", [(), ("--clip-norm", 1), ("--accumulate", 2)])
+def test_an_arena_is_as_large_as_planned(autosp_onnx, llama, tmp_path, bits, seq, zero, more):
+    """A step of few tokens in 16 bits takes less than the update, which is in 32."""
+    graph, _, parameters, folder = llama
+    data, _ = reference.batches_of(graph, {"seq": seq}, count=2)
+    np.savez(tmp_path / "data.npz", **data)
+    if bits == 16:
+        graph = TrainingGraph(GRAPHS / "bfloat16" / "llama.onnx")
+    options = ["--sp", 2, "--optimizer", "adamw", "--weight-decay", 0.1, "--zero", zero, *more]
+    shard(autosp_onnx, graph, tmp_path / "out", *options, sizes={"seq": seq})
+    start = ["--init", folder / "parameters.npz"]
+    report, _ = train(autosp_onnx, tmp_path / "out", tmp_path / "data.npz", *start, steps=1)
+    result = autosp_onnx("plan", graph.path, "--dim", f"seq={seq}", *options, "--device", "cpu", "--json")
+    planned = json.loads(result.stdout)
+    outside = planned["memory_bytes"]["inputs"]  # with constants
+    kept = 5 * len(parameters)  # values at most: parameters, three states, sums of gradients
+    arena = max(rank["arena_bytes"] for rank in report["ranks"])
+    assert planned["peak_bytes"] - outside <= arena <= planned["peak_bytes"] + 256 * kept
+    held = report["ranks"][0]["measured_bytes"]
+    working = arena - held["parameters"] - held["optimizer_state"]
+    if bits == 16 and zero == 3:
+        assert working > planned["planned_peak_bytes"] + 256 * kept
+
+
 @pytest.fixture
 def emulated_device(request, monkeypatch):
     """Commands that are given --device cuda run on a device that is none."""
