@@ -40,6 +40,22 @@ def _assign(x: torch.Tensor, index: object, value: object) -> object:
     return x.copy_(torch.where(mask, value.to(x), x))
 
 
+def _masked_scatter(x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> object:
+    """`source` in its order where `mask` says so, each position reading by its count: `source[cumsum(mask) - 1]`.
+
+    PyTorch's backward has no translation. Where whole rows are chosen, as image features replace image tokens of
+    [batch, seq, hidden], rows are counted and not elements.
+    """
+    if x.dim() == 0:
+        return NotImplemented
+    x, mask = torch.broadcast_tensors(x, mask)
+    rows = mask.stride(-1) == 0 and source.dim() > 0 and source.shape[-1] == x.shape[-1]
+    chosen = mask[..., 0] if rows else mask
+    place = (chosen.reshape(-1).long().cumsum(0) - 1).clamp(min=0).reshape(chosen.shape)
+    values = source.reshape(-1, x.shape[-1]) if rows else source.reshape(-1)
+    return torch.where(mask, values[place], x)
+
+
 def _weight_norm(direction: torch.Tensor, length: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """By its formula: the fused operator's backward has no translation."""
     return direction * (length / torch.norm_except_dim(direction, 2, dim))
@@ -97,6 +113,7 @@ def _per_axis(size: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
 
 REPLACEMENTS: dict[object, Callable[..., object]] = {
     torch.Tensor.__setitem__: _assign,
+    torch.Tensor.masked_scatter: _masked_scatter,
     torch._weight_norm: _weight_norm,
     torch.adaptive_avg_pool1d: _adaptive_average(1),
     functional.adaptive_avg_pool2d: _adaptive_average(2),

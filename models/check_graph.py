@@ -14,7 +14,7 @@ from gradient_check import Comparison, OnnxRuntimeGraph, compare_outputs, requir
 from joint_graph import Signature, loss_and_gradients
 from precision import ReferenceGraph, float32_twin
 from random_draws import draws_as_inputs, fixed_draws
-from training_case import CannotConvert, FailsAtOtherLengths, TrainingCase
+from training_case import FAILURES, CannotConvert, FailsAtOtherLengths, TrainingCase
 
 Arrays = dict[str, np.ndarray]
 
@@ -87,11 +87,10 @@ def pytorch_step(
     try:
         with fixed_draws(seed=7) as drawn:
             values = loss_and_gradients(case, signature.parameters, signature.constants, list(inputs.values()))
-    except (RuntimeError, ValueError) as error:
+    except FAILURES as error:
         if not sizes:
             raise
-        at = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        raise CannotConvert(f"{case.name}: the module fails at {at}: {error}; export with --static") from error
+        raise case.fails_at(sizes, "the module", error) from error
     if len(drawn) != len(draws):
         raise CannotConvert(f"{case.name}: PyTorch draws {len(drawn)} random tensors, the graph {len(draws)}")
     expected = to_numpy(dict(zip(signature.output_names(), values, strict=True)))

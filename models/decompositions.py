@@ -25,6 +25,7 @@ def decomposition_table() -> dict[object, Callable[..., object]]:
     table[aten.clamp.default] = _clamp
     for operator in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor):
         table[operator] = _with_tensors(operator)
+    table[aten.native_dropout.default] = _dropout
     table[aten.lgamma.default] = _log_gamma
     table[aten.digamma.default] = _digamma
     for drawn, in_place, decomposed in (
@@ -34,6 +35,7 @@ def decomposition_table() -> dict[object, Callable[..., object]]:
         table[drawn], table[in_place] = decomposed, _copied_to(decomposed)
     table[aten.unsqueeze.default] = _unsqueeze_complex
     table[aten.linalg_solve_triangular.default] = _solve_triangular
+    table[aten.squeeze.dims] = _squeeze
     return table
 
 
@@ -109,6 +111,14 @@ def _uniform(
     return low + (high - low) * torch.rand_like(x)
 
 
+def _dropout(x: torch.Tensor, p: float, train: bool | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keeps what a number drawn from [0, 1) is below 1 - p for; left whole, the exporter's `Dropout` draws unseen."""
+    if not train or not 0 < p < 1:
+        return torch._decomp.decomposition_table[aten.native_dropout.default](x, p, train)
+    kept = torch.rand_like(x) < 1 - p
+    return x * (kept.to(x.dtype) * (1 / (1 - p))), kept
+
+
 def _copied_to(decomposed: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """The same operator, in place."""
     return lambda x, *arguments, **options: x.copy_(decomposed(x, *arguments, **options))
@@ -126,6 +136,13 @@ def _with_tensors(operator: Callable[..., torch.Tensor]) -> Callable[..., torch.
         return operator(torch.full((), x, dtype=dtype, device=y.device), y.to(dtype), **options)
 
     return decomposed
+
+
+def _squeeze(x: torch.Tensor, axes: list[int]) -> torch.Tensor:
+    """Where no axis is of length 1, a view: what is then left of the operator, the exporter does not translate."""
+    if any(x.shape[axis] == 1 for axis in axes):
+        return NotImplemented
+    return aten.view.default(x, x.shape)
 
 
 def _unsqueeze_complex(x: torch.Tensor, axis: int) -> torch.Tensor:
@@ -270,16 +287,17 @@ def _convolution_backward(
         d bias   = the gradient summed over all but its channels
 
     `x` is [batch, channels, *spatial]; one or two spatial axes are what transformers use (patches, causal
-    convolutions). Transposed convolutions are left alone, and then refused by the exporter.
+    convolutions). A transposed convolution is the gradient of one whose input has the place of its output, so that
+    its own is that convolution, and each tap saw the gradient.
     """
-    if transposed:
-        return NotImplemented
     spatial = x.dim() - 2
     stride, padding, dilation = (
         list(sizes) * spatial if len(sizes) == 1 else list(sizes) for sizes in (stride, padding, dilation)
     )
     grad_input = grad_weight = grad_bias = None
-    if output_mask[0]:
+    if output_mask[0] and transposed:
+        grad_input = aten.convolution.default(gradient, weight, None, stride, padding, dilation, False, [0], groups)
+    elif output_mask[0]:
         reached = [
             (gradient.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1
             for i in range(spatial)
@@ -288,7 +306,8 @@ def _convolution_backward(
         unreached = [0 if stride[i] == 1 else x.shape[2 + i] - reached[i] for i in range(spatial)]
         grad_input = _transposed_convolution(gradient, weight, stride, padding, dilation, unreached, groups)
     if output_mask[1]:
-        grad_weight = _convolution_weight_gradient(gradient, x, weight, stride, padding, dilation, groups)
+        values, seen = (x, gradient) if transposed else (gradient, x)
+        grad_weight = _convolution_weight_gradient(values, seen, weight, stride, padding, dilation, groups)
     if output_mask[2]:
         grad_bias = gradient.sum(_all_but_channels(x))
     return grad_input, grad_weight, grad_bias

@@ -16,7 +16,7 @@ import graph_files
 from check_graph import check_graph, to_numpy
 from gradient_check import Comparison
 from joint_graph import Signature, export_forward, export_training_step, signature_of
-from training_case import CannotConvert, FailsAtOtherLengths, TrainingCase
+from training_case import FAILURES, CannotConvert, FailsAtOtherLengths, TrainingCase
 
 JOINT, ONNX_AD = "torch-joint-graph", "onnx-ad"
 ROUTES = (JOINT, ONNX_AD)
@@ -53,8 +53,9 @@ def export_case(
     try:
         return _export_traced(case, signature, symbolic, route, opset, checks)
     except FailsAtOtherLengths as error:
+        at_primes = signature_of(case, symbolic, prime=True)
         try:
-            return _export_traced(case, signature_of(case, symbolic, prime=True), symbolic, route, opset, checks)
+            return _export_traced(case, at_primes, symbolic, route, opset, checks)
         except (CannotConvert, RuntimeError):
             raise error from None
 
@@ -66,7 +67,7 @@ def _signature(case: TrainingCase, symbolic: list[str]) -> Signature:
     """
     try:
         return signature_of(case, symbolic)
-    except (RuntimeError, ValueError, TypeError, LookupError) as error:
+    except FAILURES as error:
         where = _innermost_model_frame(error)
         raise CannotConvert(
             f"{case.name}: the module or its inputs fail in PyTorch, before any export ({where}): {error}"
@@ -84,7 +85,7 @@ def _export_traced(
     except GuardOnDataDependentSymNode as error:
         where = _innermost_model_frame(error)
         raise CannotConvert(f"{case.name}: a Python branch depends on the data ({where}): {_reason(error)}") from error
-    except (torch.onnx.errors.OnnxExporterError, NotImplementedError, RuntimeError, AssertionError) as error:
+    except (torch.onnx.errors.OnnxExporterError, NotImplementedError, AssertionError, *FAILURES) as error:
         raise CannotConvert(f"{case.name}: {_reason(error)}{_way_out(error, symbolic)}") from error
     _require_open(model, signature, case)
     graph_files.strip_export_notes(model)
@@ -115,11 +116,15 @@ def _reason(error: BaseException) -> str:
     for mark in ("No ONNX function found", "when translating node", "Could not guard"):
         for line in lines:
             if mark in line:
-                return line
+                return _without_class(line)
     if SUMMARY in lines:  # of torch.onnx, behind its advice on how to report the error
         lines = lines[lines.index(SUMMARY) + 1 :]
     sentences = [line for line in lines if not line.startswith(("frame #", "(", "<omitting", "Exception raised from"))]
-    return re.sub(r"^<class '[\w.]*'>: ", "", sentences[0]) if sentences else type(error).__name__
+    return _without_class(sentences[0]) if sentences else type(error).__name__
+
+
+def _without_class(sentence: str) -> str:
+    return re.sub(r"^<class '[\w.]*'>: ", "", sentence)
 
 
 def _way_out(error: BaseException, symbolic: list[str]) -> str:

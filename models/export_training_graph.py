@@ -9,7 +9,7 @@
 
 The graph's inputs are the parameters under their own names and then the data; its outputs are `loss` and, for each
 parameter, `<parameter>.grad`. Beside it goes an .npz with a value for every input. Nothing is written unless loss and
-every gradient agree with PyTorch's.
+every gradient agree with PyTorch's. The exit code is 1 where they differ, and 2 where a model cannot be converted.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             export_from_torch(options)
     except (CannotConvert, GradientMismatch) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 1 if isinstance(error, GradientMismatch) else 2
     return 0
 
 

@@ -16,12 +16,13 @@ from onnx import TensorProto, helper
 from torch import nn
 
 import decompositions
+import export_training_graph
 import graph_files
 from before_autograd import BeforeAutograd
 from check_graph import check_graph
 from export_case import _reason, export_case
 from families import FAMILIES, Dimensions, _never_skip_layers, _NeverReached
-from gradient_check import GradientMismatch, OnnxRuntimeGraph, compare_outputs, require_match
+from gradient_check import Comparison, GradientMismatch, OnnxRuntimeGraph, compare_outputs, require_match
 from onnx_ad_route import choose_parameters, differentiate
 from training_case import CannotConvert, TrainingCase, jitter_parameters
 
@@ -63,15 +64,18 @@ def forward_graph() -> onnx.ModelProto:
     ("stride", "padding", "dilation", "groups"),
     [([1], [0], [1], 1), ([2], [3], [1], 1), ([1], [2], [2], 4), ([4], [0], [1], 2), ([3], [1], [1], 4)],
 )
+@pytest.mark.parametrize("transposed", [False, True])
 def test_convolution_backward_is_pytorchs(
-    stride: list[int], padding: list[int], dilation: list[int], groups: int
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, transposed: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 4, 17, generator=generator)
+    x = torch.randn(2, 8 if transposed else 4, 17, generator=generator)
     weight = torch.randn(8, 4 // groups, 4, generator=generator)
-    y = torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, False, [0], groups)
+    more = [stride[0] - 1 if transposed else 0]
+    y = torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, transposed, more, groups)
     gradient = torch.randn(y.shape, generator=generator)
-    arguments = (gradient, x, weight, [8], stride, padding, dilation, False, [0], groups, [True, True, True])
+    bias = [y.shape[1]]
+    arguments = (gradient, x, weight, bias, stride, padding, dilation, transposed, more, groups, [True, True, True])
     expected = torch.ops.aten.convolution_backward(*arguments)
     for got, reference in zip(decompositions._convolution_backward(*arguments), expected, strict=True):
         torch.testing.assert_close(got, reference)
@@ -218,6 +222,18 @@ def _length_where_positive(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def _features_at_tokens(x: torch.Tensor) -> torch.Tensor:
+    """[2, 4, seq]: four features [2, 2, 4] in order where the first channel is among a row's two largest."""
+    tokens = x.transpose(1, 2)
+    mask = torch.zeros_like(x[:, 0]).scatter(1, x[:, 0].topk(2).indices, 1.0) > 0
+    features = x[:, :, :2].transpose(1, 2).sin()
+    return tokens.masked_scatter(mask.unsqueeze(-1).expand_as(tokens), features)
+
+
+def _values_at_elements(x: torch.Tensor) -> torch.Tensor:
+    return x.masked_scatter(x > 0, x.sin().flip(2))
+
+
 @pytest.mark.parametrize(
     ("over", "layers"),
     [
@@ -225,24 +241,32 @@ def _length_where_positive(x: torch.Tensor) -> torch.Tensor:
         (lambda x: x, [nn.Conv1d(4, 6, 5, padding=4, dilation=2)]),
         (lambda x: x, [nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(4, 4, 3, groups=2)]),
         (lambda x: x, [nn.Conv1d(4, 4, 3, stride=2, padding=1), nn.Conv1d(4, 6, 5, stride=3)]),
+        (lambda x: x, [nn.ConvTranspose1d(4, 6, 4, stride=2, padding=1), nn.ConvTranspose1d(6, 3, 3, stride=3)]),
         (lambda x: nn.functional.pad(x, (1, -1)), []),
         (lambda x: x.clamp(min=-1, max=0.5), []),
         (lambda x: x * torch.add(0.3, x > 0, alpha=0.6), []),
         (lambda x: x * (1.0 - (x > 0).long()), []),
         (lambda x: torch.mul(0.3, x), []),
         (_length_where_positive, []),
+        (_features_at_tokens, []),
+        (_values_at_elements, []),
+        (lambda x: x.mean((1, 2)).squeeze(), []),
     ],
     ids=[
         "cut back",
         "dilated",
         "padded before",
         "strided",
+        "transposed",
         "shifted",
         "bounds of two types",
         "a number plus a bool",
         "a number less an integer",
         "a number times a tensor",
         "a length under a mask",
+        "rows under a mask",
+        "elements under a mask",
+        "nothing squeezed",
     ],
 )
 def test_a_sequence_stays_open(over: Callable[[torch.Tensor], torch.Tensor], layers: list[nn.Module]) -> None:
@@ -330,6 +354,23 @@ def test_averages_in_bfloat16_have_no_bias(pool: Callable[[torch.Tensor], torch.
     assert abs((got.double() / pool(x.double())).mean() - 1) < 2e-4  # 1 / 3 and 1 / 9 are off by 2e-3
 
 
+@pytest.mark.parametrize("mask", [torch.tensor([[True], [False], [True]]).expand(3, 4), torch.eye(3, 4) > 0])
+@pytest.mark.parametrize("rows", [2, 5])
+def test_masked_scatter_is_pytorchs(mask: torch.Tensor, rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, source = torch.randn(3, 4, generator=generator), torch.randn(rows, 4, generator=generator)
+    expected = x.masked_scatter(mask, source)
+    with BeforeAutograd():
+        torch.testing.assert_close(x.masked_scatter(mask, source), expected, rtol=0, atol=0)
+
+
+def test_image_features_are_counted_by_rows() -> None:
+    graph = export_case(over_positions_case(_features_at_tokens), []).model.graph
+    (counted,) = [node.output[0] for node in graph.node if node.op_type == "CumSum"]
+    (shape,) = [value.type.tensor_type.shape.dim for value in graph.value_info if value.name == counted]
+    assert [axis.dim_value for axis in shape] == [2 * 12]
+
+
 def test_a_window_that_begins_behind_the_input_is_dropped() -> None:
     x = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(0))
     expected = nn.functional.avg_pool1d(x, 1, 3, ceil_mode=True)
@@ -367,10 +408,22 @@ def _uniform(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x).uniform_(0.9, 1.1)
 
 
+def _dropped_weights(x: torch.Tensor) -> torch.Tensor:
+    tokens = x.transpose(1, 2)
+    return nn.functional.scaled_dot_product_attention(tokens, tokens, tokens, dropout_p=0.3).transpose(1, 2)
+
+
 @pytest.mark.parametrize(
     "factor",
-    [torch.rand_like, lambda x: torch.floor(torch.rand((*x.shape[:1], 1, 1)) + 0.6), _exponential, _uniform],
-    ids=["like a tensor", "stochastic depth", "exponential", "uniform"],
+    [
+        torch.rand_like,
+        lambda x: torch.floor(torch.rand((*x.shape[:1], 1, 1)) + 0.6),
+        _exponential,
+        _uniform,
+        lambda x: nn.functional.dropout(x, 0.3),
+        _dropped_weights,
+    ],
+    ids=["like a tensor", "stochastic depth", "exponential", "uniform", "dropout", "dropped weights"],
 )
 def test_random_draws_are_the_same_on_both_sides(factor: Callable[[torch.Tensor], torch.Tensor]) -> None:
     exported = export_case(over_positions_case(lambda x: x * factor(x)), ["seq"])
@@ -385,7 +438,9 @@ def test_a_length_that_an_operator_fixes_is_refused() -> None:
 
 def test_a_module_that_takes_some_lengths_only_is_refused() -> None:
     in_fours = over_positions_case(lambda x: x.reshape(2, 4, -1, 4))
-    with pytest.raises(CannotConvert, match=r"the module fails at seq=13: shape .*; export with --static"):
+    with pytest.raises(
+        CannotConvert, match=r"the module fails at seq=13: RuntimeError: shape .*; export with --static"
+    ):
         export_case(in_fours, ["seq"])
 
 
@@ -394,6 +449,7 @@ def test_a_module_that_takes_some_lengths_only_is_refused() -> None:
     [
         ("Cannot slice\nException raised from x at y.cpp:340\nframe #0: f + 0x9d\nframe #1: g\n", "Cannot slice"),
         ("Failed.\n- Create an issue\n\n## Exception summary\n\n<class 'RuntimeError'>: no clamp\nmore\n", "no clamp"),
+        ("- Create\n<class 'a.DispatchError'>: No ONNX function found for x\n", "No ONNX function found for x"),
         ("(Refer to the full stack trace above for more information.)", "RuntimeError"),
     ],
 )
@@ -445,8 +501,69 @@ def test_inputs_that_fail_at_another_length_are_told() -> None:
         return {"x": torch.ones(60).reshape(sizes["seq"], 2, 5)}
 
     case = dataclasses.replace(squared_error_case(), make_inputs=make_inputs, sizes={"seq": 6})
-    with pytest.raises(CannotConvert, match=r"the module or its inputs fail .*\(test_exporter.py line \d+\)"):
+    with pytest.raises(
+        CannotConvert, match=r"make_inputs fails at seq=10: RuntimeError: shape .*; export with --static"
+    ):
         export_case(case, ["seq"])
+
+
+@pytest.mark.parametrize("failure", [ValueError, TypeError, KeyError])
+def test_inputs_that_fail_only_where_they_are_checked_are_told(failure: type[Exception]) -> None:
+    case = squared_error_case()
+
+    def make_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        if sizes["seq"] % 2:
+            raise failure("an odd length")
+        return case.make_inputs(sizes, generator)
+
+    with pytest.raises(CannotConvert, match=rf"make_inputs fails at seq=13: {failure.__name__}: .*an odd length"):
+        export_case(dataclasses.replace(case, make_inputs=make_inputs), ["seq"])
+
+
+@pytest.mark.parametrize("failure", [ValueError, TypeError, KeyError])
+def test_inputs_that_fail_at_prime_lengths_are_told(failure: type[Exception]) -> None:
+    case = padded_chunks_case()
+
+    def make_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        if sizes["seq"] == 11:
+            raise failure("eleven")
+        return case.make_inputs(sizes, generator)
+
+    with pytest.raises(CannotConvert, match=r"make_inputs fails at seq=11: .*eleven"):
+        export_case(dataclasses.replace(case, make_inputs=make_inputs), ["seq"])
+
+
+@pytest.mark.parametrize("failure", [ValueError, TypeError, KeyError])
+def test_a_module_that_fails_at_other_lengths_in_any_way_is_refused(failure: type[Exception]) -> None:
+    def in_twelves(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2] == 13:
+            raise failure("thirteen")
+        return x
+
+    with pytest.raises(CannotConvert, match=rf"the module fails at seq=13: {failure.__name__}: .*thirteen"):
+        export_case(over_positions_case(in_twelves), ["seq"])
+
+
+@pytest.mark.parametrize("failure", [ValueError, TypeError, KeyError])
+def test_a_module_that_cannot_be_traced_is_refused(failure: type[Exception]) -> None:
+    def only_with_values(x: torch.Tensor) -> torch.Tensor:
+        if type(x) is not torch.Tensor and isinstance(x.shape[2], torch.SymInt):
+            raise failure("no number")
+        return x
+
+    with pytest.raises(CannotConvert, match="no number"):
+        export_case(over_positions_case(only_with_values), ["seq"])
+
+
+@pytest.mark.parametrize(("error", "code"), [(CannotConvert("no"), 2), (GradientMismatch(Comparison("no", [])), 1)])
+def test_the_exit_code_tells_what_differs_from_what_is_refused(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(export_training_graph, "export_from_torch", fail)
+    assert export_training_graph.main(["--hf", "nano", "-o", "nano.onnx"]) == code
 
 
 def test_a_wrong_gradient_is_named() -> None:

@@ -17,6 +17,10 @@ Sizes = Mapping[str, int]
 MakeInputs = Callable[[Sizes, torch.Generator], dict[str, torch.Tensor]]
 
 
+FAILURES = (RuntimeError, ValueError, TypeError, LookupError)
+"""What a user's module or inputs raise at sizes that they do not take."""
+
+
 class CannotConvert(Exception):
     """A model or an operator that this exporter does not convert; the message says which, and why."""
 
@@ -54,9 +58,22 @@ class TrainingCase:
         return torch.func.functional_call(self.module, by_module_name, tuple(inputs), tie_weights=True)
 
     def inputs(self, seed: int, **changed_sizes: int) -> dict[str, torch.Tensor]:
-        """The inputs at the default sizes, or at `changed_sizes` where given."""
+        """The inputs at the default sizes, or at `changed_sizes`, which an error names where none can be made there."""
         generator = torch.Generator().manual_seed(seed)
-        return self.make_inputs({**self.sizes, **changed_sizes}, generator)
+        sizes = {**self.sizes, **changed_sizes}
+        try:
+            return self.make_inputs(sizes, generator)
+        except FAILURES as error:
+            if sizes == self.sizes:
+                raise
+            raise self.fails_at(changed_sizes, "make_inputs", error) from error
+
+    def fails_at(self, sizes: Sizes, what: str, error: Exception) -> CannotConvert:
+        """That `what` of the user's raises `error` at lengths which the exporter chose."""
+        at = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        return CannotConvert(
+            f"{self.name}: {what} fails at {at}: {type(error).__name__}: {error}; export with --static"
+        )
 
     def symbolic_axes(self, names: list[str]) -> dict[str, dict[int, str]]:
         """Input name -> {axis: axis name}, found by growing one named axis at a time.
