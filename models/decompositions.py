@@ -25,6 +25,8 @@ def decomposition_table() -> dict[object, Callable[..., object]]:
     table[aten.clamp.default] = _clamp
     for operator in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor):
         table[operator] = _with_tensors(operator)
+    for operator in (aten.copy.default, aten.copy_.default):
+        table[operator] = _of_one_shape(operator)
     table[aten.native_dropout.default] = _dropout
     table[aten.lgamma.default] = _log_gamma
     table[aten.digamma.default] = _digamma
@@ -143,6 +145,17 @@ def _squeeze(x: torch.Tensor, axes: list[int]) -> torch.Tensor:
     if any(x.shape[axis] == 1 for axis in axes):
         return NotImplemented
     return aten.view.default(x, x.shape)
+
+
+def _of_one_shape(operator: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Copies a value in the shape and type of what it is written to (`x[:, 0] = 1`): the exporter broadcasts none."""
+
+    def decomposed(x: torch.Tensor, value: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        if value.shape == x.shape and value.dtype == x.dtype:
+            return NotImplemented
+        return operator(x, value.to(x.dtype).expand(x.shape))
+
+    return decomposed
 
 
 def _unsqueeze_complex(x: torch.Tensor, axis: int) -> torch.Tensor:

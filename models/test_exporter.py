@@ -222,6 +222,15 @@ def _length_where_positive(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def _shifted_right(x: torch.Tensor) -> torch.Tensor:
+    """As Hugging Face makes a decoder's inputs of its labels, with values that are broadcast."""
+    shifted = x.new_zeros(x.shape)
+    shifted[..., 1:] = x[..., :-1].clone()
+    shifted[..., 0] = 3
+    shifted[:, 1, 1:] = x[:, :1, 0]
+    return shifted * x
+
+
 def _features_at_tokens(x: torch.Tensor) -> torch.Tensor:
     """[2, 4, seq]: four features [2, 2, 4] in order where the first channel is among a row's two largest."""
     tokens = x.transpose(1, 2)
@@ -248,6 +257,7 @@ def _values_at_elements(x: torch.Tensor) -> torch.Tensor:
         (lambda x: x * (1.0 - (x > 0).long()), []),
         (lambda x: torch.mul(0.3, x), []),
         (_length_where_positive, []),
+        (_shifted_right, []),
         (_features_at_tokens, []),
         (_values_at_elements, []),
         (lambda x: x.mean((1, 2)).squeeze(), []),
@@ -264,6 +274,7 @@ def _values_at_elements(x: torch.Tensor) -> torch.Tensor:
         "a number less an integer",
         "a number times a tensor",
         "a length under a mask",
+        "shifted right",
         "rows under a mask",
         "elements under a mask",
         "nothing squeezed",
