@@ -11,17 +11,34 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._dispatch.python import no_python_dispatcher
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 class BeforeAutograd(TorchFunctionMode):
-    """Within, calls of the table's functions are those of its replacements."""
+    """Within, calls of the table's functions are those of its replacements.
+
+    What is computed of integers that a module holds, and not of its inputs, is computed at once: Python may then ask
+    for it, as Qwen's vision towers do for the sizes of their images.
+    """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _of_known_integers(args, kwargs):
+            with _disable_current_modes(), no_python_dispatcher():
+                return function(*args, **(kwargs or {}))
         replacement = REPLACEMENTS.get(function)
         result = NotImplemented if replacement is None else replacement(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {})) if result is NotImplemented else result
+
+
+def _of_known_integers(args: Any, kwargs: Any) -> bool:
+    leaves = pytree.tree_leaves((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    known = all(type(tensor) is torch.Tensor and not tensor.is_floating_point() for tensor in tensors)
+    return bool(tensors) and known and not any(isinstance(leaf, torch.SymInt) for leaf in leaves)
 
 
 def _assign(x: torch.Tensor, index: object, value: object) -> object:
@@ -62,13 +79,32 @@ def _weight_norm(direction: torch.Tensor, length: torch.Tensor, dim: int = 0) ->
 
 
 def _adaptive_average(axes: int) -> Callable[..., object]:
-    """To one element, as a mean: PyTorch's writes the strides of its result, which the gradient follows."""
+    """As a mean, or as products with windows of ones: PyTorch's backward has no translation, and to one element its
+    result has strides that the gradient follows.
+    """
 
-    def average(x: torch.Tensor, output_size: int | tuple[int, ...]) -> object:
-        sizes = (output_size,) if isinstance(output_size, int) else output_size
-        return x.mean(list(range(-axes, 0)), keepdim=True) if set(sizes) == {1} else NotImplemented
+    def average(x: torch.Tensor, output_size: int | tuple[int | None, ...]) -> object:
+        sizes = _per_axis(output_size, axes)
+        if set(sizes) == {1}:
+            return x.mean(list(range(-axes, 0)), keepdim=True)
+        for axis, size in zip(range(-axes, 0), sizes, strict=True):
+            if size is None:
+                continue
+            if isinstance(x.shape[axis], torch.SymInt):
+                return NotImplemented
+            if size != x.shape[axis]:
+                window = _windows(x.shape[axis], size, x)
+                x = (x.transpose(axis, -1) @ window.T / window.sum(1)).transpose(axis, -1)
+        return x
 
     return average
+
+
+def _windows(length: int, count: int, like: torch.Tensor) -> torch.Tensor:
+    """[count, length]: 1 from floor(i length / count) to before ceil((i + 1) length / count), 0 elsewhere."""
+    i, position = torch.arange(count, device=like.device)[:, None], torch.arange(length, device=like.device)
+    inside = (position >= i * length // count) & (position < -(-(i + 1) * length // count))
+    return inside.to(like.dtype)
 
 
 def _average_pool(axes: int) -> Callable[..., object]:
@@ -106,7 +142,7 @@ def _average_pool(axes: int) -> Callable[..., object]:
     return pool
 
 
-def _per_axis(size: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+def _per_axis(size: int | tuple[Any, ...], axes: int) -> tuple[Any, ...]:
     sizes = (size,) if isinstance(size, int) else tuple(size)
     return sizes * axes if len(sizes) == 1 else sizes
 

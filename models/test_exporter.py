@@ -343,9 +343,10 @@ def test_values_assigned_under_a_mask_are_selected() -> None:
         (lambda x: nn.functional.avg_pool2d(x[:, None], (2, 1), ceil_mode=True), []),
         (lambda x: nn.functional.adaptive_avg_pool1d(x.transpose(1, 2).contiguous().transpose(1, 2), 1), []),
         (lambda x: nn.functional.adaptive_avg_pool2d(x[:, None], (1, 1)), []),
+        (lambda x: nn.functional.adaptive_avg_pool2d(x[:, None], (3, None)), []),
         (lambda x: x, [nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 6, 3), dim=2)]),
     ],
-    ids=["1d", "ceiling", "padded", "2d ceiling", "to one", "to one in 2d", "weight norm"],
+    ids=["1d", "ceiling", "padded", "2d ceiling", "to one", "to one in 2d", "to some", "weight norm"],
 )
 def test_what_is_replaced_before_autograd(
     over: Callable[[torch.Tensor], torch.Tensor], layers: list[nn.Module]
@@ -380,6 +381,31 @@ def test_image_features_are_counted_by_rows() -> None:
     (counted,) = [node.output[0] for node in graph.node if node.op_type == "CumSum"]
     (shape,) = [value.type.tensor_type.shape.dim for value in graph.value_info if value.name == counted]
     assert [axis.dim_value for axis in shape] == [2 * 12]
+
+
+@pytest.mark.parametrize("sizes", [(3, 4), (1, 5), (7, 2), (9, None), 2])
+def test_adaptive_averages_are_pytorchs(sizes: int | tuple[int | None, ...]) -> None:
+    x = torch.randn(2, 3, 7, 5, generator=torch.Generator().manual_seed(0))
+    expected = nn.functional.adaptive_avg_pool2d(x, sizes)
+    with BeforeAutograd():
+        torch.testing.assert_close(nn.functional.adaptive_avg_pool2d(x, sizes), expected)
+
+
+class OfImages(nn.Module):
+    """Tokens of images [rows, columns] that the module knows, as Qwen's vision towers split them: by Python numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.sizes = nn.Linear(5, 7), torch.tensor([[1, 1], [1, 2]])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ends = nn.functional.pad(self.sizes.prod(1).cumsum(0), (1, 0))
+        pieces = torch.split(self.linear(x)[:, :3], (ends[1:] - ends[:-1]).tolist(), dim=1)
+        return sum(torch.cos(piece.mean(1)).square().mean() for piece in pieces)
+
+
+def test_integers_that_a_module_holds_are_numbers_for_python() -> None:
+    export_case(dataclasses.replace(squared_error_case(), name="images", module=OfImages()), ["seq"])
 
 
 def test_a_window_that_begins_behind_the_input_is_dropped() -> None:
