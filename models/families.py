@@ -304,6 +304,16 @@ MODEL_CLASSES = {
     SEQ2SEQ: transformers.AutoModelForSeq2SeqLM,
     IMAGE: transformers.AutoModelForImageClassification,
 }
+SUFFIXES = (
+    (CAUSAL, "ForCausalLM"),
+    (CAUSAL, "LMHeadModel"),
+    (MASKED, "ForMaskedLM"),
+    (SEQ2SEQ, "ForConditionalGeneration"),
+    (IMAGE, "ForImageClassification"),
+)
+"""How the names of a task's classes end."""
+
+BY_MODULE = "; a module and its loss come in with --module"
 
 
 def family(name: str) -> Family:
@@ -328,6 +338,8 @@ def case_from_config(
 ) -> TrainingCase:
     """A model of any Hugging Face configuration, its batch and lengths from `dimensions`."""
     task = task or _task_of(config)
+    if not _has_model(config, task):
+        raise CannotConvert(f"{config.model_type}: Hugging Face has no {task} model for it{BY_MODULE}")
     config.use_cache = False
     torch.manual_seed(0)
     try:
@@ -346,23 +358,34 @@ def _expert_options() -> dict[str, str]:
 
 
 def _task_of(config: PretrainedConfig) -> str:
-    """The task that the configuration's `architectures` names, else the first that Hugging Face has a class for."""
-    named = " ".join(getattr(config, "architectures", None) or [])
-    for task, suffix in (
-        (CAUSAL, "ForCausalLM"),
-        (CAUSAL, "LMHeadModel"),
-        (MASKED, "ForMaskedLM"),
-        (SEQ2SEQ, "ForConditionalGeneration"),
-        (IMAGE, "ForImageClassification"),
-    ):
-        if suffix in named:
+    """The task that the configuration's `architectures` name, else the first that Hugging Face has a class for.
+
+    A head of another task (token classification, detection) is refused: its loss would not be the one exported.
+    """
+    for name in getattr(config, "architectures", None) or []:
+        for task, suffix in SUFFIXES:
+            if name.endswith(suffix) and _has_model(config, task):
+                return task
+        if "For" in name and not name.endswith(("ForPreTraining", "ForConditionalGeneration")):
+            raise CannotConvert(f"{config.model_type}: {name} is of no --task{BY_MODULE}")
+    for task in _by_preference(config):
+        if _has_model(config, task):
             return task
+    raise CannotConvert(
+        f"{config.model_type}: none of the tasks {', '.join(MODEL_CLASSES)} has a model for it{BY_MODULE}"
+    )
+
+
+def _has_model(config: PretrainedConfig, task: str) -> bool:
+    return type(config) in MODEL_CLASSES[task]._model_mapping
+
+
+def _by_preference(config: PretrainedConfig) -> tuple[str, ...]:
+    """Encoders that could be made decoders (BERT) are encoders, unless they say `is_decoder`."""
     if getattr(config, "is_encoder_decoder", False):
-        return SEQ2SEQ
-    for task, model_class in MODEL_CLASSES.items():
-        if type(config) in model_class._model_mapping:
-            return task
-    raise CannotConvert(f"{config.model_type}: none of the tasks {', '.join(MODEL_CLASSES)} has a model for it")
+        return (SEQ2SEQ,)
+    encoder = getattr(config, "is_decoder", None) is False
+    return (MASKED, CAUSAL, SEQ2SEQ, IMAGE) if encoder else (CAUSAL, MASKED, SEQ2SEQ, IMAGE)
 
 
 def _case(
@@ -372,24 +395,27 @@ def _case(
     model = model.to(dtype).train()
     _never_skip_layers(model)
     lengths = {"batch": d.batch, "seq": d.seq}
-    padding = getattr(config, "pad_token_id", None) or 0
+    text = config if task == IMAGE or hasattr(config, "vocab_size") else config.get_text_config()
+    padding = getattr(text, "pad_token_id", None) or 0
     if task == CAUSAL:
         loss = tasks.CausalLanguageModelLoss(model)
-        make_inputs = tasks.causal_language_model_inputs(config.vocab_size)
+        make_inputs = tasks.causal_language_model_inputs(text.vocab_size)
     elif task == MASKED:
         loss = tasks.MaskedLanguageModelLoss(model)
-        make_inputs = tasks.masked_language_model_inputs(config.vocab_size, padding)
+        make_inputs = tasks.masked_language_model_inputs(text.vocab_size, padding)
     elif task == SEQ2SEQ:
         loss = tasks.SequenceToSequenceLoss(model)
         start = getattr(config, "decoder_start_token_id", None) or 0
-        make_inputs = tasks.sequence_to_sequence_inputs(config.vocab_size, padding, start)
+        make_inputs = tasks.sequence_to_sequence_inputs(text.vocab_size, padding, start)
         lengths["target"] = d.target
     else:
         loss = tasks.ImageClassificationLoss(model)
-        make_inputs = tasks.image_classification_inputs(config.num_channels, config.image_size, config.num_labels)
+        vision = getattr(config, "vision_config", config)
+        size = getattr(vision, "image_size", d.image)  # convolutional models and SegFormer take any
+        make_inputs = tasks.image_classification_inputs(getattr(vision, "num_channels", 3), size, config.num_labels)
         del lengths["seq"]
     return TrainingCase(
-        name, loss.train(), make_inputs, lengths, _largest_lengths(config), parameter_prefix=tasks.MODEL_PREFIX
+        name, loss.train(), make_inputs, lengths, _largest_lengths(text), parameter_prefix=tasks.MODEL_PREFIX
     )
 
 

@@ -6,7 +6,7 @@ Python number while it is being traced, which pins a symbolic sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -135,11 +135,12 @@ def sequence_to_sequence_inputs(vocab: int, padding_token: int, start_token: int
     return make
 
 
-def image_classification_inputs(channels: int, image: int, classes: int) -> MakeInputs:
-    """Gaussian images; the sequence length follows from the image, so it is not among the sizes."""
+def image_classification_inputs(channels: int, image: int | Sequence[int], classes: int) -> MakeInputs:
+    """Gaussian images, square or [height, width]; the sequence follows from the image, so it is not among the sizes."""
+    height, width = (image, image) if isinstance(image, int) else image
 
     def make(sizes: Sizes, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        pixel_values = torch.randn(sizes["batch"], channels, image, image, generator=generator)
+        pixel_values = torch.randn(sizes["batch"], channels, height, width, generator=generator)
         labels = torch.randint(0, classes, (sizes["batch"],), generator=generator)
         return {"pixel_values": pixel_values, "labels": labels}
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import transformers
 from onnx import TensorProto, helper
 from torch import nn
 
@@ -21,7 +22,7 @@ import graph_files
 from before_autograd import BeforeAutograd
 from check_graph import check_graph
 from export_case import _reason, export_case
-from families import FAMILIES, Dimensions, _never_skip_layers, _NeverReached
+from families import FAMILIES, Dimensions, _never_skip_layers, _NeverReached, _task_of, case_from_config
 from gradient_check import Comparison, GradientMismatch, OnnxRuntimeGraph, compare_outputs, require_match
 from onnx_ad_route import choose_parameters, differentiate
 from training_case import CannotConvert, TrainingCase, jitter_parameters
@@ -705,6 +706,63 @@ def test_layer_drop_is_refused() -> None:
 @pytest.mark.parametrize("row", FAMILIES, ids=lambda row: row.name)
 def test_every_family_has_a_configuration(row: object) -> None:
     assert row.config(Dimensions()).model_type
+
+
+@pytest.mark.parametrize(
+    ("config", "architectures", "task"),
+    [
+        ("BertConfig", None, "masked-lm"),
+        ("BertConfig", ["BertLMHeadModel"], "causal-lm"),
+        ("BertConfig", ["BertForPreTraining"], "masked-lm"),
+        ("LlamaConfig", ["LlamaModel"], "causal-lm"),
+        ("T5Config", ["T5WithLMHeadModel"], "seq2seq"),
+        ("BartConfig", ["BartForConditionalGeneration"], "seq2seq"),
+        ("Gemma3Config", ["Gemma3ForConditionalGeneration"], "causal-lm"),
+        ("SegformerConfig", None, "image-classification"),
+    ],
+)
+def test_the_task_is_that_of_the_architecture(config: str, architectures: list[str] | None, task: str) -> None:
+    assert _task_of(getattr(transformers, config)(architectures=architectures)) == task
+
+
+@pytest.mark.parametrize(
+    ("config", "architectures", "reason"),
+    [
+        ("BertConfig", ["BertForTokenClassification"], "BertForTokenClassification is of no --task"),
+        ("SegformerConfig", ["SegformerForSemanticSegmentation"], "is of no --task"),
+        ("LlavaConfig", ["LlavaForConditionalGeneration"], "none of the tasks .* come in with --module"),
+        ("WhisperConfig", ["WhisperForConditionalGeneration"], "none of the tasks .* come in with --module"),
+    ],
+)
+def test_a_head_of_another_task_is_refused(config: str, architectures: list[str] | None, reason: str) -> None:
+    with pytest.raises(CannotConvert, match=reason):
+        _task_of(getattr(transformers, config)(architectures=architectures))
+
+
+def test_a_task_without_a_model_is_refused_in_one_line() -> None:
+    config = transformers.LlamaConfig()
+    with pytest.raises(CannotConvert, match=r"^llama: Hugging Face has no seq2seq model for it; .*--module$"):
+        case_from_config(config, "seq2seq", Dimensions(), torch.float32)
+
+
+@pytest.mark.parametrize(("size", "shape"), [({}, (24, 24)), ({"image_size": [16, 32]}, (16, 32))])
+def test_images_are_of_the_configurations_size(size: dict[str, list[int]], shape: tuple[int, int]) -> None:
+    sizes = {"depths": [1], "hidden_sizes": [8], "sr_ratios": [1], "num_attention_heads": [1], "mlp_ratios": [1]}
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=1, patch_sizes=[3], strides=[2], decoder_hidden_size=8, **sizes, **size
+    )
+    case = case_from_config(config, None, Dimensions(), torch.float32)
+    assert case.inputs(seed=0)["pixel_values"].shape == (3, 3, *shape)
+
+
+def test_the_vocabulary_may_be_that_of_the_text_alone() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 50, "num_key_value_heads": 1, "head_dim": 8, "layer_types": ["full_attention"]}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config={**sizes, "image_size": 16, "patch_size": 8}, mm_tokens_per_image=4
+    )
+    case = case_from_config(config, None, Dimensions(), torch.float32)
+    assert case.inputs(seed=0)["input_ids"].max() < 50
 
 
 def test_float32_gradients_may_differ_by_what_pytorch_itself_rounds_and_no_more() -> None:
