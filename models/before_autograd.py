@@ -17,16 +17,26 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
+SHORT = 1024
+"""A mask of two ranges of positions as long as this is a constant of 1 MiB."""
+
 
 class BeforeAutograd(TorchFunctionMode):
     """Within, calls of the table's functions are those of its replacements.
 
     What is computed of integers that a module holds, and not of its inputs, is computed at once: Python may then ask
-    for it, as Qwen's vision towers do for the sizes of their images.
+    for it, as Qwen's vision towers do for the sizes of their images. What lists have been asked for is often made of
+    short ranges (the order of windows); those of other modules stay in the graph.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked_for_lists = False
+
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if _of_known_integers(args, kwargs):
+        ranges = self.asked_for_lists and function is torch.arange and all(end <= SHORT for end in args)
+        if _of_known_integers(args, kwargs, made=ranges or function is torch.tensor):
+            self.asked_for_lists |= function is torch.Tensor.tolist
             with _disable_current_modes(), no_python_dispatcher():
                 return function(*args, **(kwargs or {}))
         replacement = REPLACEMENTS.get(function)
@@ -34,11 +44,12 @@ class BeforeAutograd(TorchFunctionMode):
         return function(*args, **(kwargs or {})) if result is NotImplemented else result
 
 
-def _of_known_integers(args: Any, kwargs: Any) -> bool:
+def _of_known_integers(args: Any, kwargs: Any, *, made: bool) -> bool:
+    """Whether there are tensors and all are such; `made`: of numbers, there may be none."""
     leaves = pytree.tree_leaves((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     known = all(type(tensor) is torch.Tensor and not tensor.is_floating_point() for tensor in tensors)
-    return bool(tensors) and known and not any(isinstance(leaf, torch.SymInt) for leaf in leaves)
+    return known and (made or bool(tensors)) and not any(isinstance(leaf, (float, torch.SymInt)) for leaf in leaves)
 
 
 def _assign(x: torch.Tensor, index: object, value: object) -> object:

@@ -402,6 +402,9 @@ class OfImages(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         ends = nn.functional.pad(self.sizes.prod(1).cumsum(0), (1, 0))
         pieces = torch.split(self.linear(x)[:, :3], (ends[1:] - ends[:-1]).tolist(), dim=1)
+        order = torch.tensor([[2, 0], [1, 3]])
+        kept = torch.arange(4)[order.reshape(-1) != 3]
+        pieces = [*pieces, x[:, kept.flip(0)] if kept.tolist() == [0, 1, 2] else None]
         return sum(torch.cos(piece.mean(1)).square().mean() for piece in pieces)
 
 
