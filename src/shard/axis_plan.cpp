@@ -1,6 +1,7 @@
 #include "shard/axis_plan.h"
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <set>
 
@@ -70,6 +71,18 @@ class Planner {
       if (problem_.home.contains(analysis_.class_of(factor.atom))) found.push_back(&factor);
     }
     return found;
+  }
+
+  // Rows that are looked up by position may be a sequence of their own, as image features among
+  // tokens are: whole where the node is split by the positions, as any other table is.
+  FactorList home_factors_without_table(NodeId id) const {
+    const FactorList found = home_factors(id);
+    const std::string& op = graph_.node(id).op;
+    if (op != "GatherND" && op != "ScatterND") return found;
+    FactorList positions;
+    std::ranges::copy_if(found, std::back_inserter(positions),
+                         [](const Factor* factor) { return factor->role != Role::kCoupled; });
+    return positions.size() == 1 ? positions : found;
   }
 
   FactorList alternative_factors(NodeId id) const {
@@ -200,7 +213,8 @@ class Planner {
     const ir::Node& node = graph_.node(id);
     if (!analysis_.node(id).opaque.empty()) return std::nullopt;
     const FactorList home = home_factors(id);
-    const FactorList own = label == Label::kHome ? home : alternative_factors(id);
+    const FactorList own =
+        label == Label::kHome ? home_factors_without_table(id) : alternative_factors(id);
     if (own.size() == 1 && can_split(*own[0], label)) {
       Strategy strategy = split_along(id, *own[0], label);
       if (label == Label::kAlternative) split_ring(id, strategy);

@@ -477,6 +477,32 @@ TEST(Home, OfRowsAndColumnsOfPatchesOneIsTheSequence) {
   }
 }
 
+// Features of patches, which attend to each other, take the places of tokens: both are sequences.
+TEST(Plan, RowsLookedUpInASequenceOfTheirOwnAreSplitByTheTokens) {
+  ir::Graph graph;
+  ir::Builder build(graph);
+  const ValueId ids = graph.add_input("input_ids", {ir::DataType::kInt64, {2, 6}});
+  const ValueId pixels = graph.add_input("pixels", {ir::DataType::kFloat32, {2, 3, 8}});
+  const ValueId w = graph.add_input("w", {ir::DataType::kFloat32, {3, 4}});
+  const ValueId x = build.matmul(build.transpose(pixels, {0, 2, 1}), w);
+  const ValueId scores = build.matmul(x, build.transpose(x, {0, 2, 1}));
+  const ValueId features = build.matmul(build.softmax("Softmax", scores, -1), x);
+  const ValueId table = build.reshape(features, {16, 4});
+  const ValueId places = build.reshape(ids, {2, 6, 1});
+  const ValueId rows = build.node("GatherND", {table, places}, {ir::DataType::kFloat32, {2, 6, 4}});
+  const ValueId zeros = build.zeros({ir::DataType::kFloat32, {16, 4}});
+  const ValueId gradient =
+      build.node("ScatterND", {zeros, places, build.unary("Tanh", rows)},
+                 {ir::DataType::kFloat32, {16, 4}}, {{"reduction", std::string("add")}});
+  graph.add_output("loss", build.reduce_sum(rows, {0, 1, 2}, false));
+  graph.add_output("w.grad", build.matmul(build.reshape(pixels, {3, 16}), gradient));
+  const shard::Plan plan = shard::make_plan(graph, shard::detect_roles(graph), {.sp = 2});
+  for (const auto& gathered : plan.gathered) {
+    const std::string& op = graph.node(gathered.node).op;
+    EXPECT_TRUE(op != "GatherND" && op != "ScatterND") << op;
+  }
+}
+
 // Attention inside one block that was sliced off, where nothing else of the sequence is left
 // (CANINE).
 // A ring passes stretches of the major dimension on; where columns are split, it says so.
