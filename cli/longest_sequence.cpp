@@ -52,7 +52,7 @@ class Lines {
     for (size_t r = 0; r < ranks.size(); ++r) {
       const RankMemory& other = (*b_)[r];
       ranks[r].outside = between(ranks[r].outside, other.outside);
-      ranks[r].with_update = between(ranks[r].with_update, other.with_update);
+      ranks[r].after_step = between(ranks[r].after_step, other.after_step);
       for (size_t k = 0; k < ranks[r].buffers.size(); ++k) {
         ArenaBuffer& buffer = ranks[r].buffers[k];
         buffer.size = between(buffer.size, other.buffers[k].size);

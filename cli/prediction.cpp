@@ -224,10 +224,15 @@ std::vector<bool> parameter_inputs(const ir::Graph& graph, const LoadedModel& mo
   return result;
 }
 
-// Bytes that a step and what follows it work in, one after the other.
-int64_t working_bytes(const transforms::TrainingPlan& plan, int64_t rank,
-                      std::shared_ptr<const ir::Graph> step,
-                      const executor::CompileOptions& options) {
+// What follows a step, at its peak: the sum of micro-batches, or the update.
+struct AfterStep {
+  int64_t working = 0;    // bytes
+  int64_t gradients = 0;  // of these: the step's
+};
+
+AfterStep after_step(const transforms::TrainingPlan& plan, int64_t rank,
+                     std::shared_ptr<const ir::Graph> step,
+                     const executor::CompileOptions& options) {
   TrainingGraphs graphs{.step = std::move(step), .accumulate = nullptr, .update = nullptr};
   graphs.update = std::make_shared<const ir::Graph>(transforms::emit_update(plan, rank));
   if (plan.accumulate > 1) {
@@ -235,19 +240,22 @@ int64_t working_bytes(const transforms::TrainingPlan& plan, int64_t rank,
   }
   const std::vector<executor::Program> programs =
       executor::compile_turns(training_turns(graphs), options);
-  return programs.front().memory().arena - programs.front().memory().kept;
+  AfterStep after{programs[1].memory().working, transforms::training_bytes(plan, rank).gradients};
+  const int64_t last = programs.back().memory().working;  // with sums, instead of gradients
+  if (last > after.working) after = {last, 0};
+  return after;
 }
 
-// Instead of what a step takes: inputs and parameters as there, and what an update works in.
-executor::MemoryBuckets memory_of_update(const executor::MemoryBuckets& of_step, int64_t gradients,
-                                         int64_t working) {
+// Instead of what a step takes: inputs and parameters as there, and what follows it works in.
+executor::MemoryBuckets memory_after(const executor::MemoryBuckets& of_step,
+                                     const AfterStep& after) {
   using enum executor::Bucket;
   executor::MemoryBuckets memory{};
   for (const auto bucket : {kParameters, kInputs}) {
     memory[static_cast<size_t>(bucket)] = of_step[static_cast<size_t>(bucket)];
   }
-  memory[static_cast<size_t>(kOutputs)] = std::min(gradients, working);
-  memory[static_cast<size_t>(kTemporaries)] = working - memory[static_cast<size_t>(kOutputs)];
+  memory[static_cast<size_t>(kOutputs)] = after.gradients;
+  memory[static_cast<size_t>(kTemporaries)] = after.working - after.gradients;
   return memory;
 }
 
@@ -255,23 +263,22 @@ int64_t sum(const executor::MemoryBuckets& memory) {
   return std::accumulate(memory.begin(), memory.end(), int64_t{0});
 }
 
-// What a rank takes, whose step has been compiled and takes `memory`. `update`: bytes that step and
-// update work in; 0 without an update.
-void add_memory(const executor::Program& step, executor::MemoryBuckets memory,
-                const transforms::TrainingBytes& kept, int64_t update, int64_t rank,
+// What a rank takes, whose step has been compiled and takes `memory`. `after`: nothing without an
+// optimizer.
+void add_memory(const executor::Program& step, const executor::MemoryBuckets& memory,
+                const transforms::TrainingBytes& kept, const AfterStep& after, int64_t rank,
                 Prediction& prediction) {
   const int64_t arena = step.memory().arena;
-  const int64_t working = std::max(arena, update);
   const int64_t outside = sum(memory) - arena + kept.optimizer_state + kept.gradient_sums;
+  const RankMemory taken{.outside = outside,
+                         .arena = arena,
+                         .buffers = step.buffers(),
+                         .after_step = after.working > 0 ? outside + after.working : 0};
   prediction.arena = std::max(prediction.arena, arena);
-  prediction.ranks.push_back({.outside = outside,
-                              .arena = arena,
-                              .buffers = step.buffers(),
-                              .with_update = working > arena ? outside + working : 0});
-  if (outside + working <= prediction.peak) return;
-  if (working > arena) memory = memory_of_update(memory, kept.gradients, working);
-  prediction.peak = outside + working;
-  prediction.memory = memory;
+  prediction.ranks.push_back(taken);
+  if (taken.most() <= prediction.peak) return;
+  prediction.peak = taken.most();
+  prediction.memory = after.working > arena ? memory_after(memory, after) : memory;
   prediction.kept = kept;
   prediction.rank = rank;
 }
@@ -308,13 +315,13 @@ Prediction predict(const LoadedModel& model, const transforms::SpmdProgram& prog
     const auto graph = std::make_shared<const ir::Graph>(rank_graph(program, rank));
     const executor::Program compiled = executor::compile(graph, options);
     transforms::TrainingBytes kept;
-    int64_t update = 0;
+    AfterStep after;
     if (program.exchange != nullptr) {
       kept = transforms::training_bytes(program.exchange->plan, rank);
-      update = working_bytes(program.exchange->plan, rank, graph, options);
+      after = after_step(program.exchange->plan, rank, graph, options);
     }
     add_memory(compiled, executor::memory_at_peak(compiled, parameter_inputs(*graph, model)), kept,
-               update, rank, prediction);
+               after, rank, prediction);
     const Work work = work_of(*graph, device);
     if (work.seconds <= prediction.compute_seconds) continue;
     prediction.compute_seconds = work.seconds;

@@ -33,9 +33,9 @@ struct RankMemory {
   int64_t outside = 0;  // parameters, inputs and constants
   int64_t arena = 0;
   std::vector<executor::ArenaBuffer> buffers;
-  int64_t with_update = 0;  // everything while an update runs, where that is more than in a step
+  int64_t after_step = 0;  // everything while gradients are summed or the update runs, if any are
 
-  int64_t most() const { return std::max(arena + outside, with_update); }
+  int64_t most() const { return std::max(arena + outside, after_step); }
 };
 
 // Memory is of the rank that takes most, at the step's peak or the update's; work and time of the

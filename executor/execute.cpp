@@ -325,6 +325,7 @@ class HostSession final : public Session {
 
   RankResult run(const Program& program, const Arrays& feeds) override {
     check_feeds(program.graph(), feeds, values_.inputs_of(program));
+    values_.forget_before(program);
     if (!offered_) communicator_.offer(memory_.arena.region());
     offered_ = true;
     Execution& execution = runs_.at(&program);

@@ -1,13 +1,10 @@
 #include "executor/kept_values.h"
 
-#include <algorithm>
-#include <optional>
-
 namespace autosp::executor {
 
 namespace {
 
-// What a turn has as input or keeps as output; null where the graph has neither.
+// Null where the turn has no such input.
 const ir::Type* input_type(const Turn& turn, const std::string& name) {
   const auto id = turn.graph->find(name);
   const bool is_input = id && turn.graph->value(*id).kind == ir::ValueKind::kInput;
@@ -25,8 +22,9 @@ KeptValues::KeptValues(const std::vector<Turn>& turns) {
       const ir::Type& known = types.try_emplace(name, *type).first->second;
       AUTOSP_CHECK(known == *type, "input '{}' is {} and {}", name, ir::to_string(known),
                    ir::to_string(*type));
-      Value& value = values_[name];
+      Value& value = values_.try_emplace(name).first->second;
       value.bytes = type->num_bytes();
+      if (value.first_reader < 0) value.first_reader = static_cast<int>(k);
       value.last_reader = static_cast<int>(k);
     }
   }
@@ -41,15 +39,11 @@ KeptValues::KeptValues(const std::vector<Turn>& turns) {
       AUTOSP_CHECK(types.at(name) == type, "'{}' is {}, not {}", name, ir::to_string(type),
                    ir::to_string(types.at(name)));
       ++writers[name];
-      values_[name].writer = static_cast<int>(k);
+      values_.at(name).writer = static_cast<int>(k);
     }
   }
   for (auto& [name, value] : values_) {
-    const auto reads_early = [&, name = &name](size_t k) { return turns[k].kept.contains(*name); };
-    value.passed_on = writers.contains(name) && writers.at(name) == 1;
-    for (size_t k = 0; value.passed_on && k <= static_cast<size_t>(value.writer); ++k) {
-      value.passed_on = !reads_early(k);
-    }
+    value.passed_on = writers[name] == 1 && value.writer < value.first_reader;
   }
 }
 

@@ -23,9 +23,10 @@ class KeptValues {
     // Written by one turn, and read by turns after that one alone. Until the last of these has run
     // its place is among the results of the turns in between.
     bool passed_on = false;
-    int writer = -1;       // turn; the last one
-    int last_reader = -1;  // turn
-    int64_t offset = 0;    // in the arena
+    int writer = -1;  // turn; the last one
+    int first_reader = -1;
+    int last_reader = -1;
+    int64_t offset = 0;  // in the arena
   };
   const Value& at(const std::string& name) const { return values_.at(name); }
 
@@ -33,7 +34,7 @@ class KeptValues {
   void pass_on(const std::string& name, int64_t offset) { values_.at(name).offset = offset; }
   void keep_apart(const std::string& name) { values_.at(name).passed_on = false; }
 
-  // What is passed on over the turn, which neither writes nor reads it.
+  // What is passed on to the turn, or over it.
   std::vector<std::string> passing(int turn) const;
   // What is passed on, but nowhere after the turn.
   std::set<std::string> gone_after(int turn) const;

@@ -42,13 +42,13 @@ class Compiler {
     find_kept_results();
     for (size_t step = 0; step < graph_.nodes().size(); ++step) place_results(step);
     leave_room_for_others();
-    const int64_t bytes = assign_offsets(program_.buffers_);
+    program_.memory_.working = assign_offsets(program_.buffers_);
     pass_on();
-    return bytes;
+    return program_.memory_.working;
   }
 
-  // Once everything that is kept has its place, behind what programs work in.
-  Program finish(int64_t working, int64_t arena) {
+  // Once everything that is kept has its place. `arena`: bytes of it all.
+  Program finish(int64_t arena) {
     for (const auto& [name, buffer] : kept_buffers_) {
       ArenaBuffer& kept = buffer_at(buffer);
       if (kept.placing != ArenaBuffer::Placing::kApart) continue;
@@ -57,7 +57,6 @@ class Compiler {
       kept.offset = kept_.at(name).offset;
     }
     program_.memory_.arena = arena;
-    program_.memory_.kept = arena - working;
     program_.gone_after_ = kept_.gone_after(number_);
     measure();
     return std::move(program_);
@@ -246,7 +245,7 @@ class Compiler {
     const reference::Aliasing kind = options_.share_memory ? aliasing(step) : kNone;
     if (kind == kUpdated) {
       const size_t own = updated_operand(node, r);
-      return {own, own + 1};
+      return {std::min(own, count), std::min(own + 1, count)};
     }
     if (r > 0) return {0, 0};
     if (kind == kElementwise) return {0, count};
@@ -256,9 +255,12 @@ class Compiler {
   }
 
   // Of an optimizer, whose operands are rate and count, then n parameters, n gradients, and the
-  // states, and whose results are parameters and states.
+  // states, and whose results are parameters and states. One with too few operands has none; its
+  // kernel refuses it.
   static size_t updated_operand(const ir::Node& node, size_t r) {
-    const size_t n = node.inputs.size() - 2 - node.outputs.size();
+    const size_t fewest = 2 + node.outputs.size();
+    if (node.inputs.size() < fewest) return node.inputs.size();
+    const size_t n = node.inputs.size() - fewest;
     return 2 + r + (r < n ? 0 : n);
   }
 
@@ -388,7 +390,7 @@ std::vector<Program> compile_turns(const std::vector<Turn>& turns, const Compile
   }
   const int64_t arena = kept.place_from(working);
   std::vector<Program> programs;
-  for (Compiler& compiler : compilers) programs.push_back(compiler.finish(working, arena));
+  for (Compiler& compiler : compilers) programs.push_back(compiler.finish(arena));
   return programs;
 }
 

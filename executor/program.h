@@ -28,7 +28,7 @@ struct CompileOptions {
 // All in bytes.
 struct MemoryPlan {
   int64_t arena = 0;      // what a run allocates for results, scratch memory and what is kept
-  int64_t kept = 0;       // of these: behind all that programs work in
+  int64_t working = 0;    // of these: what this program works in, without what is kept apart
   int64_t live_peak = 0;  // the most that is live at once: the least an arena could be
   std::string peak_node;  // where that is
   int64_t inputs = 0;     // that are not kept

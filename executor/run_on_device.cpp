@@ -51,6 +51,7 @@ class DeviceSession final : public Session {
 
   RankResult run(const Program& program, const Arrays& feeds) override {
     check_feeds(program.graph(), feeds, values_.inputs_of(program));
+    values_.forget_before(program);
     begin();
     RankResult result = runs_.at(&program).run(
         feeds, [&](const ir::Output& output) { return values_.gives_out(program, output); });

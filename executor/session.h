@@ -37,8 +37,9 @@ class Session {
   virtual int64_t kept_bytes(const std::string& name) const = 0;
 
   // One of the session's programs; the result has those of its outputs that are not kept. All ranks
-  // run the same programs in the same order. Throws as execute() does, of `feeds`; what is kept is
-  // undefined then.
+  // run the same programs in the same order. Feeds are not changed in place afterwards: a device
+  // that has one already does not read it again. Throws as execute() does, of `feeds`; what a run
+  // that has failed was to write is no longer kept.
   virtual RankResult run(const Program& program, const Arrays& feeds) = 0;
 };
 

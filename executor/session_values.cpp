@@ -59,8 +59,12 @@ void SessionValues::set(const std::string& name, const ir::Type& type) {
   existing_.insert(name);
 }
 
-void SessionValues::set_after(const Program& program) {
+void SessionValues::forget_before(const Program& program) {
   for (const std::string& name : program.gone_after()) existing_.erase(name);
+  for (const auto& [output, name] : program.kept_outputs()) existing_.erase(name);
+}
+
+void SessionValues::set_after(const Program& program) {
   for (const auto& [output, name] : program.kept_outputs()) existing_.insert(name);
 }
 

@@ -32,7 +32,9 @@ class SessionValues {
 
   // Something is there now. Throws InternalError where it has another type.
   void set(const std::string& name, const ir::Type& type);
-  // After a run: what it keeps is there, what it has written over is not.
+  // Before and after a run: while it runs, and if it fails, nothing is there that it writes or
+  // writes over.
+  void forget_before(const Program& program);
   void set_after(const Program& program);
 
   // Results that the program keeps but could not write where they are to be; offsets in the arena.

@@ -202,8 +202,11 @@ double digest(const Arrays& arrays) {
 
 // Every rank computes all parameters (up to zero 2) from the same sums: to the bit.
 void check_replicas(RankTrainer& trainer, executor::Communicator& communicator) {
-  const std::vector<double> digests =
-      gather_numbers({digest(trainer.whole_parameters())}, "replicas", communicator);
+  Digest own;
+  trainer.for_each_parameter([&](const std::string& name, const ir::Tensor& array) {
+    own.add(std::as_bytes(std::span(name))).add(array.bytes());
+  });
+  const std::vector<double> digests = gather_numbers({own.value()}, "replicas", communicator);
   for (size_t k = 1; k < digests.size(); ++k) {
     AUTOSP_CHECK(digests[k] == digests[0], "ranks 0 and {} hold different parameters", k);
   }
@@ -342,13 +345,13 @@ LoopResult run_loop(const TrainingJob& job, Arrays state, const TrainingRun& run
             .seconds = done.seconds});
     if (run.checkpoint.empty()) continue;
     if (step != run.steps && (run.every == 0 || step % run.every != 0)) continue;
-    Arrays whole = trainer.whole_state();
+    Arrays whole = trainer.whole_state(rank == 0);
     if (rank == 0) write_checkpoint(run.checkpoint, step, std::move(whole));
   }
   check_replicas(trainer, communicator);
   LoopResult result;
   result.notices = gather_lines(trainer.notices(), "notices", communicator);
-  if (wants_parameters) result.parameters = trainer.whole_parameters();
+  if (wants_parameters) result.parameters = trainer.whole_parameters(rank == 0);
   const transforms::TrainingBytes held = trainer.held_bytes();
   const std::vector<double> all = gather_numbers(
       {static_cast<double>(held.parameters), static_cast<double>(held.gradients),

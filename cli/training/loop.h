@@ -67,7 +67,7 @@ struct LoopStep {
 };
 
 struct LoopResult {
-  executor::Arrays parameters;                  // whole, where asked for
+  executor::Arrays parameters;                  // whole, on rank 0, where asked for
   std::vector<transforms::TrainingBytes> held;  // by rank, measured
   std::vector<int64_t> arenas;                  // by rank: RankTrainer::arena_bytes()
   std::set<std::string> notices;                // of all ranks: what the user should know

@@ -156,12 +156,6 @@ void RankTrainer::keep(const std::string& name, const Tensor& value, Names& amon
   session_->keep(name, value);
 }
 
-Arrays RankTrainer::kept(const Names& names) {
-  Arrays arrays;
-  for (const std::string& name : names) arrays[name] = session_->kept(name);
-  return arrays;
-}
-
 void RankTrainer::load(const Arrays& whole) {
   const int rank = communicator_.rank();
   for (const TrainedParameter& parameter : plan_.parameters) {
@@ -194,33 +188,50 @@ void RankTrainer::load(const Arrays& whole) {
   }
 }
 
-void RankTrainer::add_whole(const std::string& prefix, const UpdateUnit& unit, const Tensor& part,
-                            Arrays& arrays) {
-  if (plan_.zero == 0) {
-    arrays[prefix + unit.name] = part;
-    return;
-  }
+// Of what this rank keeps of a unit under the name `kept`.
+void RankTrainer::use_whole(const std::string& prefix, const UpdateUnit& unit,
+                            const std::string& kept, const Use& use) {
+  const Tensor part = session_->kept(kept);
+  if (plan_.zero == 0) return use(prefix + unit.name, part);
   const transforms::Bucket& bucket = plan_.buckets[unit.index];
-  const Tensor flat = gather_shards(bucket, part, prefix + unit.name, communicator_);
+  Arrays members;
   cut_bucket(
-      plan_, bucket, flat,
-      [&](const TrainedParameter& parameter) { return prefix + parameter.name; }, arrays);
+      plan_, bucket, gather_shards(bucket, part, prefix + unit.name, communicator_),
+      [&](const TrainedParameter& parameter) { return prefix + parameter.name; }, members);
+  for (const auto& [name, array] : members) use(name, array);
 }
 
-Arrays RankTrainer::whole_parameters() {
-  if (plan_.zero < 3) return kept(parameters_);
+void RankTrainer::for_each_parameter(const Use& use) {
+  if (plan_.zero == 3) {
+    for (const UpdateUnit& unit : units_) use_whole("", unit, unit.name, use);
+  } else {
+    for (const std::string& name : parameters_) use(name, session_->kept(name));
+  }
+}
+
+void RankTrainer::for_each_state(const Use& use) {
+  for (const UpdateUnit& unit : units_) {
+    for (const std::string& state : transforms::state_names(plan_, unit.dtype)) {
+      use_whole(whole_state_name(state, ""), unit, unit.name + "." + state, use);
+    }
+  }
+}
+
+Arrays RankTrainer::whole_parameters(bool wanted) {
   Arrays arrays;
-  for (const UpdateUnit& unit : units_) add_whole("", unit, session_->kept(unit.name), arrays);
+  if (!wanted && plan_.zero < 3) return arrays;
+  for_each_parameter([&](const std::string& name, const Tensor& array) {
+    if (wanted) arrays[name] = array;
+  });
   return arrays;
 }
 
-Arrays RankTrainer::whole_state() {
-  Arrays arrays = whole_parameters();
-  for (const UpdateUnit& unit : units_) {
-    for (const std::string& state : transforms::state_names(plan_, unit.dtype)) {
-      add_whole(whole_state_name(state, ""), unit, session_->kept(unit.name + "." + state), arrays);
-    }
-  }
+Arrays RankTrainer::whole_state(bool wanted) {
+  Arrays arrays = whole_parameters(wanted);
+  if (!wanted && plan_.zero == 0) return arrays;
+  for_each_state([&](const std::string& name, const Tensor& array) {
+    if (wanted) arrays[name] = array;
+  });
   return arrays;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -61,10 +62,14 @@ class RankTrainer {
   // Parameters and optimizer state by whole arrays: parameters by their names, state as
   // whole_state() names it, and zeros where it has none.
   void load(const executor::Arrays& whole);
-  // All of them, on every rank; all ranks call it together.
-  executor::Arrays whole_state();
-  // Parameters only.
-  executor::Arrays whole_parameters();
+  // Calls `use` with every whole parameter, and every whole state, one after the other; all ranks
+  // call it together, those that use them and those that help to gather them.
+  using Use = std::function<void(const std::string& name, const ir::Tensor& array)>;
+  void for_each_parameter(const Use& use);
+  void for_each_state(const Use& use);
+  // All of them where they are `wanted`; empty on other ranks. All ranks call it together.
+  executor::Arrays whole_parameters(bool wanted = true);
+  executor::Arrays whole_state(bool wanted = true);
 
   // Forward, backward and update. One feed per micro-batch, with this rank's slices. `step` counts
   // from 1.
@@ -82,13 +87,12 @@ class RankTrainer {
   using Names = std::set<std::string>;
 
   void keep(const std::string& name, const ir::Tensor& value, Names& among);
-  executor::Arrays kept(const Names& names);
   executor::Arrays run(const executor::Program& program, const executor::Arrays& feeds);
   double accumulate(const std::vector<executor::Arrays>& micro_batches, double& weight);
   executor::Arrays gradients();
   executor::Arrays mean_gradients(double scale);
-  void add_whole(const std::string& prefix, const transforms::UpdateUnit& unit,
-                 const ir::Tensor& part, executor::Arrays& arrays);
+  void use_whole(const std::string& prefix, const transforms::UpdateUnit& unit,
+                 const std::string& kept, const Use& use);
   double number(const executor::Arrays& outputs, const std::string& name) const;
   const executor::Program& step_program() const { return programs_.front(); }
   const executor::Program& sum_program() const { return programs_[1]; }

@@ -201,7 +201,7 @@ def test_an_arena_is_as_large_as_planned(autosp_onnx, llama, tmp_path, bits, seq
     assert planned["peak_bytes"] - outside <= arena <= planned["peak_bytes"] + 256 * kept
     held = report["ranks"][0]["measured_bytes"]
     working = arena - held["parameters"] - held["optimizer_state"]
-    if bits == 16 and zero == 3:
+    if bits == 16 and zero == 3 and "--accumulate" not in more:
         assert working > planned["planned_peak_bytes"] + 256 * kept
 
 

@@ -39,9 +39,12 @@ void add_operator(ir::Builder& build, std::vector<ValueId>& values) {
       return values.push_back(build.reshape(build.reshape(any(), {16}), {4, 4}));
     default: {
       ir::Graph& graph = build.graph();
+      std::vector<ValueId> operands = {*graph.find("rate"), *graph.find("count")};
+      const int tensors = 1 + any_below(2);
+      for (int k = 0; k < 3 * tensors; ++k) operands.push_back(any());
       const NodeId node = graph.add_node(
-          "Momentum", {*graph.find("rate"), *graph.find("count"), any(), any(), any()},
-          {kMatrix, kMatrix}, {{"alpha", 0.5F}, {"beta", 0.5F}, {"norm_coefficient", 0.25F}},
+          "Momentum", operands, std::vector<ir::Type>(static_cast<size_t>(2 * tensors), kMatrix),
+          {{"alpha", 0.5F}, {"beta", 0.5F}, {"norm_coefficient", 0.25F}},
           std::string(ir::kTrainingDomain));
       for (const ValueId result : graph.node(node).outputs) values.push_back(result);
     }

@@ -148,6 +148,25 @@ TEST_P(Sessions, HaveNothingThatIsNotThereYetOrNoLonger) {
   });
 }
 
+TEST_P(Sessions, HaveNothingThatAFailedRunWasToWrite) {
+  auto graph = std::make_shared<ir::Graph>();
+  ir::Builder build(*graph);
+  const ValueId w = graph->add_input("w", floats({7, 3}));
+  const ValueId row = graph->add_input("row", {ir::DataType::kInt64, {1}});
+  graph->add_output("w.new", build.binary("Add", w, build.gather(w, row, 0)));
+  const auto row_of = [](int64_t index) {
+    return Arrays{{"row", Tensor::from_values<int64_t>({1}, std::vector<int64_t>{index})}};
+  };
+  with_session({{graph, {"w"}, {{"w.new", "w"}}}},
+               [&](Session& session, const Program& program, const Program&) {
+                 session.keep("w", test::random_feeds(*graph).at("w"));
+                 session.run(program, row_of(6));
+                 EXPECT_GT(session.kept_bytes("w"), 0);
+                 EXPECT_THROW(session.run(program, row_of(7)), Error);
+                 EXPECT_THROW(session.kept("w"), InternalError);
+               });
+}
+
 TEST_P(Sessions, KeepZeros) {
   const Arrays feeds = test::random_feeds(*update_graph());
   with_session([&](Session& session, const Program&, const Program& update) {

@@ -141,6 +141,18 @@ TEST(Turns, LeaveAloneWhatALaterOneReads) {
   }
 }
 
+// Its kernel says what is wrong, when it runs.
+TEST(Turns, CompileOptimizersWithTooFewOperands) {
+  auto graph = std::make_shared<ir::Graph>();
+  std::vector<ValueId> inputs = {graph->add_input("rate", kNumber),
+                                 graph->add_input("count", {ir::DataType::kInt64, {}}),
+                                 graph->add_input("w", kMatrix)};
+  const NodeId node = graph->add_node("Momentum", inputs, std::vector<ir::Type>(6, kMatrix), {},
+                                      std::string(ir::kTrainingDomain));
+  graph->add_output("w.new", graph->node(node).outputs[5]);
+  EXPECT_NO_THROW(compile_turns({{graph, {"w"}, {{"w.new", "w"}}}}));
+}
+
 // Gradients of parameters that are alike may be one value.
 TEST(Turns, KeepOneValueUnderTwoNames) {
   Turn both = step();
