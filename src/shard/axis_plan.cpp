@@ -76,7 +76,7 @@ class Planner {
   // Rows that are looked up by position may be a sequence of their own, as image features among
   // tokens are: whole where the node is split by the positions, as any other table is.
   FactorList home_factors_without_table(NodeId id) const {
-    const FactorList found = home_factors(id);
+    FactorList found = home_factors(id);
     const std::string& op = graph_.node(id).op;
     if (op != "GatherND" && op != "ScatterND") return found;
     FactorList positions;
