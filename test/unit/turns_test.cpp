@@ -105,7 +105,7 @@ TEST(Turns, DoNotWriteOverWhatIsStillRead) {
                           return next;
                         },
                         [](ir::Builder& build, ValueId w) {
-                          build.graph().add_output("before", build.reshape(w, {64 * 64}));
+                          build.graph().add_output("before", build.reshape(w, {int64_t{64} * 64}));
                           return build.unary("Tanh", w);
                         }};
   for (const Emit& emit : cases) {
