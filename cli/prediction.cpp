@@ -230,7 +230,8 @@ struct AfterStep {
   int64_t gradients = 0;  // of these: the step's
 };
 
-AfterStep after_step(const transforms::TrainingPlan& plan, int64_t rank,
+// `gradients`: bytes of what the step leaves.
+AfterStep after_step(const transforms::TrainingPlan& plan, int64_t rank, int64_t gradients,
                      std::shared_ptr<const ir::Graph> step,
                      const executor::CompileOptions& options) {
   TrainingGraphs graphs{.step = std::move(step), .accumulate = nullptr, .update = nullptr};
@@ -240,7 +241,7 @@ AfterStep after_step(const transforms::TrainingPlan& plan, int64_t rank,
   }
   const std::vector<executor::Program> programs =
       executor::compile_turns(training_turns(graphs), options);
-  AfterStep after{programs[1].memory().working, transforms::training_bytes(plan, rank).gradients};
+  AfterStep after{programs[1].memory().working, gradients};
   const int64_t last = programs.back().memory().working;  // with sums, instead of gradients
   if (last > after.working) after = {last, 0};
   return after;
@@ -318,7 +319,7 @@ Prediction predict(const LoadedModel& model, const transforms::SpmdProgram& prog
     AfterStep after;
     if (program.exchange != nullptr) {
       kept = transforms::training_bytes(program.exchange->plan, rank);
-      after = after_step(program.exchange->plan, rank, graph, options);
+      after = after_step(program.exchange->plan, rank, kept.gradients, graph, options);
     }
     add_memory(compiled, executor::memory_at_peak(compiled, parameter_inputs(*graph, model)), kept,
                after, rank, prediction);

@@ -9,11 +9,10 @@
 
 #include "base/context.h"
 #include "executor/arena_guard.h"
+#include "executor/arena_session.h"
 #include "executor/collective_queue.h"
 #include "executor/memory.h"
 #include "executor/run_on_device.h"
-#include "executor/session.h"
-#include "executor/session_values.h"
 #include "executor/step_records.h"
 #include "executor/workers.h"
 #include "ir/operator_traits.h"
@@ -286,17 +285,17 @@ class Execution {
   CollectiveQueue* collectives_ = nullptr;
 };
 
-class HostSession final : public Session {
+class HostSession final : public ArenaSession {
  public:
   HostSession(const std::vector<const Program*>& programs, Communicator& communicator,
               const ExecuteOptions& options)
-      : communicator_(communicator),
+      : ArenaSession(programs),
+        communicator_(communicator),
         options_(options),
         memory_{.arena = Arena(programs.front()->memory().arena, communicator.reads_in_place()),
                 .workers = Workers(programs.front()->workers()),
                 .files = MappedFiles(options.data_folder),
-                .stays = true},
-        values_(programs) {
+                .stays = true} {
     for (const Program* program : programs) {
       runs_.try_emplace(program, *program, memory_, communicator, options_);
     }
@@ -306,47 +305,27 @@ class HostSession final : public Session {
     if (offered_) communicator_.withdraw();
   }
 
-  void keep(const std::string& name, const ir::Tensor& value) override {
-    values_.set(name, value.type());
-    put(name, value);
-  }
-  void keep_zeros(const std::string& name) override {
-    const auto& [type, offset] = values_.at(name);
-    values_.set(name, type);
-    std::memset(memory_.arena.at(offset), 0, static_cast<size_t>(type.num_bytes()));
-  }
-  ir::Tensor kept(const std::string& name) override {
-    const auto& [type, offset] = values_.existing(name);
-    return {type, {memory_.arena.at(offset), static_cast<size_t>(type.num_bytes())}};
-  }
-  int64_t kept_bytes(const std::string& name) const override {
-    return values_.exists(name) ? values_.at(name).type.num_bytes() : 0;
-  }
-
-  RankResult run(const Program& program, const Arrays& feeds) override {
-    check_feeds(program.graph(), feeds, values_.inputs_of(program));
-    values_.forget_before(program);
+ private:
+  RankResult run_program(const Program& program, const Arrays& feeds,
+                         const Wanted& wanted) override {
     if (!offered_) communicator_.offer(memory_.arena.region());
     offered_ = true;
     Execution& execution = runs_.at(&program);
     RankResult result = run(execution, feeds, program.overlaps());
-    result.outputs = execution.outputs(
-        feeds, [&](const ir::Output& output) { return values_.gives_out(program, output); });
-    for (const auto& [from, to, bytes] : values_.copies(program)) {
-      std::memcpy(memory_.arena.at(to), memory_.arena.at(from), static_cast<size_t>(bytes));
-    }
-    for (const auto& [output, name] : program.kept_outputs()) {
-      const auto given = result.outputs.extract(output);
-      if (!given.empty()) put(name, given.mapped());
-    }
-    values_.set_after(program);
+    result.outputs = execution.outputs(feeds, wanted);
     return result;
   }
-
- private:
-  void put(const std::string& name, const ir::Tensor& value) {
-    const std::span<const std::byte> bytes = value.bytes();
-    std::ranges::copy(bytes, memory_.arena.at(values_.at(name).offset));
+  void write(int64_t offset, std::span<const std::byte> bytes) override {
+    std::ranges::copy(bytes, memory_.arena.at(offset));
+  }
+  void clear(int64_t offset, int64_t bytes) override {
+    std::memset(memory_.arena.at(offset), 0, static_cast<size_t>(bytes));
+  }
+  void read(int64_t offset, std::span<std::byte> to) override {
+    std::memcpy(to.data(), memory_.arena.at(offset), to.size());
+  }
+  void copy(int64_t from, int64_t to, int64_t bytes) override {
+    std::memcpy(memory_.arena.at(to), memory_.arena.at(from), static_cast<size_t>(bytes));
   }
 
   // When it has failed, nothing of it goes on beside this thread.
@@ -364,7 +343,6 @@ class HostSession final : public Session {
   Communicator& communicator_;
   const ExecuteOptions options_;
   HostMemory memory_;
-  SessionValues values_;
   std::map<const Program*, Execution> runs_;
   bool offered_ = false;                        // its arena, to the other ranks
   std::optional<CollectiveQueue> collectives_;  // last: ended before what it uses goes

@@ -46,9 +46,10 @@ std::set<std::string> SessionValues::inputs_of(const Program& program) const {
   std::set<std::string> names;
   for (ValueId input : program.graph().inputs()) {
     const std::string& name = program.graph().name_of(input);
-    if (lies_in_arena(program, input)) names.insert(name);
+    if (!lies_in_arena(program, input)) continue;
+    existing(name);
+    names.insert(name);
   }
-  for (const std::string& name : names) existing(name);
   return names;
 }
 

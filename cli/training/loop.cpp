@@ -182,6 +182,9 @@ class Digest {
     }
     return *this;
   }
+  void add(const std::string& name, const ir::Tensor& array) {
+    add(std::as_bytes(std::span(name))).add(array.bytes());
+  }
   double value() const { return static_cast<double>(hash_ >> 32); }
 
  private:
@@ -194,18 +197,15 @@ double digest(const std::string& text) {
 
 double digest(const Arrays& arrays) {
   Digest digest;
-  for (const auto& [name, tensor] : arrays) {
-    digest.add(std::as_bytes(std::span(name))).add(tensor.bytes());
-  }
+  for (const auto& [name, array] : arrays) digest.add(name, array);
   return digest.value();
 }
 
 // Every rank computes all parameters (up to zero 2) from the same sums: to the bit.
 void check_replicas(RankTrainer& trainer, executor::Communicator& communicator) {
   Digest own;
-  trainer.for_each_parameter([&](const std::string& name, const ir::Tensor& array) {
-    own.add(std::as_bytes(std::span(name))).add(array.bytes());
-  });
+  trainer.for_each_parameter(
+      [&](const std::string& name, const ir::Tensor& array) { own.add(name, array); });
   const std::vector<double> digests = gather_numbers({own.value()}, "replicas", communicator);
   for (size_t k = 1; k < digests.size(); ++k) {
     AUTOSP_CHECK(digests[k] == digests[0], "ranks 0 and {} hold different parameters", k);

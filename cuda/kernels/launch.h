@@ -74,23 +74,35 @@ void launch_rows(const Queue& queue, int64_t rows, const Body& body) {
 
 #else
 
-// Of the emulated device: runs `work` when its turn has come.
-void enqueue(const Queue& queue, std::function<void()> work);
+struct ThreadOrder {
+  bool backwards = false;
+  template <typename Index>
+  Index nth(Index k, Index count) const {
+    return backwards ? count - 1 - k : k;
+  }
+};
+
+// Of the emulated device: runs `work` when its turn has come, for some order of the threads. What
+// it gives must not depend on the order.
+void enqueue(const Queue& queue, std::function<void(ThreadOrder)> work);
 
 template <typename Body>
 void launch(const Queue& queue, int64_t count, const Body& body) {
-  enqueue(queue, [body, count] {
-    for (int64_t i = 0; i < count; ++i) body(i);
+  enqueue(queue, [body, count](ThreadOrder order) {
+    for (int64_t i = 0; i < count; ++i) body(order.nth(i, count));
   });
 }
 
 template <typename Body>
 void launch_rows(const Queue& queue, int64_t rows, const Body& body) {
-  enqueue(queue, [body, rows] {
+  enqueue(queue, [body, rows](ThreadOrder order) {
     const auto shared = std::make_unique<typename Body::Shared>();
-    for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t row = order.nth(i, rows);
       for (int phase = 0; phase < body.phases(); ++phase) {
-        for (int lane = 0; lane < kLanes; ++lane) body(row, lane, phase, *shared);
+        for (int lane = 0; lane < kLanes; ++lane) {
+          body(row, order.nth(lane, kLanes), phase, *shared);
+        }
       }
     }
   });

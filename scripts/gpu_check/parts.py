@@ -242,7 +242,7 @@ class Parts:
                 row["longest"] = {"sequence": sequence, **done}
                 return
 
-    # Races between threads of a block, which the emulated device cannot show.
+    # Races between threads of a block, of which the emulated device tries two orders.
     def sanitizer(self) -> None:
         found = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
         if not found:

@@ -70,8 +70,8 @@ TEST_P(DeviceModels, RanksGiveWhatTheyGiveOnTheCpu) {
       SCOPED_TRACE(early ? "exchanges early" : "exchanges late");
       const RunOptions options{
           .threads_per_rank = 1,
-          .backend = std::make_shared<test::EmulatedBackend>(
-              test::EmulatedOptions{.early_exchange = early, .refuses_epilogues = early})};
+          .backend = std::make_shared<test::EmulatedBackend>(test::EmulatedOptions{
+              .early_exchange = early, .backwards = early, .refuses_epilogues = early})};
       const RunResult got = run_in_threads(ranks.graphs, ranks.feeds, options);
       expect_same(got, want);
       for (const std::string& notice : got.ranks[0].notices) {

@@ -6,10 +6,13 @@
 
 namespace autosp::test {
 
-std::vector<std::string> device_names() { return {"emulated", "cuda"}; }
+std::vector<std::string> device_names() { return {"emulated", "emulated_backwards", "cuda"}; }
 
 FoundDevice find_device(const std::string& name) {
-  if (name == "emulated") return {std::make_shared<EmulatedBackend>(), ""};
+  if (name.starts_with("emulated")) {
+    const EmulatedOptions options{.backwards = name == "emulated_backwards"};
+    return {std::make_shared<EmulatedBackend>(options), ""};
+  }
   try {
     return {executor::open_backend(name), ""};
   } catch (const Error& error) {

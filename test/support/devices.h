@@ -9,7 +9,7 @@
 
 namespace autosp::test {
 
-// "emulated" (emulated_device.h) and "cuda".
+// "emulated" and "emulated_backwards" (emulated_device.h), and "cuda".
 std::vector<std::string> device_names();
 
 struct FoundDevice {

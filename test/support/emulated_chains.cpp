@@ -65,12 +65,15 @@ inline bfloat16 narrow<bfloat16>(float x) {
 constexpr const char* kEntry = R"(
 struct Row {
   const Arguments& args;
+  bool backwards;
   int row;
   float totals[kLanes][kTotals + 1];
 
+  int nth(int k, int count) const { return backwards ? count - 1 - k : k; }
   template <typename Pass>
   void pass() {
-    for (int lane = 0; lane < kLanes; ++lane) {
+    for (int i = 0; i < kLanes; ++i) {
+      const int lane = nth(i, kLanes);
       for (int k = Pass::kBegin; k < Pass::kEnd; ++k) totals[lane][k] = first_of(k);
       Pass::run(args, row, lane, totals[lane]);
     }
@@ -94,17 +97,22 @@ struct Row {
   }
 };
 
-extern "C" void chain(const Arguments* args) {
-  for (long long number = 0; number < args->rows; ++number) {
-    Row row = {*args, static_cast<int>(number)};
+extern "C" void chain(const Arguments* args, bool backwards) {
+  const int rows = static_cast<int>(args->rows);
+  for (int k = 0; k < rows; ++k) {
+    Row row = {*args, backwards};
+    row.row = row.nth(k, rows);
     run_passes(row);
-    for (int lane = 0; lane < kLanes; ++lane) Results::run(*args, row.row, lane, row.totals[lane]);
+    for (int i = 0; i < kLanes; ++i) {
+      const int lane = row.nth(i, kLanes);
+      Results::run(*args, row.row, lane, row.totals[lane]);
+    }
     if (kHasRowResults) RowResults::run(*args, row.row, row.totals[0]);
   }
 }
 )";
 
-using Function = void (*)(const uint64_t*);
+using Function = void (*)(const uint64_t* arguments, bool backwards);
 
 template <typename Pointer>
 void set(void* library, const char* name, Pointer value) {
@@ -154,9 +162,9 @@ class EmulatedChain final : public chains::Kernel {
   explicit EmulatedChain(Function function) : function_(function) {}
   void start(const kernels::Queue& queue, int64_t /*blocks*/, int /*threads*/,
              chains::Arguments arguments) const override {
-    kernels::enqueue(queue, [function = function_, arguments = std::move(arguments)] {
-      function(arguments.data());
-    });
+    kernels::enqueue(
+        queue, [function = function_, arguments = std::move(arguments)](
+                   kernels::ThreadOrder order) { function(arguments.data(), order.backwards); });
   }
 
  private:

@@ -244,6 +244,7 @@ class EmulatedDevice final : public Device {
     if (stream == StreamId::kExchange && options_.early_exchange) run_all(stream);
   }
   void count_launch() { ++counts_.launches; }
+  kernels::ThreadOrder order() const { return {options_.backwards}; }
 
  private:
   static constexpr int64_t kPage = 4096;
@@ -371,10 +372,10 @@ std::unique_ptr<executor::Communicator> EmulatedBackend::connect(Device& /*devic
 
 namespace autosp::kernels {
 
-void enqueue(const Queue& queue, std::function<void()> work) {
+void enqueue(const Queue& queue, std::function<void(ThreadOrder)> work) {
   auto& device = static_cast<test::EmulatedDevice&>(*queue.device);
   device.count_launch();
-  device.push(queue.stream, std::move(work));
+  device.push(queue.stream, [work = std::move(work), order = device.order()] { work(order); });
 }
 
 }  // namespace autosp::kernels

@@ -3,8 +3,9 @@
 //
 // It is as strict as a device and less forgiving. Its memory can be touched by queued work alone:
 // the host faults. Work runs as late as streams and events allow, or, on the exchange stream, as
-// early: what a missing wait leaves to chance on a device goes wrong here. Memory is full of
-// garbage until it is written.
+// early: what a missing wait leaves to chance on a device goes wrong here. Threads of a kernel may
+// run in either order, so that one that reads what another writes meanwhile is wrong in one of
+// them. Memory is full of garbage until it is written.
 #pragma once
 
 #include <atomic>
@@ -25,6 +26,7 @@ struct EmulatedOptions {
   std::set<std::string> missing;      // operators that it has no kernels for
   int64_t memory = int64_t{1} << 40;  // bytes of each device
   bool captures = true;
+  bool backwards = false;          // the last thread of a kernel, and of a block, runs first
   bool compiles = true;            // fused chains
   bool refuses_epilogues = false;  // products are finished by a kernel of their own
   bool joins = false;  // there is something like NCCL between processes, which carries nothing
