@@ -166,12 +166,14 @@ class LengthSearch {
 
   // Whether more fits, from a length that does.
   int64_t beyond(int64_t length) const {
-    int64_t stride = step_;
+    constexpr int64_t kGrowth = 4;
+    const int64_t least = told_to(length / step_) * step_;
+    int64_t stride = least;
     while (fits(length + stride)) {
       length += stride;
-      stride *= 2;
+      stride *= kGrowth;
     }
-    while (stride > step_) {
+    while (stride > least) {
       stride /= 2;
       if (fits(length + stride)) length += stride;
     }

@@ -77,10 +77,12 @@ transforms::RecomputePlan plan_within(const SpmdProgram& program,
                                       const RecomputeArguments& arguments,
                                       const cost::Device& device, int64_t bytes) {
   const std::vector<int64_t> ranks = rank_kinds(program);
-  const auto peak = [&](const SpmdProgram& candidate) {
+  const auto peak = [&](const SpmdProgram& candidate, int64_t enough) {
     const SpmdProgram tiled = with_tiles(candidate, plan_tiles(candidate, arguments.tile));
     int64_t most = 0;
-    for (int64_t rank : ranks) most = std::max(most, compile_rank(tiled, rank).memory().arena);
+    for (size_t k = 0; k < ranks.size() && most <= enough; ++k) {
+      most = std::max(most, compile_rank(tiled, ranks[k]).memory().arena);
+    }
     return most;
   };
   return transforms::plan_recompute_within(

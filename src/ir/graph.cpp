@@ -62,10 +62,17 @@ std::string Graph::fresh_name(std::string_view hint) const {
   }
 }
 
+void Graph::reserve(size_t num_values, size_t num_nodes) {
+  values_.reserve(num_values);
+  by_name_.reserve(num_values);
+  nodes_.reserve(num_nodes);
+  node_names_.reserve(num_nodes);
+}
+
 ValueId Graph::add_value(Value value) {
-  AUTOSP_CHECK(!by_name_.contains(value.name), "value '{}' is defined twice", value.name);
   const ValueId id(values_.size());
-  by_name_.emplace(value.name, id);
+  const bool is_new = by_name_.try_emplace(value.name, id).second;
+  AUTOSP_CHECK(is_new, "value '{}' is defined twice", value.name);
   values_.push_back(std::move(value));
   return id;
 }

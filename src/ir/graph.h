@@ -116,6 +116,7 @@ class Graph {
   std::unordered_set<std::string> declared_parameters;
 
   // --- Building. Names are made unique; an empty hint gives a name derived from the operator.
+  void reserve(size_t num_values, size_t num_nodes);  // room, where about as many will come
   ValueId add_input(const std::string& name, Type type);
   ValueId add_constant(Tensor tensor, std::string_view name_hint = "");  // shares equal small ones
   ValueId add_named_constant(const std::string& name, Tensor tensor);    // an initializer

@@ -36,7 +36,9 @@ NodeId copy_node(const Graph& from, const Node& node, std::vector<ValueId> input
   return id;
 }
 
+// And room for as many values and nodes.
 void copy_header(const Graph& from, Graph& to) {
+  to.reserve(from.values().size(), from.nodes().size());
   to.name = from.name;
   to.opset = from.opset;
   to.metadata = from.metadata;

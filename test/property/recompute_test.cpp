@@ -178,7 +178,9 @@ TEST(Recompute, WhatIsComparedStaysAsItIs) {
   EXPECT_TRUE(forbidden.at("ReduceMax"));
 }
 
-int64_t arena_of(const SpmdProgram& program) { return compiled(program).memory().arena; }
+int64_t arena_of(const SpmdProgram& program, int64_t /*enough*/ = 0) {
+  return compiled(program).memory().arena;
+}
 
 TEST(Recompute, EveryBudgetIsKeptAndMoreMemoryNeverTakesLonger) {
   const Llama llama(4, 256, 2);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <tuple>
 
@@ -21,8 +22,7 @@ struct Candidate {
   Choice recomputed;
   double seconds = 0;
   int64_t simulated = 0;
-  bool policy = false;       // one of the fixed policies
-  mutable int64_t real = 0;  // once it was asked for
+  bool policy = false;  // one of the fixed policies
 };
 
 class BudgetSearch {
@@ -41,7 +41,7 @@ class BudgetSearch {
     // The chain is judged by simulation first, the policies by what they really take.
     for (const Candidate& candidate : all) {
       if (best != nullptr && candidate.seconds >= best->seconds) break;
-      if (candidate.policy && real_peak(candidate) <= options_.bytes) best = &candidate;
+      if (candidate.policy && fits(candidate)) best = &candidate;
     }
     if (best == nullptr) best = smallest(all);
     return describe_plan(forward_, best->recomputed);
@@ -53,7 +53,7 @@ class BudgetSearch {
     const int64_t hopeless = options_.bytes + options_.bytes / 4;
     for (auto candidate = first_that_may_fit(); candidate != candidates_.end(); ++candidate) {
       if (!options_.tiled && candidate->simulated > hopeless) continue;
-      if (real_peak(*candidate) <= options_.bytes) return &*candidate;
+      if (fits(*candidate)) return &*candidate;
     }
     return nullptr;
   }
@@ -68,7 +68,7 @@ class BudgetSearch {
     tried.resize(std::min(tried.size(), kTried));
     std::ranges::stable_sort(tried, {}, &Candidate::seconds);
     for (const Candidate* candidate : tried) {
-      if (real_peak(*candidate) <= options_.bytes) return candidate;
+      if (fits(*candidate)) return candidate;
     }
     refuse(tried);
   }
@@ -87,17 +87,19 @@ class BudgetSearch {
   // bisect instead of trying all.
   std::vector<Candidate>::const_iterator first_that_may_fit() const {
     if (!options_.tiled) return candidates_.begin();
-    return std::ranges::partition_point(candidates_, [this](const Candidate& candidate) {
-      return real_peak(candidate) > options_.bytes;
-    });
+    return std::ranges::partition_point(
+        candidates_, [this](const Candidate& candidate) { return !fits(candidate); });
   }
 
-  int64_t real_peak(const Candidate& candidate) const {
-    if (candidate.real == 0) {
-      candidate.real =
-          options_.peak(apply_recompute(program_, describe_plan(forward_, candidate.recomputed)));
-    }
-    return candidate.real;
+  bool fits(const Candidate& candidate) const {
+    const auto [known, is_new] = peaks_.try_emplace(candidate.recomputed);
+    if (is_new) known->second = real_peak(candidate, options_.bytes);
+    return known->second <= options_.bytes;
+  }
+
+  int64_t real_peak(const Candidate& candidate, int64_t enough) const {
+    const RecomputePlan plan = describe_plan(forward_, candidate.recomputed);
+    return options_.peak(apply_recompute(program_, plan), enough);
   }
 
   void collect() {
@@ -207,9 +209,15 @@ class BudgetSearch {
     return by_root;
   }
 
-  [[noreturn]] void refuse(const std::vector<const Candidate*>& tried) const {
-    int64_t least = std::numeric_limits<int64_t>::max();
-    for (const Candidate* candidate : tried) least = std::min(least, real_peak(*candidate));
+  // None of `tried` fits; what is known of them is one rank's peak.
+  [[noreturn]] void refuse(std::vector<const Candidate*> tried) const {
+    constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
+    const auto known = [this](const Candidate* c) { return peaks_.at(c->recomputed); };
+    std::ranges::stable_sort(tried, {}, known);
+    int64_t least = kAny;
+    for (const Candidate* candidate : tried) {
+      if (known(candidate) < least) least = std::min(least, real_peak(*candidate, kAny));
+    }
     throw Error("a step cannot do with {}", format_bytes(static_cast<double>(options_.bytes)))
         .note(fmt::format("with as much recomputation as pays, it takes {} ({} bytes)",
                           format_bytes(static_cast<double>(least)), least))
@@ -220,6 +228,8 @@ class BudgetSearch {
   const BudgetOptions& options_;
   ForwardPass forward_;
   std::vector<Candidate> candidates_;
+  // Of those that were asked for: of all ranks where that fits, else of one that does not.
+  mutable std::map<Choice, int64_t> peaks_;
 };
 
 }  // namespace

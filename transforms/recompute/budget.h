@@ -20,8 +20,9 @@ struct BudgetOptions {
   int64_t bytes = 0;
   // By instruction: what executing it again takes.
   std::vector<double> seconds;
-  // The memory that a program takes, in bytes, on the rank that takes most.
-  std::function<int64_t(const SpmdProgram&)> peak;
+  // The memory that a program takes, in bytes, on the rank that takes most; where some rank takes
+  // more than `enough`, what that one takes.
+  std::function<int64_t(const SpmdProgram&, int64_t enough)> peak;
   // Whether `peak` tiles the program, and so can be below what would be live without tiles.
   bool tiled = false;
 };
