@@ -25,11 +25,14 @@ def decomposition_table() -> dict[object, Callable[..., object]]:
     table[aten.clamp.default] = _clamp
     for operator in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor):
         table[operator] = _with_tensors(operator)
+    for operator in (aten.add, aten.sub, aten.mul, aten.div):
+        table[operator.Scalar] = _with_a_length(operator.Tensor)
     for operator in (aten.copy.default, aten.copy_.default):
         table[operator] = _of_one_shape(operator)
     table[aten.native_dropout.default] = _dropout
     table[aten.lgamma.default] = _log_gamma
     table[aten.digamma.default] = _digamma
+    table[aten.erfinv.default] = _inverse_error_function
     for drawn, in_place, decomposed in (
         (aten.exponential.default, aten.exponential_.default, _exponential),
         (aten.uniform.default, aten.uniform_.default, _uniform),
@@ -102,6 +105,31 @@ def _digamma(x: torch.Tensor) -> torch.Tensor:
     return above - sum(1 / (x + k) for k in range(STEPS))
 
 
+NEAR_ZERO = (2.81022636e-8, 3.43273939e-7, -3.5233877e-6, -4.39150654e-6, 2.1858087e-4)
+NEAR_ZERO += (-1.25372503e-3, -4.17768164e-3, 0.246640727, 1.50140941)
+NEAR_ONE = (-2.00214257e-4, 1.00950558e-4, 1.34934322e-3, -3.67342844e-3, 5.73950773e-3)
+NEAR_ONE += (-7.6224613e-3, 9.43887047e-3, 1.00167406, 2.83297682)
+
+
+def _inverse_error_function(y: torch.Tensor) -> torch.Tensor:
+    """By polynomials of w = -log(1 - y^2), and of its root where y is near 1, right to float32 (Giles, 2010).
+
+    Quantiles of normal distributions (sparse activations of Gemma 3n) are made of it.
+    """
+    w = -torch.log1p(-y) - torch.log1p(y)
+    root = torch.sqrt(torch.clamp(w, min=5.0))
+    x = y * torch.where(w < 5, _polynomial(w - 2.5, NEAR_ZERO), _polynomial(root - 3, NEAR_ONE))
+    return torch.where(y.abs() == 1, y * math.inf, x)
+
+
+def _polynomial(x: torch.Tensor, coefficients: tuple[float, ...]) -> torch.Tensor:
+    """The highest power's coefficient comes first."""
+    value = torch.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = value * x + coefficient
+    return value
+
+
 def _exponential(x: torch.Tensor, rate: float = 1.0, generator: torch.Generator | None = None) -> torch.Tensor:
     """From numbers drawn from [0, 1), which is what the exporter draws."""
     return -torch.log1p(-torch.rand_like(x)) / rate
@@ -136,6 +164,17 @@ def _with_tensors(operator: Callable[..., torch.Tensor]) -> Callable[..., torch.
         if dtype == y.dtype and operator is not aten.mul.Tensor:
             return NotImplemented
         return operator(torch.full((), x, dtype=dtype, device=y.device), y.to(dtype), **options)
+
+    return decomposed
+
+
+def _with_a_length(operator: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Makes a tensor of a number that an open length decides (2 / length, in the gradient of a variance along it)."""
+
+    def decomposed(x: torch.Tensor, number: float, *alpha: float) -> torch.Tensor:
+        if alpha or not isinstance(number, (torch.SymInt, torch.SymFloat)):
+            return NotImplemented
+        return operator(x, torch.full((), number, dtype=torch.result_type(x, number), device=x.device))
 
     return decomposed
 

@@ -1,0 +1,34 @@
+"""Tests of how operators are broken down, beside those in `test_exporter.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+import decompositions
+from export_case import export_case
+from test_exporter import over_positions_case
+
+
+def test_the_inverse_error_function_is_pytorchs() -> None:
+    y = torch.cat([torch.linspace(-0.999999, 0.999999, 2001), torch.tensor([0.0, 1e-20, 1e-4, 1.0, -1.0])])
+    got = decompositions._inverse_error_function(y)
+    torch.testing.assert_close(got.double(), torch.erfinv(y.double()), rtol=1e-6, atol=0.0)
+
+
+def _above_a_quantile(x: torch.Tensor) -> torch.Tensor:
+    """A sparse activation, as Gemma 3n has it."""
+    multiplier = Normal(0, 1).icdf(torch.tensor(0.7))
+    return torch.relu(x - x.mean(1, keepdim=True) - multiplier * x.std(1, keepdim=True, unbiased=False))
+
+
+def _by_deviation(x: torch.Tensor) -> torch.Tensor:
+    return x * x.std(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("over", [_above_a_quantile, _by_deviation])
+def test_a_sequence_stays_open(over: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    export_case(over_positions_case(over), ["seq"])
