@@ -132,6 +132,7 @@ def _case_from_factory(specification: str) -> TrainingCase:
         raise CannotConvert(f"--module {specification}: {error}") from error
     if not isinstance(case, TrainingCase):
         raise CannotConvert(f"--module {specification}: returned {type(case).__name__}, not a TrainingCase")
+    families.never_skip_layers(case.module)
     return case
 
 

@@ -393,7 +393,7 @@ def _case(
 ) -> TrainingCase:
     jitter_parameters(model)
     model = model.to(dtype).train()
-    _never_skip_layers(model)
+    never_skip_layers(model)
     lengths = {"batch": d.batch, "seq": d.seq}
     text = config if task == IMAGE or hasattr(config, "vocab_size") else config.get_text_config()
     padding = getattr(text, "pad_token_id", None) or 0
@@ -419,16 +419,16 @@ def _case(
     )
 
 
-def _never_skip_layers(model: nn.Module) -> None:
+def never_skip_layers(model: nn.Module) -> None:
     """Takes the coin out of layer drop: even at probability zero, Hugging Face branches on a random tensor."""
     holders = {id(holder): holder for module in model.modules() for holder in (module, getattr(module, "config", None))}
     for holder in holders.values():
-        probability = getattr(holder, "layerdrop", None)
-        if probability is None or isinstance(probability, _NeverReached):
-            continue
-        if probability > 0:
-            raise CannotConvert(f"layer drop of {probability}: a graph cannot skip layers at random; set it to 0")
-        object.__setattr__(holder, "layerdrop", _NeverReached())  # configurations check the types of their fields
+        for name, probability in list(getattr(holder, "__dict__", {}).items()):
+            if not name.endswith("layerdrop") or not isinstance(probability, (int, float)):
+                continue
+            if probability > 0 and model.training:
+                raise CannotConvert(f"layer drop of {probability}: a graph cannot skip layers at random; set it to 0")
+            object.__setattr__(holder, name, _NeverReached())  # configurations check the types of their fields
 
 
 class _NeverReached:

@@ -22,7 +22,8 @@ import graph_files
 from before_autograd import BeforeAutograd
 from check_graph import check_graph
 from export_case import _reason, export_case
-from families import FAMILIES, Dimensions, _never_skip_layers, _NeverReached, _task_of, case_from_config
+from export_training_graph import _case_from_factory
+from families import FAMILIES, Dimensions, _NeverReached, _task_of, case_from_config, never_skip_layers
 from gradient_check import Comparison, GradientMismatch, OnnxRuntimeGraph, compare_outputs, require_match
 from onnx_ad_route import choose_parameters, differentiate
 from training_case import CannotConvert, TrainingCase, jitter_parameters
@@ -687,23 +688,27 @@ class SkippedAtRandom(nn.Module):
 
     def __init__(self, layerdrop: float) -> None:
         super().__init__()
-        self.config = types.SimpleNamespace(layerdrop=layerdrop)
+        self.config = types.SimpleNamespace(layerdrop=layerdrop, speech_encoder_layerdrop=layerdrop)
         self.linear = nn.Linear(5, 7)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.linear(x)
-        return y.square().mean() if torch.rand([]) < self.config.layerdrop else y.cos().mean()
+        y = y.square() if torch.rand([]) < self.config.layerdrop else y.cos()
+        return y.mean() if torch.rand([]) < self.config.speech_encoder_layerdrop else y.sin().mean()
 
 
-def test_layer_drop_of_a_configuration_is_never_reached() -> None:
-    module = SkippedAtRandom(0.0)
-    _never_skip_layers(module)
-    export_case(dataclasses.replace(squared_error_case(), name="never_skipped", module=module), ["seq"])
+def skipped_at_random_case() -> TrainingCase:
+    return dataclasses.replace(squared_error_case(), name="never_skipped", module=SkippedAtRandom(0.0))
 
 
-def test_layer_drop_is_refused() -> None:
+def test_layer_drop_of_a_module_is_never_reached() -> None:
+    export_case(_case_from_factory(f"{__name__}:skipped_at_random_case"), ["seq"])
+
+
+def test_layer_drop_is_refused_where_it_drops() -> None:
     with pytest.raises(CannotConvert, match=r"layer drop of 0\.1"):
-        _never_skip_layers(SkippedAtRandom(0.1))
+        never_skip_layers(SkippedAtRandom(0.1))
+    never_skip_layers(SkippedAtRandom(0.1).eval())
 
 
 @pytest.mark.parametrize("row", FAMILIES, ids=lambda row: row.name)
