@@ -18,6 +18,9 @@ from training_case import FAILURES, CannotConvert, FailsAtOtherLengths, Training
 
 Arrays = dict[str, np.ndarray]
 
+LONG = 400
+"""Defaults above this are compared at lengths near them."""
+
 EQUAL_SCORES = (
     "the model chooses the largest of some scores (TopK): of equal ones (sums of ReLUs, say) ONNX takes the first, "
     "PyTorch any; --no-check exports without the comparison"
@@ -132,10 +135,15 @@ def _to_type(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, 
 
 
 def _sizes_to_check(case: TrainingCase, symbolic: list[str]) -> dict[str, dict[str, int]]:
-    """Setting -> changed sizes; odd lengths, a long one, and one row where the batch is symbolic."""
+    """Setting -> changed sizes; odd lengths, a long one, and one row where the batch is symbolic.
+
+    Where the default is long, as of samples of speech, no module need take lengths that are short beside it.
+    """
     settings: dict[str, dict[str, int]] = {"default sizes": {}}
     for name in symbolic:
-        for size in (1, 2, 5) if name == "batch" else (13, 64, 97):
+        default = case.sizes[name]
+        lengths = (default // 3, default - 13, default + 97) if default > LONG else (13, 64, 97)
+        for size in (1, 2, 5) if name == "batch" else lengths:
             if size <= case.largest.get(name, size):
                 settings[f"{name}={size}"] = {name: size}
     return settings

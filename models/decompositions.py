@@ -394,15 +394,14 @@ def _convolution_weight_gradient(
     dilation: list[int],
     groups: int,
 ) -> torch.Tensor:
-    """By taps; at once where the kernel's windows lie side by side, as a vision model's patches do."""
+    """By taps; as many at once as a stride has where it has several, as a vision model's patches do."""
     if any(padding):
         x = aten.constant_pad_nd.default(x, [size for size in reversed(padding) for _ in range(2)], 0.0)
     batch, out_channels = gradient.shape[0], weight.shape[0]
     kernel, windows = list(weight.shape[2:]), list(gradient.shape[2:])
     by_group = gradient.reshape(batch, groups, out_channels // groups, -1)
-    if kernel == stride and all(size == 1 for size in dilation):
-        seen = _patches(x, kernel, windows).reshape(batch, groups, -1, by_group.shape[-1])
-        return (by_group @ seen.transpose(-1, -2)).sum(0).reshape(weight.shape)
+    if all(size == 1 for size in dilation) and (kernel == stride or max(stride) > 1):
+        return _weight_gradient_by_strides(by_group, x, kernel, windows, stride).reshape(weight.shape)
     taps = []
     for tap in itertools.product(*(range(size) for size in kernel)):
         seen = x
@@ -412,6 +411,31 @@ def _convolution_weight_gradient(
         seen = seen.reshape(batch, groups, weight.shape[1], -1)
         taps.append((by_group @ seen.transpose(-1, -2)).sum(0))
     return torch.stack(taps, dim=-1).reshape(weight.shape)
+
+
+def _weight_gradient_by_strides(
+    by_group: torch.Tensor, x: torch.Tensor, kernel: list[int], windows: list[int], stride: list[int]
+) -> torch.Tensor:
+    """A window is a few strides long, and with `x` in strides, what all windows have of their n-th is one slice."""
+    batch, groups, channels, axes = x.shape[0], by_group.shape[1], x.shape[1] // by_group.shape[1], len(kernel)
+    strides = [-(-size // step) for size, step in zip(kernel, stride, strict=True)]
+    behind = [count * step - size for count, step, size in zip(strides, stride, kernel, strict=True)]
+    if any(behind):
+        x = aten.constant_pad_nd.default(x, [size for end in reversed(behind) for size in (0, end)], 0.0)
+    x = _patches(x, stride, [count + more - 1 for count, more in zip(windows, strides, strict=True)])
+    parts = []
+    for nth in itertools.product(*(range(count) for count in strides)):
+        seen = x
+        for i, start in enumerate(nth):
+            seen = aten.slice.Tensor(seen, 2 + axes + i, start, start + windows[i])
+        seen = seen.reshape(batch, groups, channels * math.prod(stride), -1)
+        parts.append((by_group @ seen.transpose(-1, -2)).sum(0).reshape(-1, channels, *stride))
+    whole = torch.stack(parts, dim=-1).reshape(-1, channels, *stride, *strides)
+    whole = whole.permute(0, 1, *(axis for i in range(axes) for axis in (2 + axes + i, 2 + i)))
+    whole = whole.reshape(-1, channels, *(count * step for count, step in zip(strides, stride, strict=True)))
+    for i, size in enumerate(kernel):
+        whole = aten.slice.Tensor(whole, 2 + i, 0, size)
+    return whole
 
 
 def _patches(x: torch.Tensor, kernel: list[int], windows: list[int]) -> torch.Tensor:

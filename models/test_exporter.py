@@ -64,7 +64,14 @@ def forward_graph() -> onnx.ModelProto:
 
 @pytest.mark.parametrize(
     ("stride", "padding", "dilation", "groups"),
-    [([1], [0], [1], 1), ([2], [3], [1], 1), ([1], [2], [2], 4), ([4], [0], [1], 2), ([3], [1], [1], 4)],
+    [
+        ([1], [0], [1], 1),
+        ([2], [3], [1], 1),
+        ([1], [2], [2], 4),
+        ([4], [0], [1], 2),
+        ([3], [1], [1], 4),
+        ([5], [1], [1], 2),
+    ],
 )
 @pytest.mark.parametrize("transposed", [False, True])
 def test_convolution_backward_is_pytorchs(
@@ -163,13 +170,14 @@ def test_chunks_that_are_padded_at_some_lengths_are_traced_where_they_are() -> N
     assert {comparison.setting for comparison in exported.comparisons} >= {"chunks default sizes", "chunks seq=13"}
 
 
-def test_patches_backward_is_pytorchs_in_two_dimensions() -> None:
+@pytest.mark.parametrize(("kernel", "padding"), [([4, 2], [0, 0]), ([7, 3], [3, 1]), ([3, 2], [0, 0])])
+def test_patches_backward_is_pytorchs_in_two_dimensions(kernel: list[int], padding: list[int]) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 13, 8, generator=generator)
-    weight = torch.randn(6, 3, 4, 2, generator=generator)
-    y = torch.nn.functional.conv2d(x, weight, stride=(4, 2))
+    weight = torch.randn(6, 3, *kernel, generator=generator)
+    y = torch.nn.functional.conv2d(x, weight, stride=(4, 2), padding=padding)
     gradient = torch.randn(y.shape, generator=generator)
-    arguments = (gradient, x, weight, [6], [4, 2], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True])
+    arguments = (gradient, x, weight, [6], [4, 2], padding, [1, 1], False, [0, 0], 1, [True, True, True])
     expected = torch.ops.aten.convolution_backward(*arguments)
     for got, reference in zip(decompositions._convolution_backward(*arguments), expected, strict=True):
         torch.testing.assert_close(got, reference)
@@ -190,6 +198,16 @@ def test_a_symbolic_graph_is_checked_at_other_lengths() -> None:
     assert [value.name for value in exported.model.graph.output] == ["loss", "linear.weight.grad", "linear.bias.grad"]
     assert exported.model.graph.input[-1].type.tensor_type.shape.dim[1].dim_param == "seq"
     assert len(exported.comparisons) == 4
+
+
+def test_long_inputs_are_checked_near_their_length() -> None:
+    exported = export_case(over_samples_case(nn.Conv1d(4, 4, 127, stride=64), nn.Conv1d(4, 4, 7, stride=3)), ["seq"])
+    assert {comparison.setting.split("=")[-1] for comparison in exported.comparisons[1:]} == {"667", "1988", "2098"}
+
+
+def test_taps_of_a_stride_are_one_product() -> None:
+    exported = export_case(over_samples_case(nn.Conv1d(4, 4, 127, stride=64)), ["seq"])
+    assert sum(node.op_type == "MatMul" for node in exported.model.graph.node) < 4
 
 
 class OverPositions(nn.Module):
@@ -216,6 +234,11 @@ def over_positions_case(over: Callable[[torch.Tensor], torch.Tensor], *layers: n
         lambda sizes, generator: {"x": torch.randn(2, 4, sizes["seq"], generator=generator)},
         {"seq": 12},
     )
+
+
+def over_samples_case(*layers: nn.Module) -> TrainingCase:
+    """Layers over more positions than text has, of which they do not take a few."""
+    return dataclasses.replace(over_positions_case(lambda x: x, *layers), sizes={"seq": 2001})
 
 
 def _length_where_positive(x: torch.Tensor) -> torch.Tensor:
