@@ -117,7 +117,7 @@ def trace_training_step(case: TrainingCase, signature: Signature) -> fx.GraphMod
         [_fake(fake_mode, name, value, signature.symbolic_axes.get(name, {})) for name, value in inputs.items()],
     )
     # Without the dispatcher, PyTorch's kernels in C++ ask for lengths as numbers: a pad would fix the sequence.
-    with fake_mode, enable_python_dispatcher(), _distributions_unchecked():
+    with fake_mode, enable_python_dispatcher(), _distributions_unchecked(), _scripts_as_python():
         traced = make_fx(step, decomposition_table=decomposition_table(), tracing_mode="real")(*arguments)
     traced.graph.eliminate_dead_code()
     traced.recompile()
@@ -152,6 +152,22 @@ def _pairs_looked_up_by_operator() -> Iterator[None]:
 
     with mock.patch.object(SimplePatternMatcher, "match", match_at):
         yield
+
+
+@contextlib.contextmanager
+def _scripts_as_python() -> Iterator[None]:
+    """Within, TorchScript's functions (DeBERTa's positions) are the Python they are of: its interpreter fixes lengths."""
+    scripted = torch.jit.ScriptFunction.__call__
+
+    def call(function: torch.jit.ScriptFunction, *arguments: object, **options: object) -> object:
+        python = getattr(function, "_torchdynamo_inline", None)
+        return scripted(function, *arguments, **options) if python is None else python(*arguments, **options)
+
+    torch.jit.ScriptFunction.__call__ = call
+    try:
+        yield
+    finally:
+        torch.jit.ScriptFunction.__call__ = scripted
 
 
 def _to_onnx(

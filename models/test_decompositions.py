@@ -29,6 +29,12 @@ def _by_deviation(x: torch.Tensor) -> torch.Tensor:
     return x * x.std(-1, keepdim=True)
 
 
-@pytest.mark.parametrize("over", [_above_a_quantile, _by_deviation])
+@torch.jit.script
+def _less_its_distance(x: torch.Tensor) -> torch.Tensor:
+    """Positions' distances from the last one, as a function of TorchScript."""
+    return x - 0.1 * torch.arange(x.size(-1), 0, -1)
+
+
+@pytest.mark.parametrize("over", [_above_a_quantile, _by_deviation, _less_its_distance])
 def test_a_sequence_stays_open(over: Callable[[torch.Tensor], torch.Tensor]) -> None:
     export_case(over_positions_case(over), ["seq"])
