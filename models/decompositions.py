@@ -395,12 +395,15 @@ def _convolution_weight_gradient(
     groups: int,
 ) -> torch.Tensor:
     """By taps; as many at once as a stride has where it has several, as a vision model's patches do."""
-    if any(padding):
-        x = aten.constant_pad_nd.default(x, [size for size in reversed(padding) for _ in range(2)], 0.0)
     batch, out_channels = gradient.shape[0], weight.shape[0]
     kernel, windows = list(weight.shape[2:]), list(gradient.shape[2:])
     by_group = gradient.reshape(batch, groups, out_channels // groups, -1)
-    if all(size == 1 for size in dilation) and (kernel == stride or max(stride) > 1):
+    by_strides = all(size == 1 for size in dilation) and (kernel == stride or max(stride) > 1)
+    behind = [-size % step if by_strides else 0 for size, step in zip(kernel, stride, strict=True)]
+    ends = [(size, size + more) for size, more in zip(padding, behind, strict=True)]
+    if any(any(pair) for pair in ends):
+        x = aten.constant_pad_nd.default(x, [size for pair in reversed(ends) for size in pair], 0.0)
+    if by_strides:
         return _weight_gradient_by_strides(by_group, x, kernel, windows, stride).reshape(weight.shape)
     taps = []
     for tap in itertools.product(*(range(size) for size in kernel)):
@@ -416,12 +419,9 @@ def _convolution_weight_gradient(
 def _weight_gradient_by_strides(
     by_group: torch.Tensor, x: torch.Tensor, kernel: list[int], windows: list[int], stride: list[int]
 ) -> torch.Tensor:
-    """A window is a few strides long, and with `x` in strides, what all windows have of their n-th is one slice."""
+    """A window is some whole strides long, for which `x` is padded; of their n-th stride, all windows are one slice."""
     batch, groups, channels, axes = x.shape[0], by_group.shape[1], x.shape[1] // by_group.shape[1], len(kernel)
     strides = [-(-size // step) for size, step in zip(kernel, stride, strict=True)]
-    behind = [count * step - size for count, step, size in zip(strides, stride, kernel, strict=True)]
-    if any(behind):
-        x = aten.constant_pad_nd.default(x, [size for end in reversed(behind) for size in (0, end)], 0.0)
     x = _patches(x, stride, [count + more - 1 for count, more in zip(windows, strides, strict=True)])
     parts = []
     for nth in itertools.product(*(range(count) for count in strides)):

@@ -156,7 +156,7 @@ def _pairs_looked_up_by_operator() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _scripts_as_python() -> Iterator[None]:
-    """Within, TorchScript's functions (DeBERTa's positions) are the Python they are of: its interpreter fixes lengths."""
+    """Within, functions of TorchScript (DeBERTa's positions) are Python again: its interpreter fixes lengths."""
     scripted = torch.jit.ScriptFunction.__call__
 
     def call(function: torch.jit.ScriptFunction, *arguments: object, **options: object) -> object:
