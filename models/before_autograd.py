@@ -21,12 +21,27 @@ SHORT = 1024
 """A mask of two ranges of positions as long as this is a constant of 1 MiB."""
 
 
+OF_FINITE = {
+    function: function.__name__ == "isfinite"
+    for of in (torch, torch.Tensor)
+    for function in (of.isfinite, of.isinf, of.isnan)
+}
+"""What such functions say of finite values."""
+
+SUMMARIES = (torch.all, torch.any, torch.Tensor.all, torch.Tensor.any)
+IF_FINITE = "_if_finite"
+"""The attribute of a tensor that has what its elements are if all values are finite."""
+
+
 class BeforeAutograd(TorchFunctionMode):
     """Within, calls of the table's functions are those of its replacements.
 
     What is computed of integers that a module holds, and not of its inputs, is computed at once: Python may then ask
     for it, as Qwen's vision towers do for the sizes of their images. What lists have been asked for is often made of
     short ranges (the order of windows); those of other modules stay in the graph.
+
+    Where Python asks whether all activations are finite (DETR, before it clamps them), they are: a loss of others is no
+    number, which is told wherever results are compared. Masks, which no gradient flows to, may be infinite.
     """
 
     def __init__(self) -> None:
@@ -39,9 +54,16 @@ class BeforeAutograd(TorchFunctionMode):
             self.asked_for_lists |= function is torch.Tensor.tolist
             with _disable_current_modes(), no_python_dispatcher():
                 return function(*args, **(kwargs or {}))
+        if function is torch.Tensor.__bool__ and hasattr(args[0], IF_FINITE):
+            return getattr(args[0], IF_FINITE)
         replacement = REPLACEMENTS.get(function)
         result = NotImplemented if replacement is None else replacement(*args, **(kwargs or {}))
-        return function(*args, **(kwargs or {})) if result is NotImplemented else result
+        result = function(*args, **(kwargs or {})) if result is NotImplemented else result
+        if function in OF_FINITE and args[0].requires_grad:
+            setattr(result, IF_FINITE, OF_FINITE[function])
+        elif function in SUMMARIES and hasattr(args[0], IF_FINITE):
+            setattr(result, IF_FINITE, getattr(args[0], IF_FINITE))
+        return result
 
 
 def _of_known_integers(args: Any, kwargs: Any, *, made: bool) -> bool:

@@ -30,7 +30,12 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributions import Distribution
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from before_autograd import BeforeAutograd
@@ -110,18 +115,39 @@ def trace_training_step(case: TrainingCase, signature: Signature) -> fx.GraphMod
                 input_values,
             )
 
-    fake_mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    arguments = (
-        [_fake(fake_mode, name, value, {}) for name, value in parameters.items()],
-        [_fake(fake_mode, name, value, {}) for name, value in constants.items()],
-        [_fake(fake_mode, name, value, signature.symbolic_axes.get(name, {})) for name, value in inputs.items()],
-    )
-    # Without the dispatcher, PyTorch's kernels in C++ ask for lengths as numbers: a pad would fix the sequence.
-    with fake_mode, enable_python_dispatcher(), _distributions_unchecked(), _scripts_as_python():
-        traced = make_fx(step, decomposition_table=decomposition_table(), tracing_mode="real")(*arguments)
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
-    return traced
+    def traced() -> fx.GraphModule:
+        fake_mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        arguments = (
+            [_fake(fake_mode, name, value, {}) for name, value in parameters.items()],
+            [_fake(fake_mode, name, value, {}) for name, value in constants.items()],
+            [_fake(fake_mode, name, value, signature.symbolic_axes.get(name, {})) for name, value in inputs.items()],
+        )
+        # Without the dispatcher, PyTorch's kernels in C++ ask for lengths as numbers: a pad would fix the sequence.
+        with fake_mode, enable_python_dispatcher(), _distributions_unchecked(), _scripts_as_python():
+            return make_fx(step, decomposition_table=decomposition_table(), tracing_mode="real")(*arguments)
+
+    try:
+        graph = traced()
+    except GuardOnDataDependentSymNode as error:
+        try:
+            with _as_for_compilers():
+                graph = traced()
+        except Exception:
+            raise error from None
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return graph
+
+
+@contextlib.contextmanager
+def _as_for_compilers() -> Iterator[None]:
+    """Within, modules that leave their branches on data out for compilers do so (checks of inputs; Qwen2-Audio)."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from torch.distributions import Normal
 import decompositions
 from export_case import export_case
 from test_exporter import over_positions_case
+from training_case import CannotConvert
 
 
 def test_the_inverse_error_function_is_pytorchs() -> None:
@@ -38,3 +39,29 @@ def _less_its_distance(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("over", [_above_a_quantile, _by_deviation, _less_its_distance])
 def test_a_sequence_stays_open(over: Callable[[torch.Tensor], torch.Tensor]) -> None:
     export_case(over_positions_case(over), ["seq"])
+
+
+def _clamped_if_not_finite(x: torch.Tensor) -> torch.Tensor:
+    """As DETR does in training."""
+    if not torch.isfinite(x).all() or x.isnan().any():
+        x = torch.clamp(x, min=-1e30, max=1e30)
+    return torch.where(torch.isinf(x), 0.0, x)
+
+
+def _checked_if_eager(x: torch.Tensor) -> torch.Tensor:
+    """A check of values that is left out for compilers."""
+    if not torch.compiler.is_compiling() and x.abs().max() > 1e30:
+        raise ValueError("large values")
+    return x
+
+
+@pytest.mark.parametrize("over", [_clamped_if_not_finite, _checked_if_eager])
+def test_branches_that_are_known_are_exported(over: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    export_case(over_positions_case(over), ["seq"])
+
+
+@pytest.mark.parametrize("asked", [lambda x: x > 0, lambda x: torch.isinf(x.detach())])
+def test_a_branch_on_data_is_refused(asked: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    with pytest.raises(CannotConvert, match=r"a Python branch depends on the data \(test_decompositions.py line \d+\)"):
+        export_case(over_positions_case(lambda x: x if asked(x).any() else -x), ["seq"])
+    assert not torch.compiler.is_compiling()
