@@ -6,8 +6,11 @@ for them is of an operator, or of a length, that no graph has.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+import pathlib
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,11 +47,14 @@ class BeforeAutograd(TorchFunctionMode):
     number, which is told wherever results are compared. Masks, which no gradient flows to, may be infinite.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reads: Sequence[MaskedRead] = ()) -> None:
         super().__init__()
         self.asked_for_lists = False
+        self.reads = iter(reads)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        mask = _mask_that_reads(function, args)
+        read = None if mask is None else next(self.reads, None)
         ranges = self.asked_for_lists and function is torch.arange and all(end <= SHORT for end in args)
         if _of_known_integers(args, kwargs, made=ranges or function is torch.tensor):
             self.asked_for_lists |= function is torch.Tensor.tolist
@@ -56,6 +62,8 @@ class BeforeAutograd(TorchFunctionMode):
                 return function(*args, **(kwargs or {}))
         if function is torch.Tensor.__bool__ and hasattr(args[0], IF_FINITE):
             return getattr(args[0], IF_FINITE)
+        if mask is not None and read is not None:
+            return _rows_where(args[0], mask, read.rows)
         replacement = REPLACEMENTS.get(function)
         result = NotImplemented if replacement is None else replacement(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {})) if result is NotImplemented else result
@@ -64,6 +72,58 @@ class BeforeAutograd(TorchFunctionMode):
         elif function in SUMMARIES and hasattr(args[0], IF_FINITE):
             setattr(result, IF_FINITE, getattr(args[0], IF_FINITE))
         return result
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedRead:
+    """An `x[mask]`: the number of its rows, or `None` where it leaves none out, and the model's line."""
+
+    rows: int | None
+    where: str
+
+    def __str__(self) -> str:
+        return f"{'all' if self.rows is None else self.rows} rows"
+
+
+class MaskedReads(TorchFunctionMode):
+    """Within, every `x[mask]` is noted, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[MaskedRead] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        mask = _mask_that_reads(function, args)
+        if mask is not None:
+            frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
+            place = f"{pathlib.Path(frames[-2].filename).name} line {frames[-2].lineno}"
+            self.reads.append(MaskedRead(None if mask.all() else int(mask.sum()), place))
+        return function(*args, **(kwargs or {}))
+
+
+def _mask_that_reads(function: Any, args: Any) -> torch.Tensor | None:
+    """The mask of `x[mask]` or `x[mask, :]`, which has as many rows as the data choose."""
+    if function is not torch.Tensor.__getitem__ or args[0].dtype == torch.bool:
+        return None
+    return _mask_of(args[1])
+
+
+def _mask_of(index: Any) -> torch.Tensor | None:
+    """The mask of an index that is one, alone or before `:`."""
+    index = index if isinstance(index, tuple) else (index,)
+    alone = bool(index) and all(isinstance(more, slice) and more == slice(None) for more in index[1:])
+    return index[0] if alone and isinstance(index[0], torch.Tensor) and index[0].dtype == torch.bool else None
+
+
+def _rows_where(x: torch.Tensor, mask: torch.Tensor, rows: int | None) -> torch.Tensor:
+    """`x[mask]` where the mask is known to choose as many `rows`, or all; where it does not, these are no numbers."""
+    length, chosen, of_rows = mask.numel(), mask.reshape(-1), x.reshape(-1, *x.shape[mask.dim() :])
+    nothing = math.nan if x.is_floating_point() else torch.iinfo(x.dtype).min
+    if rows is None:
+        return torch.where(chosen.all(), of_rows, nothing)
+    before_the_end = torch.where(chosen, length - torch.arange(length, device=x.device), 0)
+    place = (length - before_the_end.topk(rows).values).clamp(max=length - 1)
+    return torch.where(chosen.sum() == rows, of_rows[place], nothing)
 
 
 def _of_known_integers(args: Any, kwargs: Any, *, made: bool) -> bool:
@@ -75,18 +135,25 @@ def _of_known_integers(args: Any, kwargs: Any, *, made: bool) -> bool:
 
 
 def _assign(x: torch.Tensor, index: object, value: object) -> object:
-    """`x[mask] = value` as a selection where all positions get one value.
+    """`x[mask] = value` as a selection, where all positions get one value or each row one of its own.
 
     An index of bools has a length that only the data tell, and so has the gradient of `value`.
     """
-    if not isinstance(index, torch.Tensor) or index.dtype != torch.bool or index.shape != x.shape[: index.dim()]:
+    mask = _mask_of(index)
+    if mask is None or mask.shape != x.shape[: mask.dim()]:
         return NotImplemented
     if isinstance(value, (bool, int, float, torch.SymInt, torch.SymFloat)):
         # Not by `as_tensor`, which takes an open length for a number.
         value = torch.full((), value, dtype=x.dtype, device=x.device)
-    if not isinstance(value, torch.Tensor) or value.dim() > x.dim() - index.dim():
+    axes_of_row = x.dim() - mask.dim()
+    if not isinstance(value, torch.Tensor) or value.dim() > axes_of_row + 1:
         return NotImplemented
-    mask = index.reshape(*index.shape, *[1] * (x.dim() - index.dim()))
+    of_rows = value.dim() > axes_of_row
+    if of_rows and value.shape[1:] != x.shape[mask.dim() :]:
+        return NotImplemented
+    mask = mask.reshape(*mask.shape, *[1] * axes_of_row)
+    if of_rows and value.shape[0] != 1:
+        return x.copy_(_masked_scatter(x, mask, value.to(x)))
     return x.copy_(torch.where(mask, value.to(x), x))
 
 

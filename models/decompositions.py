@@ -25,7 +25,7 @@ def decomposition_table() -> dict[object, Callable[..., object]]:
     table[aten.clamp.default] = _clamp
     for operator in (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor):
         table[operator] = _with_tensors(operator)
-    for operator in (aten.add, aten.sub, aten.mul, aten.div):
+    for operator in (aten.add, aten.sub, aten.mul, aten.div, aten.remainder):
         table[operator.Scalar] = _with_a_length(operator.Tensor)
     for operator in (aten.copy.default, aten.copy_.default):
         table[operator] = _of_one_shape(operator)

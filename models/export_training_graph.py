@@ -71,6 +71,8 @@ def export_from_torch(options: argparse.Namespace) -> None:
     exported = export_case(case, symbolic, options.route, options.opset, checks=not options.no_check)
     for name in exported.signature.unused_parameters:
         print(f"note: parameter '{name}' does not reach the loss: a constant of the graph, without a gradient")
+    for read in exported.signature.masked_reads:
+        print(f"note: {read.where} reads {read} by a mask: where it chooses more or fewer, no number comes out")
     for comparison in exported.comparisons:
         print(comparison)
     _write(exported, options)

@@ -38,9 +38,9 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from before_autograd import BeforeAutograd
+from before_autograd import BeforeAutograd, MaskedRead, MaskedReads
 from decompositions import decomposition_table
-from training_case import CannotConvert, TrainingCase
+from training_case import FAILURES, CannotConvert, TrainingCase
 
 UNBOUNDED = 1 << 30
 
@@ -54,6 +54,7 @@ class Signature:
     inputs: dict[str, torch.Tensor]
     symbolic_axes: dict[str, dict[int, str]]
     unused_parameters: list[str]
+    masked_reads: list[MaskedRead]
 
     def input_names(self) -> list[str]:
         return [*self.parameters, *self.inputs]
@@ -71,8 +72,10 @@ def signature_of(case: TrainingCase, symbolic: list[str], *, prime: bool = False
     unused = _parameters_without_gradient(case)
     for name in unused:
         constants[name] = parameters.pop(name)
-    inputs = case.inputs(seed=1, **_tracing_sizes(case, symbolic, prime))
-    return Signature(parameters, constants, inputs, case.symbolic_axes(symbolic), unused)
+    sizes = _tracing_sizes(case, symbolic, prime)
+    inputs = case.inputs(seed=1, **sizes)
+    reads = _masked_reads(case, inputs, {name: size + 4 for name, size in sizes.items()})
+    return Signature(parameters, constants, inputs, case.symbolic_axes(symbolic), unused, reads)
 
 
 def loss_and_gradients(
@@ -107,7 +110,7 @@ def trace_training_step(case: TrainingCase, signature: Signature) -> fx.GraphMod
     def step(
         parameter_values: list[torch.Tensor], constant_values: list[torch.Tensor], input_values: list[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        with BeforeAutograd():
+        with BeforeAutograd(signature.masked_reads):
             return loss_and_gradients(
                 case,
                 dict(zip(parameters, parameter_values, strict=True)),
@@ -248,10 +251,11 @@ class _ForwardOnly(nn.Module):
         super().__init__()
         self.module = case.module
         self.names = [case.parameter_prefix + name for name in signature.parameters]
+        self.masked_reads = signature.masked_reads
 
     def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
         parameters = dict(zip(self.names, arguments, strict=False))
-        with BeforeAutograd():
+        with BeforeAutograd(self.masked_reads):
             return torch.func.functional_call(self.module, parameters, arguments[len(self.names) :], tie_weights=True)
 
 
@@ -264,6 +268,30 @@ def _parameters_without_gradient(case: TrainingCase) -> list[str]:
             raise CannotConvert(f"{case.name}: forward must return a scalar loss, it returned shape {list(loss.shape)}")
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+
+
+def _masked_reads(case: TrainingCase, inputs: dict[str, torch.Tensor], other_sizes: dict[str, int]) -> list[MaskedRead]:
+    """What is read by masks (`x[mask]`): of rows whose number is the same for other inputs and lengths.
+
+    So are the images of a batch and the ends of its sentences; the positions that count in a loss are not.
+    """
+    with torch.no_grad(), MaskedReads() as noted:
+        case.loss(case.parameters(), list(inputs.values()))
+    if not noted.reads:
+        return []
+    other_inputs = list(case.inputs(seed=5, **other_sizes).values())
+    try:
+        with torch.no_grad(), MaskedReads() as others:
+            case.loss(case.parameters(), other_inputs)
+    except FAILURES as error:
+        raise case.fails_at(other_sizes, "the module", error) from error
+    for read, other in zip(noted.reads, others.reads, strict=False):
+        if read != other:
+            raise CannotConvert(
+                f"{case.name}: {read.where} reads by a mask, which chooses {read} for some inputs and {other} for "
+                "others: a graph needs lists of one length (multiply by the mask instead)"
+            )
+    return noted.reads
 
 
 def _tracing_sizes(case: TrainingCase, symbolic: list[str], prime: bool) -> dict[str, int]:

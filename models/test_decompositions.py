@@ -9,6 +9,7 @@ import torch
 from torch.distributions import Normal
 
 import decompositions
+from before_autograd import BeforeAutograd, _rows_where
 from export_case import export_case
 from test_exporter import over_positions_case
 from training_case import CannotConvert
@@ -65,3 +66,55 @@ def test_a_branch_on_data_is_refused(asked: Callable[[torch.Tensor], torch.Tenso
     with pytest.raises(CannotConvert, match=r"a Python branch depends on the data \(test_decompositions.py line \d+\)"):
         export_case(over_positions_case(lambda x: x if asked(x).any() else -x), ["seq"])
     assert not torch.compiler.is_compiling()
+
+
+def _ends(x: torch.Tensor) -> torch.Tensor:
+    """The values of two positions of each row, found by their marks."""
+    rows = x.transpose(1, 2)
+    marks = (torch.arange(rows.shape[1]) % (rows.shape[1] - 1) == 0).expand(rows.shape[:2])
+    ends = rows[marks, :].reshape(x.shape[0], 2, -1)
+    return ends * rows[torch.ones_like(marks)].mean(0)
+
+
+def _features_added_at_ends(x: torch.Tensor) -> torch.Tensor:
+    """As Qwen3-VL adds its images' features in several layers."""
+    rows = x.transpose(1, 2).clone()
+    marks = (torch.arange(rows.shape[1]) % (rows.shape[1] - 1) == 0).expand(rows.shape[:2])
+    rows[marks, :] = rows[marks, :] + torch.arange(16.0).reshape(4, 4)
+    return rows
+
+
+def test_rows_that_a_mask_chooses_are_written() -> None:
+    exported = export_case(over_positions_case(_features_added_at_ends), ["seq"])
+    assert all(node.op_type != "NonZero" for node in exported.model.graph.node)
+
+
+@pytest.mark.parametrize("value", [torch.arange(1.0, 10).reshape(3, 3), torch.tensor([[7.0, 8.0, 9.0]])])
+def test_rows_are_assigned_as_pytorch_does(value: torch.Tensor) -> None:
+    mask = torch.tensor([[False, True], [True, True]])
+    expected, got = torch.zeros(2, 2, 3), torch.zeros(2, 2, 3)
+    expected[mask] = value
+    with BeforeAutograd():
+        got[mask] = value
+    torch.testing.assert_close(got, expected)
+
+
+def test_rows_that_a_mask_chooses_are_read() -> None:
+    exported = export_case(over_positions_case(_ends), ["seq"])
+    assert [read.rows for read in exported.signature.masked_reads] == [4, None]
+    assert all(node.op_type != "NonZero" for node in exported.model.graph.node)
+
+
+@pytest.mark.parametrize("x", [torch.randn(2, 5, 3), torch.arange(10).reshape(2, 5)])
+def test_rows_of_a_mask_that_chooses_others_are_no_numbers(x: torch.Tensor) -> None:
+    mask = torch.tensor([[False, True, True, False, False], [True, False, False, False, True]])
+    torch.testing.assert_close(_rows_where(x, mask, 4), x[mask])
+    torch.testing.assert_close(_rows_where(x, mask | True, None), x[mask | True])
+    for rows in (3, 5, None):
+        nothing = _rows_where(x, mask, rows)
+        assert (nothing.isnan() if x.is_floating_point() else nothing == torch.iinfo(x.dtype).min).all()
+
+
+def test_masks_that_choose_as_many_as_the_data_say_are_refused() -> None:
+    with pytest.raises(CannotConvert, match=r"test_decompositions.py line \d+ reads by a mask, which chooses \d+ rows"):
+        export_case(over_positions_case(lambda x: x[x > 0]), ["seq"])
