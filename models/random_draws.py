@@ -82,7 +82,7 @@ class _FixedDraws(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function is aten.bernoulli_.float:
-            target, keep_probability = args[0], args[1]
+            target, keep_probability = args[0], args[1] if len(args) > 1 else 0.5
             return target.copy_(self._draw(target.shape) < keep_probability)
         if function is aten.exponential_.default:
             target, rate = args[0], args[1] if len(args) > 1 else 1.0

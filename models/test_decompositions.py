@@ -1,16 +1,19 @@
-"""Tests of how operators are broken down, beside those in `test_exporter.py`."""
+"""Tests of how operators are broken down and compared, beside those in `test_exporter.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Normal
 
 import decompositions
 from before_autograd import BeforeAutograd, _rows_where
+from check_graph import _step_in_float64, pytorch_step
 from export_case import export_case
+from joint_graph import signature_of
 from test_exporter import over_positions_case
 from training_case import CannotConvert
 
@@ -118,3 +121,12 @@ def test_rows_of_a_mask_that_chooses_others_are_no_numbers(x: torch.Tensor) -> N
 def test_masks_that_choose_as_many_as_the_data_say_are_refused() -> None:
     with pytest.raises(CannotConvert, match=r"test_decompositions.py line \d+ reads by a mask, which chooses \d+ rows"):
         export_case(over_positions_case(lambda x: x[x > 0]), ["seq"])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_float64_drops_what_float32_does(share: float) -> None:
+    case = over_positions_case(lambda x: torch.dropout(x, share, train=True))
+    signature = signature_of(case, [])
+    expected, _ = pytorch_step(case, signature, ["draw"], {})
+    exact = _step_in_float64(case, signature, {}, 5)
+    np.testing.assert_allclose(expected["scale.grad"], exact["scale.grad"], rtol=1e-5)
