@@ -266,8 +266,20 @@ def _parameters_without_gradient(case: TrainingCase) -> list[str]:
         loss = case.loss(parameters, list(case.inputs(seed=1).values()))
         if loss.dim() != 0:
             raise CannotConvert(f"{case.name}: forward must return a scalar loss, it returned shape {list(loss.shape)}")
+        before = {name: value.grad for name, value in case.module.named_parameters()}
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    _require_no_gradient_past_autograd(case, before)
     return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+
+
+def _require_no_gradient_past_autograd(case: TrainingCase, before: dict[str, torch.Tensor | None]) -> None:
+    """Refuses functions whose backward calls autograd itself (Reformer's reversible layers): no trace sees that."""
+    for name, value in case.module.named_parameters():
+        if value.grad is not before[name]:
+            raise CannotConvert(
+                f"{case.name}: the gradient of '{name.removeprefix(case.parameter_prefix)}' comes past autograd: "
+                "a function with a backward of its own adds to it (reversible layers)"
+            )
 
 
 def _masked_reads(case: TrainingCase, inputs: dict[str, torch.Tensor], other_sizes: dict[str, int]) -> list[MaskedRead]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Normal
 
 import decompositions
@@ -130,3 +132,27 @@ def test_float64_drops_what_float32_does(share: float) -> None:
     expected, _ = pytorch_step(case, signature, ["draw"], {})
     exact = _step_in_float64(case, signature, {}, 5)
     np.testing.assert_allclose(expected["scale.grad"], exact["scale.grad"], rtol=1e-5)
+
+
+class Reversible(torch.autograd.Function):
+    """A layer whose backward computes it again, and adds to its parameters' gradients by itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+        ctx.layer, ctx.x = layer, x.detach()
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        with torch.enable_grad():
+            x = ctx.x.requires_grad_()
+            ctx.layer(x).backward(gradient)
+        return x.grad, None
+
+
+def test_gradients_past_autograd_are_refused() -> None:
+    layer = nn.Conv1d(4, 4, 1)
+    case = over_positions_case(lambda x: Reversible.apply(x, layer))
+    case.module.reversible = layer
+    with pytest.raises(CannotConvert, match=r"the gradient of 'reversible\.weight' comes past autograd"):
+        export_case(case, ["seq"])
