@@ -396,6 +396,8 @@ def _case(
     never_skip_layers(model)
     lengths = {"batch": d.batch, "seq": d.seq}
     text = config if task == IMAGE or hasattr(config, "vocab_size") else config.get_text_config()
+    if task != IMAGE and not hasattr(text, "vocab_size"):
+        raise CannotConvert(f"{name}: its configuration says no size of a vocabulary to draw tokens from{BY_MODULE}")
     padding = getattr(text, "pad_token_id", None) or 0
     if task == CAUSAL:
         loss = tasks.CausalLanguageModelLoss(model)

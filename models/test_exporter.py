@@ -23,7 +23,7 @@ from before_autograd import BeforeAutograd
 from check_graph import check_graph
 from export_case import _reason, export_case
 from export_training_graph import _case_from_factory
-from families import FAMILIES, Dimensions, _NeverReached, _task_of, case_from_config, never_skip_layers
+from families import FAMILIES, Dimensions, _case, _NeverReached, _task_of, case_from_config, never_skip_layers
 from gradient_check import Comparison, GradientMismatch, OnnxRuntimeGraph, compare_outputs, require_match
 from onnx_ad_route import choose_parameters, differentiate
 from training_case import CannotConvert, TrainingCase, jitter_parameters
@@ -794,6 +794,11 @@ def test_the_vocabulary_may_be_that_of_the_text_alone() -> None:
     )
     case = case_from_config(config, None, Dimensions(), torch.float32)
     assert case.inputs(seed=0)["input_ids"].max() < 50
+
+
+def test_a_configuration_without_a_vocabulary_is_refused() -> None:
+    with pytest.raises(CannotConvert, match=r"^assistant: its configuration says no size of a vocabulary .*--module$"):
+        _case("assistant", SquaredError(), "causal-lm", transformers.PretrainedConfig(), Dimensions(), torch.float32)
 
 
 def test_float32_gradients_may_differ_by_what_pytorch_itself_rounds_and_no_more() -> None:
