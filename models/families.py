@@ -377,7 +377,9 @@ def _task_of(config: PretrainedConfig) -> str:
 
 
 def _has_model(config: PretrainedConfig, task: str) -> bool:
-    return type(config) in MODEL_CLASSES[task]._model_mapping
+    """Hugging Face has decoders that take speech (Voxtral, Qwen2-Audio) among those with an encoder of the source."""
+    known = type(config) in MODEL_CLASSES[task]._model_mapping
+    return known and (task != SEQ2SEQ or bool(getattr(config, "is_encoder_decoder", False)))
 
 
 def _by_preference(config: PretrainedConfig) -> tuple[str, ...]:

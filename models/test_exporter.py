@@ -763,6 +763,7 @@ def test_the_task_is_that_of_the_architecture(config: str, architectures: list[s
         ("SegformerConfig", ["SegformerForSemanticSegmentation"], "is of no --task"),
         ("LlavaConfig", ["LlavaForConditionalGeneration"], "none of the tasks .* come in with --module"),
         ("WhisperConfig", ["WhisperForConditionalGeneration"], "none of the tasks .* come in with --module"),
+        ("VoxtralConfig", ["VoxtralForConditionalGeneration"], "none of the tasks .* come in with --module"),
     ],
 )
 def test_a_head_of_another_task_is_refused(config: str, architectures: list[str] | None, reason: str) -> None:
