@@ -175,7 +175,7 @@ def _pairs_looked_up_by_operator() -> Iterator[None]:
 
     def match_at(self: SimplePatternMatcher, model: object, graph: object, node: object, **options: object) -> object:
         operator = self.pattern.output_nodes[0].op_identifier()
-        if operator not in (None, node.op_identifier()):
+        if not self.pattern.has_single_output_node and operator not in (None, node.op_identifier()):
             return MatchResult().fail(f"{node.op_type} is no {operator}")
         return match(self, model, graph, node, **options)
 
