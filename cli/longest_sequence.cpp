@@ -84,7 +84,7 @@ class Search {
     int64_t next = std::clamp<int64_t>((known_ + step_ - 1) / step_, 1, fails_ - 1);
     for (int k = 0; k < kMostProbes; ++k) {
       const bool settled = probe(next);
-      if (settled || lower() + told_to(lower()) >= fails_) break;
+      if (settled || lower() + resolution(lower()) >= fails_) break;
       next = choose(next);
     }
     return fits_ * step_;
@@ -144,15 +144,15 @@ class Search {
     proposal_.reset();
     if (const auto model = lines()) {
       const int64_t found = longest_of(*model);
-      const int64_t guess = found / told_to(found) * told_to(found);
+      const int64_t guess = found / resolution(found) * resolution(found);
       const int64_t reach = kGrowth * probes_.rbegin()->first;
       if (guess > reach) return std::min(reach, fails_ - 1);
       if (guess > too_short_ && !probes_.contains(guess)) {
         proposal_ = {modelled(*model, guess, false),
-                     modelled(*model, guess + told_to(guess), false)};
+                     modelled(*model, guess + resolution(guess), false)};
         return guess;
       }
-      if (guess == fits_) return std::min(fits_ + told_to(fits_), fails_ - 1);
+      if (guess == fits_) return std::min(fits_ + resolution(fits_), fails_ - 1);
     }
     if (fails_ == impossible_ && fits_ > 0 && fits_ * kGrowth < fails_) return beyond();
     return between(last);
@@ -260,7 +260,7 @@ class Search {
 
 }  // namespace
 
-int64_t told_to(int64_t length) {
+int64_t resolution(int64_t length) {
   constexpr uint64_t kUnits = 4096;
   return static_cast<int64_t>(
       std::max<uint64_t>(1, std::bit_floor(static_cast<uint64_t>(length) / kUnits)));

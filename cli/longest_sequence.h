@@ -27,8 +27,8 @@ struct LengthLimits {
 // planned at that length.
 using PlanAt = std::function<std::optional<std::vector<RankMemory>>(int64_t sequence)>;
 
-// How finely a length is told, both in steps: longer ones less finely.
-int64_t told_to(int64_t length);
+// How finely a length is told, both in steps.
+int64_t resolution(int64_t length);
 
 // What every length must be a multiple of: the smallest divisor of `known`, a length that the model
 // takes, which leads to another that it takes.

@@ -167,9 +167,9 @@ class LengthSearch {
   // Whether more fits, from a length that does.
   int64_t beyond(int64_t length) const {
     constexpr int64_t kGrowth = 4;
-    const int64_t least = told_to(length / step_) * step_;
+    const int64_t least = resolution(length / step_) * step_;
     int64_t stride = least;
-    while (fits(length + stride)) {
+    while (length + stride <= LengthLimits().longest && fits(length + stride)) {
       length += stride;
       stride *= kGrowth;
     }

@@ -41,6 +41,7 @@ class DeviceSession final : public ArenaSession {
     parts_.device.clear(StreamId::kCompute, parts_.memory.at(offset), bytes);
   }
   void read(int64_t offset, std::span<std::byte> to) override {
+    begin();
     parts_.device.download(StreamId::kCompute, to.data(), parts_.memory.at(offset), std::ssize(to));
   }
   void copy(int64_t from, int64_t to, int64_t bytes) override {
@@ -52,8 +53,8 @@ class DeviceSession final : public ArenaSession {
   // Memory is taken when something comes that is to lie there.
   void begin() {
     if (has_begun_) return;
-    has_begun_ = true;
     parts_.memory.allocate();
+    has_begun_ = true;
     for (auto& [program, run] : runs_) run.upload_constants();
   }
 

@@ -7,8 +7,10 @@
 // that the host runs the same bodies in loops (test/support/emulated_device.h).
 #pragma once
 
+#include <cstring>
 #include <functional>
 #include <memory>
+#include <type_traits>
 
 #include "cuda/kernels/elements.h"
 #include "executor/device.h"
@@ -97,8 +99,10 @@ template <typename Body>
 void launch_rows(const Queue& queue, int64_t rows, const Body& body) {
   enqueue(queue, [body, rows](ThreadOrder order) {
     const auto shared = std::make_unique<typename Body::Shared>();
+    static_assert(std::is_trivially_copyable_v<typename Body::Shared>);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t row = order.nth(i, rows);
+      std::memset(shared.get(), 0xCD, sizeof(typename Body::Shared));  // until it is written
       for (int phase = 0; phase < body.phases(); ++phase) {
         for (int lane = 0; lane < kLanes; ++lane) {
           body(row, order.nth(lane, kLanes), phase, *shared);

@@ -67,7 +67,7 @@ TEST_P(DeviceModels, RanksGiveWhatTheyGiveOnTheCpu) {
     const Ranks ranks = shard_over(graph, mesh);
     const RunResult want = run_in_threads(ranks.graphs, ranks.feeds, {.threads_per_rank = 1});
     for (const bool early : {false, true}) {
-      SCOPED_TRACE(early ? "exchanges early" : "exchanges late");
+      SCOPED_TRACE(early ? "exchanges early, threads backwards" : "exchanges late");
       const RunOptions options{
           .threads_per_rank = 1,
           .backend = std::make_shared<test::EmulatedBackend>(test::EmulatedOptions{

@@ -178,9 +178,8 @@ TEST(Recompute, WhatIsComparedStaysAsItIs) {
   EXPECT_TRUE(forbidden.at("ReduceMax"));
 }
 
-int64_t arena_of(const SpmdProgram& program, int64_t /*enough*/ = 0) {
-  return compiled(program).memory().arena;
-}
+int64_t arena_of(const SpmdProgram& program) { return compiled(program).memory().arena; }
+int64_t peak_of(const SpmdProgram& program, int64_t /*enough*/) { return arena_of(program); }
 
 TEST(Recompute, EveryBudgetIsKeptAndMoreMemoryNeverTakesLonger) {
   const Llama llama(4, 256, 2);
@@ -195,7 +194,7 @@ TEST(Recompute, EveryBudgetIsKeptAndMoreMemoryNeverTakesLonger) {
   for (int k = 0; k <= kSteps; ++k) {
     const int64_t budget = full + (none - full) * k / kSteps;
     const RecomputePlan plan = plan_recompute_within(
-        llama.program, {.bytes = budget, .seconds = seconds, .peak = arena_of});
+        llama.program, {.bytes = budget, .seconds = seconds, .peak = peak_of});
     EXPECT_LE(arena_of(apply_recompute(llama.program, plan)), budget);
     double again = 0;
     for (size_t i = 0; i < seconds.size(); ++i) again += plan.recomputed[i] ? seconds[i] : 0;
@@ -204,8 +203,38 @@ TEST(Recompute, EveryBudgetIsKeptAndMoreMemoryNeverTakesLonger) {
   }
   EXPECT_EQ(before, 0);
   EXPECT_THROW(plan_recompute_within(llama.program,
-                                     {.bytes = full / 4, .seconds = seconds, .peak = arena_of}),
+                                     {.bytes = full / 4, .seconds = seconds, .peak = peak_of}),
                Error);
+}
+
+// Of two ranks the second takes more. What the first cannot do with is not tried on the second, but
+// the least that is named would do for both.
+TEST(Recompute, TheLeastThatARefusalNamesIsEnoughOnEveryRank) {
+  const Llama llama(2, 64, 2);
+  const std::vector<double> seconds = instruction_seconds(llama.program, *cost::find_device("cpu"));
+  int on_the_first = 0;
+  int on_the_second = 0;
+  const auto peak = [&](const SpmdProgram& program, int64_t enough) {
+    ++on_the_first;
+    const int64_t first = arena_of(program);
+    if (first > enough) return first;
+    ++on_the_second;
+    return first + 4096;
+  };
+  const auto plan = [&](int64_t bytes) {
+    return plan_recompute_within(llama.program, {.bytes = bytes, .seconds = seconds, .peak = peak});
+  };
+  int64_t least = 0;
+  try {
+    plan(1);
+    FAIL() << "nothing needs a byte alone";
+  } catch (const Error& error) {
+    const std::string note = error.notes().at(0);
+    least = std::stoll(note.substr(note.rfind('(') + 1));
+  }
+  EXPECT_LT(2 * on_the_second, on_the_first);
+  EXPECT_EQ(peak(apply_recompute(llama.program, plan(least)), least), least);
+  EXPECT_THROW(plan(least - 1), Error);
 }
 
 TEST(Recompute, BudgetsLeaveResultsAlone) {
@@ -219,7 +248,7 @@ TEST(Recompute, BudgetsLeaveResultsAlone) {
   for (int k = 0; k <= 3; ++k) {
     const RecomputePlan plan = plan_recompute_within(
         llama.program,
-        {.bytes = full + (none - full) * k / 3, .seconds = seconds, .peak = arena_of});
+        {.bytes = full + (none - full) * k / 3, .seconds = seconds, .peak = peak_of});
     expect_equal(run_graph(emulate(apply_recompute(llama.program, plan)), feeds), sharded);
   }
 }

@@ -9,9 +9,9 @@ namespace autosp::test {
 std::vector<std::string> device_names() { return {"emulated", "emulated_backwards", "cuda"}; }
 
 FoundDevice find_device(const std::string& name) {
-  if (name.starts_with("emulated")) {
-    const EmulatedOptions options{.backwards = name == "emulated_backwards"};
-    return {std::make_shared<EmulatedBackend>(options), ""};
+  if (name == "emulated") return {std::make_shared<EmulatedBackend>(), ""};
+  if (name == "emulated_backwards") {
+    return {std::make_shared<EmulatedBackend>(EmulatedOptions{.backwards = true}), ""};
   }
   try {
     return {executor::open_backend(name), ""};

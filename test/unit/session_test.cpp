@@ -98,6 +98,22 @@ TEST_P(Sessions, KeepWhatProgramsLeaveForEachOther) {
   });
 }
 
+// A device whose memory does not do says so each time it is asked for something.
+TEST(DeviceSessions, WithoutRoomKeepNothing) {
+  test::EmulatedBackend backend({.memory = 4});
+  const KernelTable table = device_kernels(backend);
+  const std::vector<Program> programs = compile_turns(turns(), {.kernels = &table});
+  run_world(1, 60, [&](int, Communicator& communicator) {
+    RankDevice device(backend, communicator);
+    const auto session = make_session(programs, communicator, {.device = &device});
+    const Tensor w = test::random_feeds(*step_graph()).at("w");
+    for (int k = 0; k < 2; ++k) {
+      EXPECT_THROW(session->keep("w", w), Error);
+      EXPECT_THROW(session->kept("w"), Error);
+    }
+  });
+}
+
 // An output that is an input itself is what that was before the run, whatever else is kept.
 TEST_P(Sessions, KeepInputsThatAreOutputs) {
   const Arrays feeds = test::random_feeds(*update_graph());
