@@ -311,7 +311,7 @@ class HostSession final : public ArenaSession {
     if (!offered_) communicator_.offer(memory_.arena.region());
     offered_ = true;
     Execution& execution = runs_.at(&program);
-    RankResult result = run(execution, feeds, program.overlaps());
+    RankResult result = run_alone(execution, feeds, program.overlaps());
     result.outputs = execution.outputs(feeds, wanted);
     return result;
   }
@@ -329,7 +329,7 @@ class HostSession final : public ArenaSession {
   }
 
   // When it has failed, nothing of it goes on beside this thread.
-  RankResult run(Execution& execution, const Arrays& feeds, bool overlaps) {
+  RankResult run_alone(Execution& execution, const Arrays& feeds, bool overlaps) {
     if (!overlaps) return execution.run(feeds, nullptr);
     if (!collectives_) collectives_.emplace();
     try {

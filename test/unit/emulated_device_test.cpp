@@ -55,7 +55,7 @@ TEST(EmulatedDevice, ThreadsOfAKernelThatReadEachOthersResultsDependOnTheirOrder
 }
 
 TEST(EmulatedDevice, ThreadsOfABlockThatDoNotWaitForEachOtherDependOnTheirOrder) {
-  constexpr int64_t kCount = 2 * kLanes;
+  constexpr int64_t kCount = int64_t{2} * kLanes;
   for (const bool races : {false, true}) {
     const auto pass_on = [races](const kernels::Queue& queue, int32_t* y) {
       kernels::launch_rows(queue, 2, PassOn{y, races});
