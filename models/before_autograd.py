@@ -7,6 +7,7 @@ for them is of an operator, or of a length, that no graph has.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pathlib
 import traceback
@@ -35,6 +36,9 @@ SUMMARIES = (torch.all, torch.any, torch.Tensor.all, torch.Tensor.any)
 IF_FINITE = "_if_finite"
 """The attribute of a tensor that has what its elements are if all values are finite."""
 
+OPERATORS = ("add", "and", "floordiv", "lshift", "mod", "mul", "or", "pow", "rshift", "sub", "truediv", "xor")
+WRITING = {"__setitem__", "__set__", *(f"__i{name}__" for name in OPERATORS)}
+
 
 class BeforeAutograd(TorchFunctionMode):
     """Within, calls of the table's functions are those of its replacements.
@@ -43,14 +47,23 @@ class BeforeAutograd(TorchFunctionMode):
     for it, as Qwen's vision towers do for the sizes of their images. What lists have been asked for is often made of
     short ranges (the order of windows); those of other modules stay in the graph.
 
-    Where Python asks whether all activations are finite (DETR, before it clamps them), they are: a loss of others is no
-    number, which is told wherever results are compared. Masks, which no gradient flows to, may be infinite.
+    Where Python asks whether all activations are finite (DETR, before it clamps them), they are. Masks, which no
+    gradient flows to, may be infinite. What is so assumed of the data, as is how many rows a mask chooses, is kept as
+    conditions.
     """
 
     def __init__(self, reads: Sequence[MaskedRead] = ()) -> None:
         super().__init__()
         self.asked_for_lists = False
         self.reads = iter(reads)
+        self.conditions: list[torch.Tensor] = []
+
+    def checked(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss, which is no number where a condition does not hold, and its gradients with it."""
+        if not self.conditions:
+            return loss
+        held = functools.reduce(torch.logical_and, self.conditions)
+        return loss * torch.where(held, loss.new_ones(()), math.nan)
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         mask = _mask_that_reads(function, args)
@@ -61,12 +74,18 @@ class BeforeAutograd(TorchFunctionMode):
             with _disable_current_modes(), no_python_dispatcher():
                 return function(*args, **(kwargs or {}))
         if function is torch.Tensor.__bool__ and hasattr(args[0], IF_FINITE):
-            return getattr(args[0], IF_FINITE)
+            answer = getattr(args[0], IF_FINITE)
+            self.conditions.append(args[0].reshape(()) == answer)
+            return answer
         if mask is not None and read is not None:
-            return _rows_where(args[0], mask, read.rows)
+            return _rows_where(self.conditions, args[0], mask, read.rows)
         replacement = REPLACEMENTS.get(function)
+        if function in CONDITIONAL:
+            replacement = functools.partial(CONDITIONAL[function], self.conditions)
         result = NotImplemented if replacement is None else replacement(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {})) if result is NotImplemented else result
+        if _writes(function, kwargs) and hasattr(result, IF_FINITE):
+            delattr(result, IF_FINITE)
         if function in OF_FINITE and args[0].requires_grad:
             setattr(result, IF_FINITE, OF_FINITE[function])
         elif function in SUMMARIES and hasattr(args[0], IF_FINITE):
@@ -115,15 +134,27 @@ def _mask_of(index: Any) -> torch.Tensor | None:
     return index[0] if alone and isinstance(index[0], torch.Tensor) and index[0].dtype == torch.bool else None
 
 
-def _rows_where(x: torch.Tensor, mask: torch.Tensor, rows: int | None) -> torch.Tensor:
-    """`x[mask]` where the mask is known to choose as many `rows`, or all; where it does not, these are no numbers."""
+def _writes(function: Any, kwargs: Any) -> bool:
+    """Whether a function writes to a tensor: `add_`, `+=`, `x[...] =`, `out=`."""
+    name = getattr(function, "__name__", "")
+    in_place = name in WRITING if name.startswith("__") else name.endswith("_")
+    return in_place or (kwargs or {}).get("out") is not None
+
+
+def _rows_where(conditions: list[torch.Tensor], x: torch.Tensor, mask: torch.Tensor, rows: int | None) -> torch.Tensor:
+    """`x[mask]` on the condition that the mask chooses as many `rows`, or all."""
     length, chosen, of_rows = mask.numel(), mask.reshape(-1), x.reshape(-1, *x.shape[mask.dim() :])
-    nothing = math.nan if x.is_floating_point() else torch.iinfo(x.dtype).min
     if rows is None:
-        return torch.where(chosen.all(), of_rows, nothing)
-    before_the_end = torch.where(chosen, length - torch.arange(length, device=x.device), 0)
-    place = (length - before_the_end.topk(rows).values).clamp(max=length - 1)
-    return torch.where(chosen.sum() == rows, of_rows[place], nothing)
+        conditions.append(chosen.all())
+        return of_rows
+    count = chosen.long().cumsum(0)
+    conditions.append(count[-1] == rows)
+    if rows == 0:
+        return torch.zeros_like(of_rows[:0])  # without a gradient, which ONNX scatters no rows of
+    # What is not chosen, and more than as many, is written behind the last row.
+    row = torch.where(chosen, count - 1, rows).clamp(max=rows)
+    place = row.new_zeros(rows + 1).scatter(0, row, torch.arange(length, device=x.device))
+    return of_rows[place[:rows]]
 
 
 def _of_known_integers(args: Any, kwargs: Any, *, made: bool) -> bool:
@@ -134,8 +165,9 @@ def _of_known_integers(args: Any, kwargs: Any, *, made: bool) -> bool:
     return known and (made or bool(tensors)) and not any(isinstance(leaf, (float, torch.SymInt)) for leaf in leaves)
 
 
-def _assign(x: torch.Tensor, index: object, value: object) -> object:
-    """`x[mask] = value` as a selection, where all positions get one value or each row one of its own.
+def _assign(conditions: list[torch.Tensor], x: torch.Tensor, index: object, value: object) -> object:
+    """`x[mask] = value` as a selection, where all positions get one value or each row one of its own: as many as are
+    chosen.
 
     An index of bools has a length that only the data tell, and so has the gradient of `value`.
     """
@@ -151,13 +183,16 @@ def _assign(x: torch.Tensor, index: object, value: object) -> object:
     of_rows = value.dim() > axes_of_row
     if of_rows and value.shape[1:] != x.shape[mask.dim() :]:
         return NotImplemented
-    mask = mask.reshape(*mask.shape, *[1] * axes_of_row)
+    chosen, mask = mask, mask.reshape(*mask.shape, *[1] * axes_of_row)
     if of_rows and value.shape[0] != 1:
-        return x.copy_(_masked_scatter(x, mask, value.to(x)))
+        conditions.append(chosen.sum() == _as_tensor(value.shape[0], mask))
+        return x.copy_(_masked_scatter([], x, mask, value.to(x)))
     return x.copy_(torch.where(mask, value.to(x), x))
 
 
-def _masked_scatter(x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> object:
+def _masked_scatter(
+    conditions: list[torch.Tensor], x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor
+) -> object:
     """`source` in its order where `mask` says so, each position reading by its count: `source[cumsum(mask) - 1]`.
 
     PyTorch's backward has no translation. Where whole rows are chosen, as image features replace image tokens of
@@ -168,9 +203,16 @@ def _masked_scatter(x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -
     x, mask = torch.broadcast_tensors(x, mask)
     rows = mask.stride(-1) == 0 and source.dim() > 0 and source.shape[-1] == x.shape[-1]
     chosen = mask[..., 0] if rows else mask
-    place = (chosen.reshape(-1).long().cumsum(0) - 1).clamp(min=0).reshape(chosen.shape)
     values = source.reshape(-1, x.shape[-1]) if rows else source.reshape(-1)
+    count = chosen.reshape(-1).long().cumsum(0)
+    conditions.append(count[-1] <= _as_tensor(values.shape[0], mask))
+    place = (count - 1).clamp(min=0).reshape(chosen.shape)
     return torch.where(mask, values[place], x)
+
+
+def _as_tensor(length: int | torch.SymInt, like: torch.Tensor) -> torch.Tensor:
+    """Not by `torch.as_tensor`, nor by a comparison, which take an open length for a number."""
+    return torch.full((), length, dtype=torch.long, device=like.device)
 
 
 def _weight_norm(direction: torch.Tensor, length: torch.Tensor, dim: int = 0) -> torch.Tensor:
@@ -248,11 +290,15 @@ def _per_axis(size: int | tuple[Any, ...], axes: int) -> tuple[Any, ...]:
 
 
 REPLACEMENTS: dict[object, Callable[..., object]] = {
-    torch.Tensor.__setitem__: _assign,
-    torch.Tensor.masked_scatter: _masked_scatter,
     torch._weight_norm: _weight_norm,
     torch.adaptive_avg_pool1d: _adaptive_average(1),
     functional.adaptive_avg_pool2d: _adaptive_average(2),
     torch.avg_pool1d: _average_pool(1),
     torch._C._nn.avg_pool2d: _average_pool(2),
 }
+
+CONDITIONAL: dict[object, Callable[..., object]] = {
+    torch.Tensor.__setitem__: _assign,
+    torch.Tensor.masked_scatter: _masked_scatter,
+}
+"""Replacements that add to a list of conditions, their first argument."""

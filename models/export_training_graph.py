@@ -72,7 +72,7 @@ def export_from_torch(options: argparse.Namespace) -> None:
     for name in exported.signature.unused_parameters:
         print(f"note: parameter '{name}' does not reach the loss: a constant of the graph, without a gradient")
     for read in exported.signature.masked_reads:
-        print(f"note: {read.where} reads {read} by a mask: where it chooses more or fewer, no number comes out")
+        print(f"note: {read.where} reads {read} by a mask: where it chooses more or fewer, the loss is no number")
     for comparison in exported.comparisons:
         print(comparison)
     _write(exported, options)

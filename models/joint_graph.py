@@ -83,11 +83,15 @@ def loss_and_gradients(
     parameters: dict[str, torch.Tensor],
     constants: dict[str, torch.Tensor],
     inputs: list[torch.Tensor],
+    before: BeforeAutograd | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """The loss and its gradient for each parameter: what is traced, and what the result is checked against."""
+    """The loss and its gradient for each parameter: what is traced, `before` autograd too, and what the result is
+    checked against.
+    """
     leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused kernels' backward has no ONNX translation
         loss = case.loss({**constants, **leaves}, inputs)
+        loss = loss if before is None else before.checked(loss)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
     return (loss.detach(), *gradients)
 
@@ -110,12 +114,13 @@ def trace_training_step(case: TrainingCase, signature: Signature) -> fx.GraphMod
     def step(
         parameter_values: list[torch.Tensor], constant_values: list[torch.Tensor], input_values: list[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        with BeforeAutograd(signature.masked_reads):
+        with BeforeAutograd(signature.masked_reads) as before:
             return loss_and_gradients(
                 case,
                 dict(zip(parameters, parameter_values, strict=True)),
                 dict(zip(constants, constant_values, strict=True)),
                 input_values,
+                before,
             )
 
     def traced() -> fx.GraphModule:
@@ -255,8 +260,9 @@ class _ForwardOnly(nn.Module):
 
     def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
         parameters = dict(zip(self.names, arguments, strict=False))
-        with BeforeAutograd(self.masked_reads):
-            return torch.func.functional_call(self.module, parameters, arguments[len(self.names) :], tie_weights=True)
+        inputs = arguments[len(self.names) :]
+        with BeforeAutograd(self.masked_reads) as before:
+            return before.checked(torch.func.functional_call(self.module, parameters, inputs, tie_weights=True))
 
 
 def _parameters_without_gradient(case: TrainingCase) -> list[str]:

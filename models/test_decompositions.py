@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,15 @@ import torch
 from torch import nn
 from torch.distributions import Normal
 
+import check_graph
 import decompositions
-from before_autograd import BeforeAutograd, _rows_where
+from before_autograd import _assign, _masked_scatter, _rows_where
 from check_graph import _step_in_float64, pytorch_step
-from export_case import export_case
+from export_case import JOINT, ONNX_AD, export_case
+from gradient_check import GradientMismatch, OnnxRuntimeGraph
 from joint_graph import signature_of
 from test_exporter import over_positions_case
-from training_case import CannotConvert
+from training_case import CannotConvert, TrainingCase
 
 
 def test_the_inverse_error_function_is_pytorchs() -> None:
@@ -66,7 +69,13 @@ def test_branches_that_are_known_are_exported(over: Callable[[torch.Tensor], tor
     export_case(over_positions_case(over), ["seq"])
 
 
-@pytest.mark.parametrize("asked", [lambda x: x > 0, lambda x: torch.isinf(x.detach())])
+def _infinite_or_large(x: torch.Tensor) -> torch.Tensor:
+    bad = torch.isinf(x)
+    bad |= x > 30
+    return bad
+
+
+@pytest.mark.parametrize("asked", [lambda x: x > 0, lambda x: torch.isinf(x.detach()), _infinite_or_large])
 def test_a_branch_on_data_is_refused(asked: Callable[[torch.Tensor], torch.Tensor]) -> None:
     with pytest.raises(CannotConvert, match=r"a Python branch depends on the data \(test_decompositions.py line \d+\)"):
         export_case(over_positions_case(lambda x: x if asked(x).any() else -x), ["seq"])
@@ -99,30 +108,122 @@ def test_rows_are_assigned_as_pytorch_does(value: torch.Tensor) -> None:
     mask = torch.tensor([[False, True], [True, True]])
     expected, got = torch.zeros(2, 2, 3), torch.zeros(2, 2, 3)
     expected[mask] = value
-    with BeforeAutograd():
-        got[mask] = value
+    assert _assign([], got, mask, value) is not NotImplemented
     torch.testing.assert_close(got, expected)
 
 
 def test_rows_that_a_mask_chooses_are_read() -> None:
     exported = export_case(over_positions_case(_ends), ["seq"])
     assert [read.rows for read in exported.signature.masked_reads] == [4, None]
-    assert all(node.op_type != "NonZero" for node in exported.model.graph.node)
+    assert all(node.op_type not in ("NonZero", "TopK") for node in exported.model.graph.node)
 
 
-@pytest.mark.parametrize("x", [torch.randn(2, 5, 3), torch.arange(10).reshape(2, 5)])
-def test_rows_of_a_mask_that_chooses_others_are_no_numbers(x: torch.Tensor) -> None:
+def _held(do: Callable[..., object], *args: object) -> bool:
+    """Whether the conditions of a replacement hold."""
+    conditions = []
+    assert do(conditions, *args) is not NotImplemented
+    return all(conditions)
+
+
+@pytest.mark.parametrize("x", [torch.randn(2, 5, 3), torch.arange(10).reshape(2, 5), torch.eye(5)[:2] * 1j])
+def test_rows_are_read_on_condition(x: torch.Tensor) -> None:
     mask = torch.tensor([[False, True, True, False, False], [True, False, False, False, True]])
-    torch.testing.assert_close(_rows_where(x, mask, 4), x[mask])
-    torch.testing.assert_close(_rows_where(x, mask | True, None), x[mask | True])
-    for rows in (3, 5, None):
-        nothing = _rows_where(x, mask, rows)
-        assert (nothing.isnan() if x.is_floating_point() else nothing == torch.iinfo(x.dtype).min).all()
+    torch.testing.assert_close(_rows_where([], x, mask, 4), x[mask])
+    torch.testing.assert_close(_rows_where([], x, mask | True, None), x[mask | True])
+    assert _held(_rows_where, x, mask, 4)
+    assert _held(_rows_where, x, mask | True, None)
+    for rows in (0, 3, 5, None):
+        assert not _held(_rows_where, x, mask, rows)
+
+
+@pytest.mark.parametrize(("rows", "held"), [(3, (True, True)), (4, (False, True))])
+def test_rows_are_written_on_condition(rows: int, held: tuple[bool, bool]) -> None:
+    mask = torch.tensor([[False, True], [True, True]])
+    x, values = torch.zeros(2, 2, 3), torch.ones(rows, 3)
+    assert (_held(_assign, x, mask, values), _held(_masked_scatter, x, mask.unsqueeze(-1), values)) == held
+
+
+def with_mask_case(over: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], positions: list[int]) -> TrainingCase:
+    """`over` of x [2, seq, 4] and a mask [2, seq] of these positions."""
+
+    def make_inputs(sizes: dict[str, int], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        x = torch.randn(2, sizes["seq"], 4, generator=generator)
+        chosen = torch.tensor([position in positions for position in range(sizes["seq"])])
+        return {"x": x, "mask": chosen.expand(2, -1).contiguous()}
+
+    return TrainingCase("with_mask", WithMask(over), make_inputs, {"seq": 12})
+
+
+class WithMask(nn.Module):
+    def __init__(self, over: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.over, self.scale = over, nn.Parameter(torch.tensor([1.1, 0.9, 1.3, 0.7]))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.over(x * self.scale, mask).square().mean()
+
+
+def _compared_rows(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return x * (1 + (x[mask].detach() > 0).float().mean())
+
+
+def _rows_replaced(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    y = x.clone()
+    y[mask] = torch.arange(16.0).reshape(4, 4) * x[0, 0]
+    return y
+
+
+def _clamped_where_infinite(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Scores that a mask makes infinite."""
+    scores = (x @ x.transpose(1, 2)).masked_fill(mask[:, None, :], -torch.inf)
+    if torch.isinf(scores).any():
+        scores = scores.clamp(min=-1.0)
+    return scores.softmax(-1) @ x
+
+
+@pytest.mark.parametrize(
+    ("over", "positions", "route"),
+    [
+        (lambda x, mask: x.mean(1, keepdim=True) + x[mask].sum(0), [], JOINT),
+        (_compared_rows, [1, 2], JOINT),
+        (_compared_rows, [1, 2], ONNX_AD),
+        (lambda x, mask: x * (torch.arange(24).reshape(2, 12)[mask] > 3).float().mean(), [1, 2], JOINT),
+        (_rows_replaced, [1, 2], JOINT),
+        (_clamped_where_infinite, [], JOINT),
+    ],
+    ids=["no rows", "compared", "by onnx-ad", "integers", "written", "infinite scores"],
+)
+def test_the_loss_of_data_that_break_a_condition_is_no_number(
+    over: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], positions: list[int], route: str
+) -> None:
+    exported = export_case(with_mask_case(over, positions), [], route)
+    feeds = {**exported.parameters(), **exported.inputs()}
+    assert np.isfinite(OnnxRuntimeGraph(exported.model)(feeds)["loss"])
+    feeds["mask"][0, 1] ^= True
+    got = OnnxRuntimeGraph(exported.model)(feeds)
+    assert np.isnan(got["loss"])
+    assert np.isnan(got["scale.grad"]).all()
 
 
 def test_masks_that_choose_as_many_as_the_data_say_are_refused() -> None:
     with pytest.raises(CannotConvert, match=r"test_decompositions.py line \d+ reads by a mask, which chooses \d+ rows"):
         export_case(over_positions_case(lambda x: x[x > 0]), ["seq"])
+
+
+def test_a_choice_does_not_excuse_what_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = over_positions_case(lambda x: x.topk(2, dim=1).values)
+    model, signature = export_case(case, []).model, signature_of(case, [])
+    step, added = check_graph._graph_step, iter([math.nan])
+
+    def wrong_at_first(*arguments: Any) -> dict[str, np.ndarray]:
+        extra = next(added, 0.0)
+        return {name: value + np.float32(extra) for name, value in step(*arguments).items()}
+
+    monkeypatch.setattr(check_graph, "_graph_step", wrong_at_first)
+    with pytest.raises(GradientMismatch):
+        check_graph.check_graph(model, signature, case, [])
+    added = iter([1.0])
+    check_graph.check_graph(model, signature, case, [])
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
