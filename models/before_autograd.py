@@ -16,10 +16,13 @@ from typing import Any
 
 import torch
 from torch._dispatch.python import no_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
+
+from training_case import is_pytorchs
 
 SHORT = 1024
 """A mask of two ranges of positions as long as this is a constant of 1 MiB."""
@@ -68,8 +71,16 @@ class BeforeAutograd(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         mask = _mask_that_reads(function, args)
         read = None if mask is None else next(self.reads, None)
+        if read is not None and read.where != (where := _line_of_the_model()):
+            raise RuntimeError(f"{where} reads by a mask, which {read.where} did before the module was traced")
         ranges = self.asked_for_lists and function is torch.arange and all(end <= SHORT for end in args)
-        if _of_known_integers(args, kwargs, made=ranges or function is torch.tensor):
+        of = args[0] if args else (kwargs or {}).get("input")
+        writes = _writes(function, kwargs)
+        if writes and _of_the_inputs(args, kwargs, into=(kwargs or {}).get("out", of)):
+            raise RuntimeError(
+                f"{_line_of_the_model()} writes what the inputs decide into numbers that the module holds"
+            )
+        if _of_known_integers(args, kwargs, made=ranges or function is torch.tensor, written=writes):
             self.asked_for_lists |= function is torch.Tensor.tolist
             with _disable_current_modes(), no_python_dispatcher():
                 return function(*args, **(kwargs or {}))
@@ -84,12 +95,12 @@ class BeforeAutograd(TorchFunctionMode):
             replacement = functools.partial(CONDITIONAL[function], self.conditions)
         result = NotImplemented if replacement is None else replacement(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {})) if result is NotImplemented else result
-        if _writes(function, kwargs) and hasattr(result, IF_FINITE):
+        if writes and hasattr(result, IF_FINITE):
             delattr(result, IF_FINITE)
-        if function in OF_FINITE and args[0].requires_grad:
+        if function in OF_FINITE and of.requires_grad:
             setattr(result, IF_FINITE, OF_FINITE[function])
-        elif function in SUMMARIES and hasattr(args[0], IF_FINITE):
-            setattr(result, IF_FINITE, getattr(args[0], IF_FINITE))
+        elif function in SUMMARIES and hasattr(of, IF_FINITE):
+            setattr(result, IF_FINITE, getattr(of, IF_FINITE))
         return result
 
 
@@ -114,10 +125,14 @@ class MaskedReads(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         mask = _mask_that_reads(function, args)
         if mask is not None:
-            frames = [frame for frame in traceback.extract_stack() if "/torch/" not in frame.filename]
-            place = f"{pathlib.Path(frames[-2].filename).name} line {frames[-2].lineno}"
-            self.reads.append(MaskedRead(None if mask.all() else int(mask.sum()), place))
+            self.reads.append(MaskedRead(None if mask.all() else int(mask.sum()), _line_of_the_model()))
         return function(*args, **(kwargs or {}))
+
+
+def _line_of_the_model() -> str:
+    """The line of Python that called what is replaced."""
+    frames = [f for f in traceback.extract_stack() if not is_pytorchs(f.filename) and f.filename != __file__]
+    return f"{pathlib.Path(frames[-1].filename).name} line {frames[-1].lineno}"
 
 
 def _mask_that_reads(function: Any, args: Any) -> torch.Tensor | None:
@@ -157,12 +172,25 @@ def _rows_where(conditions: list[torch.Tensor], x: torch.Tensor, mask: torch.Ten
     return of_rows[place[:rows]]
 
 
-def _of_known_integers(args: Any, kwargs: Any, *, made: bool) -> bool:
-    """Whether there are tensors and all are such; `made`: of numbers, there may be none."""
+OPEN_NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
+def _of_known_integers(args: Any, kwargs: Any, *, made: bool, written: bool) -> bool:
+    """Whether there are tensors and all are such; `made`: of numbers, there may be none.
+
+    With a number that is no integer they make another type, unless it is `written` to them.
+    """
     leaves = pytree.tree_leaves((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     known = all(type(tensor) is torch.Tensor and not tensor.is_floating_point() for tensor in tensors)
-    return known and (made or bool(tensors)) and not any(isinstance(leaf, (float, torch.SymInt)) for leaf in leaves)
+    others = OPEN_NUMBERS if written else (float, *OPEN_NUMBERS)
+    return known and (made or bool(tensors)) and not any(isinstance(leaf, others) for leaf in leaves)
+
+
+def _of_the_inputs(args: Any, kwargs: Any, *, into: Any) -> bool:
+    """Whether a function writes what is traced `into` a tensor that is not, where it would be lost."""
+    traced = (FakeTensor, *OPEN_NUMBERS)
+    return type(into) is torch.Tensor and any(isinstance(leaf, traced) for leaf in pytree.tree_leaves((args, kwargs)))
 
 
 def _assign(conditions: list[torch.Tensor], x: torch.Tensor, index: object, value: object) -> object:
@@ -204,6 +232,8 @@ def _masked_scatter(
     rows = mask.stride(-1) == 0 and source.dim() > 0 and source.shape[-1] == x.shape[-1]
     chosen = mask[..., 0] if rows else mask
     values = source.reshape(-1, x.shape[-1]) if rows else source.reshape(-1)
+    if type(source.numel()) is int and source.numel() == 0:  # something to read, where nothing is chosen
+        values = x.new_zeros(1, *values.shape[1:])
     count = chosen.reshape(-1).long().cumsum(0)
     conditions.append(count[-1] <= _as_tensor(values.shape[0], mask))
     place = (count - 1).clamp(min=0).reshape(chosen.shape)
@@ -215,9 +245,9 @@ def _as_tensor(length: int | torch.SymInt, like: torch.Tensor) -> torch.Tensor:
     return torch.full((), length, dtype=torch.long, device=like.device)
 
 
-def _weight_norm(direction: torch.Tensor, length: torch.Tensor, dim: int = 0) -> torch.Tensor:
+def _weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
     """By its formula: the fused operator's backward has no translation."""
-    return direction * (length / torch.norm_except_dim(direction, 2, dim))
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def _adaptive_average(axes: int) -> Callable[..., object]:
@@ -225,14 +255,14 @@ def _adaptive_average(axes: int) -> Callable[..., object]:
     result has strides that the gradient follows.
     """
 
-    def average(x: torch.Tensor, output_size: int | tuple[int | None, ...]) -> object:
-        sizes = _per_axis(output_size, axes)
-        if set(sizes) == {1}:
+    def average(input: torch.Tensor, output_size: int | tuple[int | None, ...]) -> object:
+        x, sizes = input, _per_axis(output_size, axes)
+        if all(isinstance(size, int) and size == 1 for size in sizes):
             return x.mean(list(range(-axes, 0)), keepdim=True)
         for axis, size in zip(range(-axes, 0), sizes, strict=True):
-            if size is None:
+            if size is None or (isinstance(size, torch.SymInt) and size == x.shape[axis]):
                 continue
-            if isinstance(x.shape[axis], torch.SymInt):
+            if isinstance(size, torch.SymInt) or isinstance(x.shape[axis], torch.SymInt):
                 return NotImplemented
             if size != x.shape[axis]:
                 window = _windows(x.shape[axis], size, x)
@@ -253,7 +283,7 @@ def _average_pool(axes: int) -> Callable[..., object]:
     """As a convolution of each channel alone, whose backward `decompositions.py` has."""
 
     def pool(
-        x: torch.Tensor,
+        input: torch.Tensor,
         kernel_size: int | tuple[int, ...],
         stride: int | tuple[int, ...] | None = None,
         padding: int | tuple[int, ...] = 0,
@@ -261,10 +291,13 @@ def _average_pool(axes: int) -> Callable[..., object]:
         count_include_pad: bool = True,
         divisor_override: int | None = None,
     ) -> object:
-        kernel, padding = _per_axis(kernel_size, axes), _per_axis(padding, axes)
-        stride = _per_axis(stride or kernel_size, axes)
+        x, kernel, padding = input, _per_axis(kernel_size, axes), _per_axis(padding, axes)
         if divisor_override is not None or (ceil_mode and any(padding)) or x.dim() != axes + 2:
             return NotImplemented
+        if any(isinstance(size, torch.SymInt) for size in kernel):
+            of_all = kernel == tuple(x.shape[2:]) and not any(padding)
+            return x.mean(list(range(-axes, 0)), keepdim=True) if of_all else NotImplemented
+        stride = _per_axis(stride or kernel_size, axes)
         if ceil_mode and any(step > size for step, size in zip(stride, kernel, strict=True)):
             return NotImplemented  # a window that begins behind the input is dropped
         convolve = functional.conv1d if axes == 1 else functional.conv2d
@@ -285,10 +318,11 @@ def _average_pool(axes: int) -> Callable[..., object]:
 
 
 def _per_axis(size: int | tuple[Any, ...], axes: int) -> tuple[Any, ...]:
-    sizes = (size,) if isinstance(size, int) else tuple(size)
+    sizes = (size,) if isinstance(size, (int, torch.SymInt)) else tuple(size)
     return sizes * axes if len(sizes) == 1 else sizes
 
 
+# Arguments are named as PyTorch names them: they may be given by name.
 REPLACEMENTS: dict[object, Callable[..., object]] = {
     torch._weight_norm: _weight_norm,
     torch.adaptive_avg_pool1d: _adaptive_average(1),

@@ -16,7 +16,7 @@ import graph_files
 from check_graph import check_graph, to_numpy
 from gradient_check import Comparison
 from joint_graph import Signature, export_forward, export_training_step, signature_of
-from training_case import FAILURES, CannotConvert, FailsAtOtherLengths, TrainingCase
+from training_case import FAILURES, CannotConvert, FailsAtOtherLengths, TrainingCase, is_pytorchs
 
 JOINT, ONNX_AD = "torch-joint-graph", "onnx-ad"
 ROUTES = (JOINT, ONNX_AD)
@@ -151,7 +151,7 @@ def _innermost_model_frame(error: BaseException) -> str:
     own = [
         frame
         for frame in frames
-        if "/torch/" not in frame.filename and pathlib.Path(frame.filename).name not in TRACING_FILES
+        if not is_pytorchs(frame.filename) and pathlib.Path(frame.filename).name not in TRACING_FILES
     ]
     last = (own or frames)[-1]
     return f"{pathlib.Path(last.filename).name} line {last.lineno}"

@@ -303,13 +303,20 @@ def _masked_reads(case: TrainingCase, inputs: dict[str, torch.Tensor], other_siz
             case.loss(case.parameters(), other_inputs)
     except FAILURES as error:
         raise case.fails_at(other_sizes, "the module", error) from error
-    for read, other in zip(noted.reads, others.reads, strict=False):
+    if len(others.reads) != len(noted.reads):
+        times, other_times = _times(noted.reads), _times(others.reads)
+        raise CannotConvert(f"{case.name}: the module reads by masks {times}, and {other_times} with other inputs")
+    for read, other in zip(noted.reads, others.reads, strict=True):
         if read != other:
             raise CannotConvert(
                 f"{case.name}: {read.where} reads by a mask, which chooses {read} for some inputs and {other} for "
                 "others: a graph needs lists of one length (multiply by the mask instead)"
             )
     return noted.reads
+
+
+def _times(reads: list[MaskedRead]) -> str:
+    return f"{len(reads)} time{'' if len(reads) == 1 else 's'}"
 
 
 def _tracing_sizes(case: TrainingCase, symbolic: list[str], prime: bool) -> dict[str, int]:

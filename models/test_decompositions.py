@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.distributions import Normal
 
 import check_graph
 import decompositions
-from before_autograd import _assign, _masked_scatter, _rows_where
+from before_autograd import BeforeAutograd, MaskedRead, MaskedReads, _assign, _masked_scatter, _rows_where
 from check_graph import _step_in_float64, pytorch_step
 from export_case import JOINT, ONNX_AD, export_case
 from gradient_check import GradientMismatch, OnnxRuntimeGraph
@@ -203,6 +204,129 @@ def test_the_loss_of_data_that_break_a_condition_is_no_number(
     got = OnnxRuntimeGraph(exported.model)(feeds)
     assert np.isnan(got["loss"])
     assert np.isnan(got["scale.grad"]).all()
+
+
+def _clamped_by_words(x: torch.Tensor) -> torch.Tensor:
+    if not torch.all(input=torch.isfinite(input=x)):
+        x = x.clamp(max=30)
+    return nn.functional.avg_pool1d(input=x, kernel_size=2) + torch.adaptive_avg_pool1d(output_size=1, input=x)
+
+
+def _known_numbers_written(x: torch.Tensor) -> torch.Tensor:
+    numbers = torch.tensor([1, 2])
+    numbers[1] = 3.0
+    return x * numbers.sum()
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        _clamped_by_words,
+        _known_numbers_written,
+        lambda x: nn.functional.avg_pool1d(x, x.shape[2]),
+        lambda x: nn.functional.adaptive_avg_pool2d(x.transpose(1, 2)[:, None], (x.shape[2], 2)),
+        lambda x: x.masked_scatter(x > 1e9, x[:, :, :0]),
+    ],
+    ids=["by words", "numbers", "pooled whole", "pooled to the length", "nothing scattered"],
+)
+def test_a_sequence_stays_open_before_autograd(over: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    export_case(over_positions_case(over), ["seq"])
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        lambda x: nn.functional.avg_pool1d(x, x.shape[2], padding=x.shape[2] // 2),
+        lambda x: nn.functional.adaptive_avg_pool1d(x, x.shape[2] // 2),
+        lambda x: x * (torch.tensor([1, 2]) * (x.shape[2] / 40.0)).sum(),
+    ],
+    ids=["padded", "halved", "a share"],
+)
+def test_what_an_open_length_decides_is_refused(over: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    with pytest.raises(CannotConvert):
+        export_case(over_positions_case(over), ["seq"])
+
+
+WEIGHTS = torch.tensor([2.0, 0.0])
+
+
+def _written_by_index(x: torch.Tensor) -> torch.Tensor:
+    numbers = torch.tensor([2, 0])
+    numbers[1] = (x > 3).sum()
+    return x * (1 + numbers.sum())
+
+
+def _written_by_mask(x: torch.Tensor) -> torch.Tensor:
+    numbers = torch.tensor([2, 0])
+    numbers[x[0, :2, 0] > 9] = 5
+    return x * (1 + numbers.sum())
+
+
+def _added_in_place(x: torch.Tensor) -> torch.Tensor:
+    numbers = torch.tensor([2, 0])
+    numbers += (x > 3).sum()
+    return x * (1 + numbers.sum())
+
+
+def _written_out(x: torch.Tensor) -> torch.Tensor:
+    numbers = torch.tensor([2, 0])
+    torch.add((x > 3).sum(), 0, out=numbers[0])
+    return x * (1 + numbers.sum())
+
+
+def _of_the_length(x: torch.Tensor) -> torch.Tensor:
+    numbers = torch.tensor([2, 0])
+    numbers[1] = x.shape[2]
+    return x * (1 + numbers.sum())
+
+
+def _written_to_weights(x: torch.Tensor) -> torch.Tensor:
+    WEIGHTS[1] = x.detach().sum()
+    return x * (1 + WEIGHTS.sum())
+
+
+@pytest.mark.parametrize(
+    "over",
+    [_written_by_index, _written_by_mask, _added_in_place, _written_out, _of_the_length, _written_to_weights],
+)
+def test_what_the_inputs_decide_is_not_written_into_known_numbers(over: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    with pytest.raises(CannotConvert, match=r"test_decompositions.py line \d+ writes what the inputs decide"):
+        export_case(over_positions_case(over), ["seq"])
+
+
+def _read_before(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """A check of other rows, which is left out for compilers."""
+    if not torch.compiler.is_compiling() and x[~mask].abs().max() > 1e9:
+        raise ValueError("large values")
+    return x[mask].mean(0) + x
+
+
+def test_rows_of_another_line_are_not_taken_for_those_of_this_one() -> None:
+    with pytest.raises(CannotConvert, match=r"a Python branch depends on the data"):
+        export_case(with_mask_case(_read_before, [1, 2]), [])
+    reads = [MaskedRead(1, "mine.py line 2")]
+    with (
+        BeforeAutograd(reads),
+        pytest.raises(RuntimeError, match=r"line \d+ reads by a mask, which mine.py line 2 did"),
+    ):
+        torch.eye(3)[torch.arange(3) > 1]
+
+
+def test_reads_that_other_inputs_lack_are_refused() -> None:
+    case = with_mask_case(lambda x, mask: x[mask].mean(0) + x if x.shape[1] == 12 else x, [1, 2])
+    with pytest.raises(CannotConvert, match=r"reads by masks 1 time, and 0 times with other inputs"):
+        export_case(case, ["seq"])
+
+
+def test_a_folder_named_torch_is_the_users(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "torch" / "mine.py"
+    path.parent.mkdir()
+    path.write_text("def rows(x, mask):\n    return x[mask]\n")
+    names: dict[str, Any] = {}
+    exec(compile(path.read_text(), path, "exec"), names)
+    with MaskedReads() as noted:
+        names["rows"](torch.ones(3), torch.ones(3) > 0)
+    assert noted.reads[0].where == "mine.py line 2"
 
 
 def test_masks_that_choose_as_many_as_the_data_say_are_refused() -> None:

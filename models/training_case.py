@@ -7,6 +7,7 @@ graphs) is first turned into a `TrainingCase`, so tracing, checking and writing 
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping
 
 import torch
@@ -19,6 +20,10 @@ MakeInputs = Callable[[Sizes, torch.Generator], dict[str, torch.Tensor]]
 
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError)
 """What a user's module or inputs raise at sizes that they do not take."""
+
+
+def is_pytorchs(filename: str) -> bool:
+    return pathlib.Path(filename).is_relative_to(pathlib.Path(torch.__file__).parent)
 
 
 class CannotConvert(Exception):
