@@ -76,7 +76,8 @@ class BeforeAutograd(TorchFunctionMode):
         ranges = self.asked_for_lists and function is torch.arange and all(end <= SHORT for end in args)
         of = args[0] if args else (kwargs or {}).get("input")
         writes = _writes(function, kwargs)
-        if writes and _of_the_inputs(args, kwargs, into=(kwargs or {}).get("out", of)):
+        into = (kwargs or {}).get("out", of) if writes else None
+        if writes and _of_the_inputs(args, kwargs, into=into):
             raise RuntimeError(
                 f"{_line_of_the_model()} writes what the inputs decide into numbers that the module holds"
             )
@@ -95,8 +96,8 @@ class BeforeAutograd(TorchFunctionMode):
             replacement = functools.partial(CONDITIONAL[function], self.conditions)
         result = NotImplemented if replacement is None else replacement(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {})) if result is NotImplemented else result
-        if writes and hasattr(result, IF_FINITE):
-            delattr(result, IF_FINITE)
+        if hasattr(into, IF_FINITE):
+            delattr(into, IF_FINITE)
         if function in OF_FINITE and of.requires_grad:
             setattr(result, IF_FINITE, OF_FINITE[function])
         elif function in SUMMARIES and hasattr(of, IF_FINITE):
@@ -232,10 +233,10 @@ def _masked_scatter(
     rows = mask.stride(-1) == 0 and source.dim() > 0 and source.shape[-1] == x.shape[-1]
     chosen = mask[..., 0] if rows else mask
     values = source.reshape(-1, x.shape[-1]) if rows else source.reshape(-1)
-    if type(source.numel()) is int and source.numel() == 0:  # something to read, where nothing is chosen
-        values = x.new_zeros(1, *values.shape[1:])
     count = chosen.reshape(-1).long().cumsum(0)
     conditions.append(count[-1] <= _as_tensor(values.shape[0], mask))
+    if type(source.numel()) is int and source.numel() == 0:  # something to read, where nothing is chosen
+        values = x.new_zeros(1, *values.shape[1:])
     place = (count - 1).clamp(min=0).reshape(chosen.shape)
     return torch.where(mask, values[place], x)
 

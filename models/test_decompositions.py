@@ -76,7 +76,15 @@ def _infinite_or_large(x: torch.Tensor) -> torch.Tensor:
     return bad
 
 
-@pytest.mark.parametrize("asked", [lambda x: x > 0, lambda x: torch.isinf(x.detach()), _infinite_or_large])
+def _infinite_or_large_at_first(x: torch.Tensor) -> torch.Tensor:
+    bad = torch.isinf(x)
+    bad[0] = x[0] > 30
+    return bad
+
+
+@pytest.mark.parametrize(
+    "asked", [lambda x: x > 0, lambda x: torch.isinf(x.detach()), _infinite_or_large, _infinite_or_large_at_first]
+)
 def test_a_branch_on_data_is_refused(asked: Callable[[torch.Tensor], torch.Tensor]) -> None:
     with pytest.raises(CannotConvert, match=r"a Python branch depends on the data \(test_decompositions.py line \d+\)"):
         export_case(over_positions_case(lambda x: x if asked(x).any() else -x), ["seq"])
@@ -142,6 +150,12 @@ def test_rows_are_written_on_condition(rows: int, held: tuple[bool, bool]) -> No
     mask = torch.tensor([[False, True], [True, True]])
     x, values = torch.zeros(2, 2, 3), torch.ones(rows, 3)
     assert (_held(_assign, x, mask, values), _held(_masked_scatter, x, mask.unsqueeze(-1), values)) == held
+
+
+def test_nothing_is_written_on_condition_that_nothing_is_chosen() -> None:
+    x, nothing = torch.zeros(2, 3), torch.ones(0, 3)
+    assert _held(_masked_scatter, x, x > 0, nothing)
+    assert not _held(_masked_scatter, x, torch.tensor([[True], [False]]), nothing)
 
 
 def with_mask_case(over: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], positions: list[int]) -> TrainingCase:
