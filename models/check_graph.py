@@ -137,6 +137,10 @@ def _to_type(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, 
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
 
 
+def compared_sizes(case: TrainingCase, symbolic: list[str]) -> list[dict[str, int]]:
+    return list(_sizes_to_check(case, symbolic).values())
+
+
 def _sizes_to_check(case: TrainingCase, symbolic: list[str]) -> dict[str, dict[str, int]]:
     """Setting -> changed sizes; odd lengths, a long one, and one row where the batch is symbolic.
 

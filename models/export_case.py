@@ -13,7 +13,7 @@ import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 import graph_files
-from check_graph import check_graph, to_numpy
+from check_graph import check_graph, compared_sizes, to_numpy
 from gradient_check import Comparison
 from joint_graph import Signature, export_forward, export_training_step, signature_of
 from training_case import FAILURES, CannotConvert, FailsAtOtherLengths, TrainingCase, is_pytorchs
@@ -78,10 +78,11 @@ def _export_traced(
     case: TrainingCase, signature: Signature, symbolic: list[str], route: str, opset: int | None, checks: bool
 ) -> ExportedGraph:
     try:
+        compared = compared_sizes(case, symbolic) if checks else []
         if route == ONNX_AD:
-            model = _differentiated_forward(case, signature, opset)
+            model = _differentiated_forward(case, signature, opset, compared)
         else:
-            model = export_training_step(case, signature, opset)
+            model = export_training_step(case, signature, opset, compared)
     except GuardOnDataDependentSymNode as error:
         where = _innermost_model_frame(error)
         raise CannotConvert(f"{case.name}: a Python branch depends on the data ({where}): {_reason(error)}") from error
@@ -104,10 +105,12 @@ def symbolic_axis_names(case: TrainingCase, static: bool, symbolic_batch: bool) 
     return [] if static else [name for name in case.sizes if name != "batch" or symbolic_batch]
 
 
-def _differentiated_forward(case: TrainingCase, signature: Signature, opset: int | None) -> onnx.ModelProto:
+def _differentiated_forward(
+    case: TrainingCase, signature: Signature, opset: int | None, compared: list[dict[str, int]]
+) -> onnx.ModelProto:
     from onnx_ad_route import differentiate
 
-    return differentiate(export_forward(case, signature, opset), "loss", list(signature.parameters))
+    return differentiate(export_forward(case, signature, opset, compared), "loss", list(signature.parameters))
 
 
 def _reason(error: BaseException) -> str:

@@ -18,10 +18,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from unittest import mock
 
 import onnx
+import sympy
 import torch
 from onnxscript.rewriter.pattern import MatchResult, SimplePatternMatcher
 from torch import fx, nn
@@ -40,9 +41,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from before_autograd import BeforeAutograd, MaskedRead, MaskedReads
 from decompositions import decomposition_table
-from training_case import FAILURES, CannotConvert, TrainingCase
-
-UNBOUNDED = 1 << 30
+from length_guards import LONGEST, require_true_at_other_lengths
+from training_case import FAILURES, CannotConvert, Sizes, TrainingCase
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,19 +96,28 @@ def loss_and_gradients(
     return (loss.detach(), *gradients)
 
 
-def export_training_step(case: TrainingCase, signature: Signature, opset: int | None) -> onnx.ModelProto:
-    """The whole training step as ONNX: outputs `loss` and `<parameter>.grad`."""
-    step = _FlatArguments(trace_training_step(case, signature), signature)
+def export_training_step(
+    case: TrainingCase, signature: Signature, opset: int | None, compared: Sequence[Sizes] = ()
+) -> onnx.ModelProto:
+    """The whole training step as ONNX: outputs `loss` and `<parameter>.grad`; see `trace_training_step`."""
+    step = _FlatArguments(trace_training_step(case, signature, compared), signature)
     return _to_onnx(case, step.eval(), signature, signature.output_names(), opset)
 
 
-def export_forward(case: TrainingCase, signature: Signature, opset: int | None) -> onnx.ModelProto:
+def export_forward(
+    case: TrainingCase, signature: Signature, opset: int | None, compared: Sequence[Sizes] = ()
+) -> onnx.ModelProto:
     """Only the forward pass and the loss, with the same inputs: what the onnx-ad route differentiates."""
+    if signature.symbolic_axes:  # `torch.onnx.export` forgets the branches that it takes
+        trace_training_step(case, signature, compared)
     return _to_onnx(case, _ForwardOnly(case, signature), signature, ["loss"], opset)
 
 
-def trace_training_step(case: TrainingCase, signature: Signature) -> fx.GraphModule:
-    """A function (parameters, constants, inputs), each a list, to [loss, *gradients]."""
+def trace_training_step(case: TrainingCase, signature: Signature, compared: Sequence[Sizes] = ()) -> fx.GraphModule:
+    """A function (parameters, constants, inputs), each a list, to [loss, *gradients].
+
+    Lengths at which the module takes another branch are refused, but for those at which it is `compared` with PyTorch.
+    """
     parameters, constants, inputs = signature.parameters, signature.constants, signature.inputs
 
     def step(
@@ -123,25 +132,28 @@ def trace_training_step(case: TrainingCase, signature: Signature) -> fx.GraphMod
                 before,
             )
 
-    def traced() -> fx.GraphModule:
+    def traced() -> tuple[fx.GraphModule, ShapeEnv, dict[sympy.Symbol, str]]:
         fake_mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
         arguments = (
             [_fake(fake_mode, name, value, {}) for name, value in parameters.items()],
             [_fake(fake_mode, name, value, {}) for name, value in constants.items()],
             [_fake(fake_mode, name, value, signature.symbolic_axes.get(name, {})) for name, value in inputs.items()],
         )
+        axes = _symbols(dict(zip(inputs, arguments[2], strict=True)), signature)
         # Without the dispatcher, PyTorch's kernels in C++ ask for lengths as numbers: a pad would fix the sequence.
         with fake_mode, enable_python_dispatcher(), _distributions_unchecked(), _scripts_as_python():
-            return make_fx(step, decomposition_table=decomposition_table(), tracing_mode="real")(*arguments)
+            graph = make_fx(step, decomposition_table=decomposition_table(), tracing_mode="real")(*arguments)
+        return graph, fake_mode.shape_env, axes
 
     try:
-        graph = traced()
+        graph, environment, axes = traced()
     except GuardOnDataDependentSymNode as error:
         try:
             with _as_for_compilers():
-                graph = traced()
+                graph, environment, axes = traced()
         except Exception:
             raise error from None
+    require_true_at_other_lengths(case, environment, axes, [{}, *compared])
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return graph
@@ -208,7 +220,7 @@ def _to_onnx(
     case: TrainingCase, module: nn.Module, signature: Signature, outputs: list[str], opset: int | None
 ) -> onnx.ModelProto:
     dimensions = {
-        axis_name: torch.export.Dim(axis_name, min=2, max=case.largest.get(axis_name, UNBOUNDED))
+        axis_name: torch.export.Dim(axis_name, min=2, max=case.largest.get(axis_name, LONGEST))
         for axes in signature.symbolic_axes.values()
         for axis_name in axes.values()
     }
@@ -333,6 +345,15 @@ def _tracing_sizes(case: TrainingCase, symbolic: list[str], prime: bool) -> dict
         taken.add(size)
         sizes[name] = size
     return sizes
+
+
+def _symbols(fakes: dict[str, torch.Tensor], signature: Signature) -> dict[sympy.Symbol, str]:
+    """What the trace calls the open lengths -> their names."""
+    return {
+        fakes[name].shape[axis].node.expr: axis_name
+        for name, axes in signature.symbolic_axes.items()
+        for axis, axis_name in axes.items()
+    }
 
 
 def _fake(mode: FakeTensorMode, name: str, value: torch.Tensor, axes: dict[int, str]) -> torch.Tensor:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
 from onnxscript import ir, rewriter
 
 import joint_graph
-from export_case import export_case
+from export_case import ROUTES, export_case
 from families import Dimensions, case_from_family
+from test_exporter import over_positions_case
+from training_case import CannotConvert
 
 
 class _Unlisted:
@@ -39,3 +43,33 @@ def test_graphs_are_what_they_are_without_the_shortcut(monkeypatch: pytest.Monke
     assert sum(node.op_type == "Slice" for node in quick.graph.node) > 1, "no pairs to look up"
     monkeypatch.setattr(joint_graph, "_pairs_looked_up_by_operator", contextlib.nullcontext)
     assert quick.SerializeToString() == export_case(case, ["seq"], checks=False).model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        lambda x: x * (2.0 if x.shape[2] > 128 else 1.0),
+        lambda x: x * max(1.0, x.shape[2] / 100),
+        lambda x: x[..., :100].mean(2),
+        lambda x: x[..., -100:].mean(2),
+        lambda x: x.tensor_split(3, 2)[0],
+    ],
+    ids=["a threshold", "a scale", "a cut", "the end", "a remainder"],
+)
+@pytest.mark.parametrize("route", ROUTES)
+def test_branches_that_no_compared_length_takes_are_refused(
+    over: Callable[[torch.Tensor], torch.Tensor], route: str
+) -> None:
+    with pytest.raises(CannotConvert, match=r"line \d+ asks whether .*seq.*, which is false at seq=\d+: .*--static"):
+        export_case(over_positions_case(over), ["seq"], route)
+
+
+def test_a_branch_on_a_length_beyond_the_largest_is_none() -> None:
+    case = over_positions_case(lambda x: x * (2.0 if x.shape[2] > 128 else 1.0))
+    export_case(dataclasses.replace(case, largest={"seq": 128}), ["seq"])
+    with pytest.raises(CannotConvert, match=r"test_joint_graph.py line \d+ asks whether seq <= 128"):
+        export_case(dataclasses.replace(case, largest={"seq": 129}), ["seq"])
+
+
+def test_branches_whose_sides_are_compared_are_exported() -> None:
+    export_case(over_positions_case(lambda x: x.sin() if x.shape[2] < 50 else torch.sin(x)), ["seq"])
