@@ -40,6 +40,10 @@ class ExportedGraph:
     def inputs(self) -> dict[str, np.ndarray]:
         return to_numpy(self.case.inputs(seed=1))
 
+    def branches_left_out(self) -> list[str]:
+        """The model's lines that branch on data, and not so for compilers."""
+        return [_innermost_model_frame(error) for error in self.signature.left_out]
+
 
 def export_case(
     case: TrainingCase, symbolic: list[str], route: str = JOINT, opset: int | None = None, *, checks: bool = True

@@ -73,6 +73,8 @@ def export_from_torch(options: argparse.Namespace) -> None:
         print(f"note: parameter '{name}' does not reach the loss: a constant of the graph, without a gradient")
     for read in exported.signature.masked_reads:
         print(f"note: {read.where} reads {read} by a mask: where it chooses more or fewer, the loss is no number")
+    for line in exported.branches_left_out():
+        print(f"note: {line} branches on the data, and leaves that out for compilers: so does the graph")
     for comparison in exported.comparisons:
         print(comparison)
     _write(exported, options)

@@ -47,7 +47,10 @@ from training_case import FAILURES, CannotConvert, Sizes, TrainingCase
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """What goes into the graph. Its inputs are `parameters`, then `inputs`; `constants` are baked into it."""
+    """What goes into the graph. Its inputs are `parameters`, then `inputs`; `constants` are baked into it.
+
+    `left_out` is filled by a trace: the branches on data that the module leaves out for compilers.
+    """
 
     parameters: dict[str, torch.Tensor]
     constants: dict[str, torch.Tensor]
@@ -55,6 +58,7 @@ class Signature:
     symbolic_axes: dict[str, dict[int, str]]
     unused_parameters: list[str]
     masked_reads: list[MaskedRead]
+    left_out: list[GuardOnDataDependentSymNode] = dataclasses.field(default_factory=list)
 
     def input_names(self) -> list[str]:
         return [*self.parameters, *self.inputs]
@@ -74,7 +78,7 @@ def signature_of(case: TrainingCase, symbolic: list[str], *, prime: bool = False
         constants[name] = parameters.pop(name)
     sizes = _tracing_sizes(case, symbolic, prime)
     inputs = case.inputs(seed=1, **sizes)
-    reads = _masked_reads(case, inputs, {name: size + 4 for name, size in sizes.items()})
+    reads = _masked_reads(case, inputs, {name: _another_size(case, name, size) for name, size in sizes.items()})
     return Signature(parameters, constants, inputs, case.symbolic_axes(symbolic), unused, reads)
 
 
@@ -153,6 +157,7 @@ def trace_training_step(case: TrainingCase, signature: Signature, compared: Sequ
                 graph, environment, axes = traced()
         except Exception:
             raise error from None
+        signature.left_out.append(error)
     require_true_at_other_lengths(case, environment, axes, [{}, *compared])
     graph.graph.eliminate_dead_code()
     graph.recompile()
@@ -280,24 +285,38 @@ class _ForwardOnly(nn.Module):
 def _parameters_without_gradient(case: TrainingCase) -> list[str]:
     """Parameters that the loss does not reach (a pooler nobody reads): constants of the graph, without a gradient."""
     parameters = {name: value.requires_grad_() for name, value in case.parameters().items()}
-    with torch.enable_grad():
+    with torch.enable_grad(), _no_gradient_past_autograd(case, parameters):
         loss = case.loss(parameters, list(case.inputs(seed=1).values()))
         if loss.dim() != 0:
             raise CannotConvert(f"{case.name}: forward must return a scalar loss, it returned shape {list(loss.shape)}")
-        before = {name: value.grad for name, value in case.module.named_parameters()}
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    _require_no_gradient_past_autograd(case, before)
     return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
 
 
-def _require_no_gradient_past_autograd(case: TrainingCase, before: dict[str, torch.Tensor | None]) -> None:
-    """Refuses functions whose backward calls autograd itself (Reformer's reversible layers): no trace sees that."""
-    for name, value in case.module.named_parameters():
-        if value.grad is not before[name]:
-            raise CannotConvert(
-                f"{case.name}: the gradient of '{name.removeprefix(case.parameter_prefix)}' comes past autograd: "
-                "a function with a backward of its own adds to it (reversible layers)"
-            )
+@contextlib.contextmanager
+def _no_gradient_past_autograd(case: TrainingCase, leaves: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Refuses functions whose backward calls autograd itself (Reformer's reversible layers): no trace sees that.
+
+    They add to what they find, which is the module's parameter or the leaf that stands for it.
+    """
+    before = [(value, value.grad) for value in case.module.parameters()]
+    for value, _ in before:
+        value.grad = None
+    try:
+        yield
+        own = case.module.named_parameters()
+        for name, value in (
+            *leaves.items(),
+            *((name.removeprefix(case.parameter_prefix), value) for name, value in own),
+        ):
+            if value.grad is not None:
+                raise CannotConvert(
+                    f"{case.name}: the gradient of '{name}' comes past autograd: a function with a backward of its own "
+                    "adds to it (reversible layers)"
+                )
+    finally:
+        for value, gradient in before:
+            value.grad = gradient
 
 
 def _masked_reads(case: TrainingCase, inputs: dict[str, torch.Tensor], other_sizes: dict[str, int]) -> list[MaskedRead]:
@@ -329,6 +348,11 @@ def _masked_reads(case: TrainingCase, inputs: dict[str, torch.Tensor], other_siz
 
 def _times(reads: list[MaskedRead]) -> str:
     return f"{len(reads)} time{'' if len(reads) == 1 else 's'}"
+
+
+def _another_size(case: TrainingCase, name: str, size: int) -> int:
+    """Longer, or shorter where the axis ends before."""
+    return size + 4 if size + 4 <= case.largest.get(name, LONGEST) else max(size - 4, 1)
 
 
 def _tracing_sizes(case: TrainingCase, symbolic: list[str], prime: bool) -> dict[str, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.distributions import Normal
 
 import check_graph
 import decompositions
+import export_training_graph
 from before_autograd import BeforeAutograd, MaskedRead, MaskedReads, _assign, _masked_scatter, _rows_where
 from check_graph import _step_in_float64, pytorch_step
 from export_case import JOINT, ONNX_AD, export_case
@@ -67,7 +70,20 @@ def _checked_if_eager(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("over", [_clamped_if_not_finite, _checked_if_eager])
 def test_branches_that_are_known_are_exported(over: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    export_case(over_positions_case(over), ["seq"])
+    left_out = export_case(over_positions_case(over), ["seq"]).branches_left_out()
+    assert [re.sub(r"\d+", "N", line) for line in left_out] == (
+        ["test_decompositions.py line N"] if over is _checked_if_eager else []
+    )
+
+
+def eager_check_case() -> TrainingCase:
+    return over_positions_case(_checked_if_eager)
+
+
+def test_a_branch_that_is_left_out_is_told(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    specification = f"{__name__}:eager_check_case"
+    assert export_training_graph.main(["--module", specification, "-o", str(tmp_path / "g.onnx")]) == 0
+    assert re.search(r"note: test_decompositions.py line \d+ branches on the data", capsys.readouterr().out)
 
 
 def _infinite_or_large(x: torch.Tensor) -> torch.Tensor:
@@ -132,6 +148,15 @@ def _held(do: Callable[..., object], *args: object) -> bool:
     conditions = []
     assert do(conditions, *args) is not NotImplemented
     return all(conditions)
+
+
+def test_rows_are_read_beside_a_table_of_positions() -> None:
+    table = nn.Parameter(torch.randn(12, 4))
+
+    def ends(x: torch.Tensor) -> torch.Tensor:
+        return _ends(x + table[torch.arange(x.shape[2])].T)
+
+    export_case(dataclasses.replace(over_positions_case(ends), largest={"seq": 12}), ["seq"])
 
 
 @pytest.mark.parametrize("x", [torch.randn(2, 5, 3), torch.arange(10).reshape(2, 5), torch.eye(5)[:2] * 1j])
@@ -389,9 +414,24 @@ class Reversible(torch.autograd.Function):
         return x.grad, None
 
 
-def test_gradients_past_autograd_are_refused() -> None:
+class OfItsWeight(Reversible):
+    """Keeps a weight, which may stand for the module's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+        weight, bias = layer.weight, layer.bias
+        ctx.layer, ctx.x = (lambda x: nn.functional.conv1d(x, weight, bias)), x.detach()
+        return ctx.layer(x)
+
+
+@pytest.mark.parametrize("function", [Reversible, OfItsWeight])
+@pytest.mark.parametrize("trained", [False, True])
+def test_gradients_past_autograd_are_refused(function: type[Reversible], trained: bool) -> None:
     layer = nn.Conv1d(4, 4, 1)
-    case = over_positions_case(lambda x: Reversible.apply(x, layer))
+    case = over_positions_case(lambda x: function.apply(x, case.module.reversible))
     case.module.reversible = layer
+    before = torch.ones_like(layer.weight) if trained else None
+    layer.weight.grad = before
     with pytest.raises(CannotConvert, match=r"the gradient of 'reversible\.weight' comes past autograd"):
         export_case(case, ["seq"])
+    assert layer.weight.grad is before
