@@ -174,7 +174,10 @@ def _with_a_length(operator: Callable[..., torch.Tensor]) -> Callable[..., torch
     def decomposed(x: torch.Tensor, number: float, *alpha: float) -> torch.Tensor:
         if alpha or not isinstance(number, (torch.SymInt, torch.SymFloat)):
             return NotImplemented
-        return operator(x, torch.full((), number, dtype=torch.result_type(x, number), device=x.device))
+        dtype = torch.result_type(x, number)
+        # Of 16 bits, the number itself would be rounded: 257 is none of bfloat16.
+        wide = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+        return operator(x.to(wide), torch.full((), number, dtype=wide, device=x.device)).to(dtype)
 
     return decomposed
 
@@ -349,6 +352,9 @@ def _convolution_backward(
     grad_input = grad_weight = grad_bias = None
     if output_mask[0] and transposed:
         grad_input = aten.convolution.default(gradient, weight, None, stride, padding, dilation, False, [0], groups)
+        for i, more in enumerate(output_padding * spatial if len(output_padding) == 1 else output_padding):
+            if more >= stride[i]:  # there is room for another window behind the output
+                grad_input = aten.slice.Tensor(grad_input, 2 + i, 0, x.shape[2 + i])
     elif output_mask[0]:
         reached = [
             (gradient.shape[2 + i] - 1) * stride[i] - 2 * padding[i] + dilation[i] * (weight.shape[2 + i] - 1) + 1

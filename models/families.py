@@ -424,13 +424,22 @@ def _case(
 
 
 def never_skip_layers(model: nn.Module) -> None:
-    """Takes the coin out of layer drop: even at probability zero, Hugging Face branches on a random tensor."""
-    holders = {id(holder): holder for module in model.modules() for holder in (module, getattr(module, "config", None))}
-    for holder in holders.values():
+    """Takes the coin out of layer drop: even at probability zero, Hugging Face branches on a random tensor.
+
+    A holder drops where it trains; a configuration, where a module that has it does.
+    """
+    holders: dict[int, object] = {}
+    training = set()
+    for module in model.modules():
+        for holder in (module, getattr(module, "config", None)):
+            holders[id(holder)] = holder
+            if module.training:
+                training.add(id(holder))
+    for key, holder in holders.items():
         for name, probability in list(getattr(holder, "__dict__", {}).items()):
             if not name.endswith("layerdrop") or not isinstance(probability, (int, float)):
                 continue
-            if probability > 0 and model.training:
+            if probability > 0 and key in training:
                 raise CannotConvert(f"layer drop of {probability}: a graph cannot skip layers at random; set it to 0")
             object.__setattr__(holder, name, _NeverReached())  # configurations check the types of their fields
 

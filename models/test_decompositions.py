@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.distributions import Normal
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import check_graph
 import decompositions
@@ -41,6 +42,17 @@ def _above_a_quantile(x: torch.Tensor) -> torch.Tensor:
 
 def _by_deviation(x: torch.Tensor) -> torch.Tensor:
     return x * x.std(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("operator", [torch.ops.aten.mul.Scalar, torch.ops.aten.div.Scalar])
+def test_lengths_are_not_rounded_to_bfloat16(operator: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+    def by_length(x: torch.Tensor) -> torch.Tensor:
+        return operator(x, x.shape[0])
+
+    x = torch.randn(515, generator=torch.Generator().manual_seed(0)).bfloat16()
+    table = decompositions.decomposition_table()
+    traced = make_fx(by_length, decomposition_table=table, tracing_mode="symbolic")(x[:40])
+    torch.testing.assert_close(traced(x), by_length(x), rtol=0.0, atol=0.0)
 
 
 @torch.jit.script

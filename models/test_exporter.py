@@ -63,24 +63,25 @@ def forward_graph() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize(
-    ("stride", "padding", "dilation", "groups"),
+    ("stride", "padding", "dilation", "groups", "more"),
     [
-        ([1], [0], [1], 1),
-        ([2], [3], [1], 1),
-        ([1], [2], [2], 4),
-        ([4], [0], [1], 2),
-        ([3], [1], [1], 4),
-        ([5], [1], [1], 2),
+        ([1], [0], [1], 1, [0]),
+        ([2], [3], [1], 1, [1]),
+        ([1], [2], [2], 4, [1]),
+        ([2], [0], [3], 1, [2]),
+        ([4], [0], [1], 2, [3]),
+        ([3], [1], [1], 4, [2]),
+        ([5], [1], [1], 2, [4]),
     ],
 )
 @pytest.mark.parametrize("transposed", [False, True])
 def test_convolution_backward_is_pytorchs(
-    stride: list[int], padding: list[int], dilation: list[int], groups: int, transposed: bool
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, more: list[int], transposed: bool
 ) -> None:
     generator = torch.Generator().manual_seed(0)
+    more = more if transposed else [0]
     x = torch.randn(2, 8 if transposed else 4, 17, generator=generator)
     weight = torch.randn(8, 4 // groups, 4, generator=generator)
-    more = [stride[0] - 1 if transposed else 0]
     y = torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, transposed, more, groups)
     gradient = torch.randn(y.shape, generator=generator)
     bias = [y.shape[1]]
@@ -732,6 +733,14 @@ def test_layer_drop_is_refused_where_it_drops() -> None:
     with pytest.raises(CannotConvert, match=r"layer drop of 0\.1"):
         never_skip_layers(SkippedAtRandom(0.1))
     never_skip_layers(SkippedAtRandom(0.1).eval())
+    inner = SkippedAtRandom(0.1)
+    outer = nn.Sequential(inner).eval()
+    inner.train()
+    with pytest.raises(CannotConvert, match=r"layer drop of 0\.1"):
+        never_skip_layers(outer)
+    frozen = nn.Sequential(SkippedAtRandom(0.1)).train()
+    frozen[0].eval()
+    never_skip_layers(frozen)
 
 
 @pytest.mark.parametrize("row", FAMILIES, ids=lambda row: row.name)
