@@ -17,6 +17,8 @@ EACH = 512
 
 LONGEST = 1 << 30
 TORCH = pathlib.Path(torch.__file__).parent
+OF_LAYOUT = ("conv", "_reshape_view_helper_core_alg")
+"""PyTorch's functions that ask for a kernel's layout, and for one that can be viewed."""
 
 
 def require_true_at_other_lengths(
@@ -53,15 +55,24 @@ def _lengths(guard: ShapeGuard, shortest: int, longest: int) -> list[int]:
 
 
 def _is_about_layout(guard: ShapeGuard) -> bool:
-    """Whether PyTorch asks how a tensor lies in memory, which has no meaning in ONNX."""
-    place = guard.sloc.framework_loc
-    return isinstance(place, traceback.FrameSummary) and TORCH / "_prims_common" in pathlib.Path(place.filename).parents
+    """Whether PyTorch asks how a tensor lies in memory, which has no meaning in ONNX.
+
+    Lengths that could be equal and are not, it asks for strides: a slice that is the whole is contiguous.
+    """
+    if _is_the_models(guard):
+        return False
+    named = getattr(guard.sloc.framework_loc, "name", None) in OF_LAYOUT
+    return named or isinstance(guard.expr, sympy.Ne) or TORCH / "_prims_common" in _folders(guard)
 
 
 def _is_the_models(guard: ShapeGuard) -> bool:
-    place = guard.sloc.framework_loc
-    folders = pathlib.Path(place.filename).parents if isinstance(place, traceback.FrameSummary) else []
+    folders = _folders(guard)
     return TORCH not in folders or TORCH / "nn" in folders
+
+
+def _folders(guard: ShapeGuard) -> list[pathlib.Path]:
+    place = guard.sloc.framework_loc
+    return list(pathlib.Path(place.filename).parents) if isinstance(place, traceback.FrameSummary) else []
 
 
 def _refusal(case: TrainingCase, guard: ShapeGuard, axes: Mapping[sympy.Symbol, str], name: str, length: int) -> str:
