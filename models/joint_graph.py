@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
-from unittest import mock
 
 import onnx
 import sympy
@@ -188,10 +187,10 @@ def _distributions_unchecked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _pairs_looked_up_by_operator() -> Iterator[None]:
-    """Within, rules of ONNX's optimizer about several nodes are tried where the first may be such a node.
+    """Within, rules of ONNX's optimizer for several results are tried only at nodes of their first operator.
 
-    They list all nodes of the graph each time, else at every node: three quarters of what an export of eight layers
-    takes, and more of longer ones.
+    Each try of such a rule lists all nodes of the graph. At every node, that is three quarters of the time in which
+    eight layers are exported, and a larger share of more layers.
     """
     match = SimplePatternMatcher.match
 
@@ -201,8 +200,11 @@ def _pairs_looked_up_by_operator() -> Iterator[None]:
             return MatchResult().fail(f"{node.op_type} is no {operator}")
         return match(self, model, graph, node, **options)
 
-    with mock.patch.object(SimplePatternMatcher, "match", match_at):
+    SimplePatternMatcher.match = match_at
+    try:
         yield
+    finally:
+        SimplePatternMatcher.match = match
 
 
 @contextlib.contextmanager
