@@ -68,6 +68,8 @@ def export_from_torch(options: argparse.Namespace) -> None:
     """--hf, --hf-config, --module."""
     case = _case(options)
     symbolic = symbolic_axis_names(case, options.static, options.symbolic_batch)
+    if options.longest is not None:
+        case = _bounded(case, symbolic, options.longest)
     exported = export_case(case, symbolic, options.route, options.opset, checks=not options.no_check)
     for name in exported.signature.unused_parameters:
         print(f"note: parameter '{name}' does not reach the loss: a constant of the graph, without a gradient")
@@ -126,6 +128,16 @@ def _case(options: argparse.Namespace) -> TrainingCase:
     return families.case_from_config(config, options.task, dimensions, dtype)
 
 
+def _bounded(case: TrainingCase, symbolic: list[str], longest: int) -> TrainingCase:
+    """The case with its open lengths, but the batch, of at most `longest`."""
+    lengths = [name for name in symbolic if name != "batch"]
+    for name in lengths:
+        if case.sizes[name] > longest:
+            raise CannotConvert(f"--longest {longest} is less than the length {name}={case.sizes[name]} to export at")
+    largest = {name: min(longest, case.largest.get(name, longest)) for name in lengths}
+    return dataclasses.replace(case, largest={**case.largest, **largest})
+
+
 def _case_from_factory(specification: str) -> TrainingCase:
     """`package.module:factory`, where `factory()` returns a TrainingCase."""
     module_name, _, factory_name = specification.partition(":")
@@ -172,6 +184,12 @@ def _parser() -> argparse.ArgumentParser:
     form = parser.add_argument_group("form of the graph")
     form.add_argument("--route", choices=ROUTES, default=ROUTES[0], help="what computes the gradients")
     form.add_argument("--static", action="store_true", help="fix every length (the sequence is symbolic otherwise)")
+    form.add_argument(
+        "--longest",
+        type=int,
+        metavar="N",
+        help="open lengths are of at most N: a model that branches on longer ones is exported as it is up to there",
+    )
     form.add_argument("--symbolic-batch", action="store_true", help="leave the batch open as well")
     form.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="type of the parameters")
     form.add_argument("--params", choices=["inputs", "external"], default="inputs", help="where parameters live")

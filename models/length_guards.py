@@ -85,5 +85,5 @@ def _refusal(case: TrainingCase, guard: ShapeGuard, axes: Mapping[sympy.Symbol, 
         where = f"{path} line {place.lineno}"
     return (
         f"{case.name}: {where} asks whether {question}, which is false at {name}={length}: a graph has one branch of "
-        "these; export with --static, or bound the length by the case's `largest`"
+        f"these; export with --static, or for lengths up to some N with --longest N (the case's `largest`)"
     )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import pathlib
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
 from onnxscript import ir, rewriter
 
+import export_training_graph
 import joint_graph
 from export_case import ROUTES, export_case
 from families import Dimensions, case_from_family
 from test_exporter import over_positions_case
-from training_case import CannotConvert
+from training_case import CannotConvert, TrainingCase
 
 
 class _Unlisted:
@@ -64,11 +67,27 @@ def test_branches_that_no_compared_length_takes_are_refused(
         export_case(over_positions_case(over), ["seq"], route)
 
 
+def long_branch_case() -> TrainingCase:
+    return over_positions_case(lambda x: x * (2.0 if x.shape[2] > 128 else 1.0))
+
+
 def test_a_branch_on_a_length_beyond_the_largest_is_none() -> None:
-    case = over_positions_case(lambda x: x * (2.0 if x.shape[2] > 128 else 1.0))
+    case = long_branch_case()
     export_case(dataclasses.replace(case, largest={"seq": 128}), ["seq"])
     with pytest.raises(CannotConvert, match=r"test_joint_graph.py line \d+ asks whether seq <= 128"):
         export_case(dataclasses.replace(case, largest={"seq": 129}), ["seq"])
+
+
+@pytest.mark.parametrize(
+    ("longest", "told"), [("128", None), ("129", "asks whether seq <= 128, .* --longest N"), ("7", "less than .* seq=")]
+)
+def test_lengths_are_bounded_by_an_option(
+    longest: str, told: str | None, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--module", f"{__name__}:long_branch_case", "--longest", longest, "-o", str(tmp_path / "g.onnx")]
+    assert export_training_graph.main(options) == (2 if told else 0)
+    assert (tmp_path / "g.onnx").exists() == (told is None)
+    assert re.search(told or "^$", capsys.readouterr().err)
 
 
 def test_branches_whose_sides_are_compared_are_exported() -> None:
