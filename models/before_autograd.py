@@ -73,7 +73,11 @@ class BeforeAutograd(TorchFunctionMode):
         read = None if mask is None else next(self.reads, None)
         if read is not None and read.where != (where := _line_of_the_model()):
             raise RuntimeError(f"{where} reads by a mask, which {read.where} did before the module was traced")
-        ranges = self.asked_for_lists and function is torch.arange and all(end <= SHORT for end in args)
+        ranges = (
+            self.asked_for_lists
+            and function is torch.arange
+            and all(isinstance(end, int) and end <= SHORT for end in args)
+        )
         of = args[0] if args else (kwargs or {}).get("input")
         writes = _writes(function, kwargs)
         into = (kwargs or {}).get("out", of) if writes else None

@@ -277,8 +277,9 @@ def _known_numbers_written(x: torch.Tensor) -> torch.Tensor:
         lambda x: nn.functional.avg_pool1d(x, x.shape[2]),
         lambda x: nn.functional.adaptive_avg_pool2d(x.transpose(1, 2)[:, None], (x.shape[2], 2)),
         lambda x: x.masked_scatter(x > 1e9, x[:, :, :0]),
+        lambda x: x * sum(torch.tensor([1, 2]).tolist()) + torch.arange(x.shape[2]),
     ],
-    ids=["by words", "numbers", "pooled whole", "pooled to the length", "nothing scattered"],
+    ids=["by words", "numbers", "pooled whole", "pooled to the length", "nothing scattered", "long ranges"],
 )
 def test_a_sequence_stays_open_before_autograd(over: Callable[[torch.Tensor], torch.Tensor]) -> None:
     export_case(over_positions_case(over), ["seq"])
