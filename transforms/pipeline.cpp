@@ -38,6 +38,7 @@ constexpr Pass kCanonicalPasses[] = {
     {"raise_scatter_to_pad", "scatters to ranges become pads", raise_scatter_to_pad},
     {"fold_constants", "", fold_constants},
     {"simplify_views", "", simplify_views},
+    {"raise_sums_of_products", "sums of products become matrix products", raise_sums_of_products},
     // After the last pass that makes slices and pads.
     {"split_to_slices", "Split and Concat of unequal parts become slices and pads",
      split_to_slices},

@@ -17,7 +17,6 @@ using ir::Tensor;
 using test::apply;
 using test::count_nodes;
 using test::Example;
-using test::random_feeds;
 using test::run_graph;
 
 constexpr auto kFloat = DataType::kFloat32;
@@ -207,6 +206,70 @@ TEST(DistributeScoreFactors, OthersStay) {
   EXPECT_EQ(count_nodes(apply(scaled_sum("Mul", 4), distribute_score_factors), "Mul"), 1U);
   EXPECT_EQ(count_nodes(apply(scaled_sum("Div", 0.25), distribute_score_factors), "Div"), 1U);
   EXPECT_EQ(count_nodes(apply(scaled_sum("Div", 4, true), distribute_score_factors), "Div"), 1U);
+}
+
+// ReduceSum over these axes of x times y.
+struct SumOfProducts {
+  Shape x;
+  Shape y;
+  std::vector<int64_t> axes;
+  size_t products;  // matrix products that it becomes
+};
+
+class SumsOfProducts : public testing::TestWithParam<SumOfProducts> {};
+
+TEST_P(SumsOfProducts, KeepsTheSum) {
+  for (const bool keepdims : {false, true}) {
+    Example e;
+    const ValueId product =
+        e.build.binary("Mul", e.input("x", GetParam().x), e.input("y", GetParam().y));
+    e.output(e.build.reduce_sum(product, GetParam().axes, keepdims));
+    const Graph after = apply(e.graph, raise_sums_of_products);
+    EXPECT_EQ(count_nodes(after, "MatMul"), GetParam().products);
+    EXPECT_EQ(count_nodes(after, "Mul"), 1 - GetParam().products);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, SumsOfProducts,
+    testing::Values(SumOfProducts{{2, 4, 1, 3, 5}, {2, 1, 6, 3, 5}, {-1}, 1},  // scores
+                    SumOfProducts{{2, 4, 6, 3, 1}, {2, 1, 6, 3, 5}, {2}, 1},   // weighted values
+                    SumOfProducts{{2, 6, 3, 4, 1}, {2, 6, 3, 1, 5}, {1}, 1},   // a state
+                    SumOfProducts{{4, 5, 1}, {2, 4, 1, 6}, {1}, 1},            // of other ranks
+                    SumOfProducts{{4, 1, 5, 7, 1}, {1, 6, 5, 1, 8}, {2, 3, 4}, 1},
+                    SumOfProducts{{2, 4, 5}, {2, 4, 5}, {2}, 0},          // a dot product
+                    SumOfProducts{{2, 4, 1}, {2, 4, 5}, {1}, 0},          // a weighted mean
+                    SumOfProducts{{4, 1}, {1, 5}, {0}, 0},                // nothing inner
+                    SumOfProducts{{4, 1, 5}, {1, 6, 5}, {0, 1, 2}, 0}));  // no rows
+
+TEST(RaiseSumsOfProducts, RepeatedFactorsAreNotRepeated) {
+  Example e;
+  const ValueId repeated = e.build.expand(e.input("x", {2, 4, 1, 5}), {2, 4, 6, 5});
+  e.output(
+      e.build.reduce_sum(e.build.binary("Mul", repeated, e.input("y", {2, 1, 6, 5})), {3}, false));
+  const Graph after = apply(e.graph, raise_sums_of_products);
+  EXPECT_EQ(count_nodes(after, "MatMul"), 1U);
+  EXPECT_EQ(count_nodes(after, "Expand"), 0U);
+}
+
+TEST(RaiseSumsOfProducts, FactorsInFloat16AreNotSummedAtOnce) {
+  for (const bool sums_a_factor : {false, true}) {
+    Example e;
+    const ValueId x = e.input("x", {3, 4, 1, 5}, DataType::kFloat16);
+    const ValueId y = e.input("y", {6, 5}, DataType::kFloat16);
+    std::vector<int64_t> axes = {3};
+    if (sums_a_factor) axes.push_back(0);
+    e.output(e.build.reduce_sum(e.build.binary("Mul", x, y), axes, false));
+    EXPECT_EQ(count_nodes(raise_sums_of_products(e.graph), "MatMul"), sums_a_factor ? 0U : 1U);
+  }
+}
+
+TEST(RaiseSumsOfProducts, AProductThatIsReadOtherwiseStays) {
+  Example e;
+  const ValueId product = e.build.binary("Mul", e.input("x", {4, 1, 5}), e.input("y", {1, 6, 5}));
+  e.output(e.build.reduce_sum(product, {2}, false));
+  e.output(product);
+  EXPECT_EQ(count_nodes(apply(e.graph, raise_sums_of_products), "MatMul"), 0U);
 }
 
 }  // namespace

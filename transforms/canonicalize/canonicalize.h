@@ -58,6 +58,9 @@ ir::Graph simplify_views(const ir::Graph& graph);
 // A scatter whose index is a contiguous range becomes Pad.
 ir::Graph raise_scatter_to_pad(const ir::Graph& graph);
 
+// Sums of products that are larger than their factors become matrix products.
+ir::Graph raise_sums_of_products(const ir::Graph& graph);
+
 // Slices of logits along the positions move up to the operand of the head's product, and the pads
 // of their gradient down to that of the operand.
 ir::Graph drop_positions_early(const ir::Graph& graph);
