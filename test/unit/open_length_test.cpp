@@ -1,6 +1,7 @@
 // Graphs of several lengths as one graph: forms, arithmetic, and what cannot stay open.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <numeric>
@@ -83,7 +84,7 @@ std::vector<Graph> graphs_of(const Make& make) {
 void expect_every_length_back(const Make& make) {
   const OpenGraph open = joined(graphs_of(make));
   const auto folder = std::filesystem::path(testing::TempDir());
-  const auto file = folder / "open_length_test.onnx";
+  const auto file = folder / fmt::format("open_length_{}.onnx", ::getpid());
   onnx_io::ExportOptions options;
   options.dim_name = [&](ValueId value, size_t axis) {
     const LengthForm& form = open.shapes[value.index()][axis];
