@@ -35,6 +35,7 @@ struct Findings {
   int64_t parameters = 0;
   int64_t parameter_bytes = 0;
   int64_t sequence = 0;
+  int64_t most_ranks = 0;  // that can share it
   int64_t kv_heads = 0;
   int64_t head_groups = 0;
   shard::AttentionSizes attention;
@@ -69,6 +70,7 @@ Findings find(const LoadedModel& model) {
   }
   const shard::Plan plan = shard::make_plan(graph, model.roles, {});
   findings.sequence = plan.sequence_extent;
+  findings.most_ranks = plan.most_sequence_ranks;
   findings.kv_heads = plan.kv_heads;
   findings.head_groups = plan.head_groups;
   findings.attention = plan.attention_sizes();
@@ -146,15 +148,16 @@ Json to_json(const LoadedModel& model, const Findings& findings) {
 
 std::string limit_text(const Findings& findings) {
   if (!findings.attention.found) {
-    return fmt::format("sp up to {} (the sequence); no attention was found", findings.sequence);
+    return fmt::format("sp up to {} (the sequence); no attention was found", findings.most_ranks);
   }
   std::vector<int64_t> sizes = findings.sp_by_heads_alone();
-  std::erase_if(sizes, [&](int64_t sp) { return sp > findings.sequence; });
+  std::erase_if(sizes, [&](int64_t sp) { return sp > findings.most_ranks; });
   return fmt::format(
       "sp {} by heads alone: {} query heads ({} KV heads x {} groups)\n"
-      "  any other sp up to {} (positions) {}",
+      "  any other sp up to {} ({}) {}",
       fmt::join(sizes, ", "), findings.attention.kv_heads * findings.attention.head_groups,
-      findings.attention.kv_heads, findings.attention.head_groups, findings.sequence,
+      findings.attention.kv_heads, findings.attention.head_groups, findings.most_ranks,
+      findings.most_ranks < findings.sequence ? "blocks of the sequence" : "positions",
       findings.attention.splits_queries ? "splits queries too and gathers keys and values (axis r)"
                                         : "gathers attention");
 }

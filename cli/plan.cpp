@@ -242,7 +242,7 @@ std::vector<int64_t> sweep_sizes(const LoadedModel& model, const Arguments& argu
   const shard::Plan whole = shard::make_plan(model.graph, model.roles, {});
   std::vector<int64_t> sizes = shard::sp_by_heads_alone(whole.attention_sizes());
   constexpr int64_t kMost = 8;
-  std::erase_if(sizes, [&](int64_t sp) { return sp > kMost || sp > whole.sequence_extent; });
+  std::erase_if(sizes, [&](int64_t sp) { return sp > kMost || sp > whole.most_sequence_ranks; });
   return sizes.empty() ? std::vector<int64_t>{1} : sizes;
 }
 

@@ -314,6 +314,76 @@ class LinearAttention(Case):
         return self.token_loss(x + self.merge(heads), labels)
 
 
+class StateSpace(Case):
+    """Mamba 2 before grouped attention: states of chunks decay through those that follow, in sums of outer products."""
+
+    chunk = 2
+    kv_heads = 2
+    width = 6
+
+    def build(self) -> None:
+        channels = HIDDEN + 2 * self.width
+        self.joint = nn.Linear(HIDDEN, channels)
+        self.convolution = nn.Conv1d(channels, channels, kernel_size=3, groups=channels, padding=2)
+        self.rate = nn.Linear(HIDDEN, HEADS)
+        self.key, self.value = (nn.Linear(HIDDEN, self.kv_heads * HEAD_DIM) for _ in range(2))
+        self.mixed = nn.Linear(HIDDEN, HIDDEN)
+
+    def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(input_ids)
+        joint = functional.silu(self.convolution(self.joint(x).transpose(1, 2))[..., :SEQ]).transpose(1, 2)
+        x = x + self.mixed(self.states_and_chunks(joint, self.rate(x)).reshape(BATCH, -1, HIDDEN)[:, :SEQ])
+        x = x + self.attend_in_groups(self.norm(x))
+        return self.token_loss(x[:, :-1], labels[:, 1:])
+
+    def attend_in_groups(self, x: torch.Tensor) -> torch.Tensor:
+        query = self.heads_of(self.query(x))
+        key, value = (
+            layer(x).view(BATCH, SEQ, self.kv_heads, 1, HEAD_DIM).expand(-1, -1, -1, HEADS // self.kv_heads, -1)
+            for layer in (self.key, self.value)
+        )
+        key, value = (self.heads_of(repeated.reshape(BATCH, SEQ, HIDDEN)) for repeated in (key, value))
+        return self.merge((query @ key.transpose(-1, -2) / 2 + causal_mask()).softmax(-1) @ value)
+
+    def states_and_chunks(self, joint: torch.Tensor, rates: torch.Tensor) -> torch.Tensor:
+        """[batch, chunks, chunk, heads, width]"""
+        padding = (0, 0, 0, -SEQ % self.chunk)
+        joint, rates = functional.pad(joint, padding), functional.pad(-functional.softplus(rates), padding)
+        chunks = (BATCH, joint.shape[1] // self.chunk, self.chunk, HEADS)
+        value, key, query = joint.split([HIDDEN, self.width, self.width], -1)
+        value = value.reshape(*chunks, HEAD_DIM)
+        key, query = (shared.reshape(*chunks[:3], 1, self.width).expand(*chunks, self.width) for shared in (key, query))
+        rates = rates.view(chunks).permute(0, 3, 1, 2)
+        since_begin = rates.cumsum(-1)
+        until_end = since_begin[..., -1:] - since_begin
+
+        scores = (query[:, :, :, None] * key[:, :, None]).sum(-1) * self.decays(rates).permute(0, 2, 3, 4, 1)
+        inside = (scores[..., None] * value[:, :, None]).sum(3)
+
+        kept = key * until_end.exp().permute(0, 2, 3, 1)[..., None]
+        states = (kept[..., None] * value[..., None, :]).sum(2)
+        states = torch.cat([torch.zeros_like(states[:, :1]), states], 1)
+        between = self.decays(functional.pad(since_begin[..., -1], (1, 0))).permute(0, 2, 3, 1)
+        states = (between[..., None, None] * states[:, None]).sum(2)[:, :-1]
+
+        asked = query * since_begin.exp().permute(0, 2, 3, 1)[..., None]
+        return inside + (asked[..., None] * states[:, :, None]).sum(-2)
+
+    def decays(self, rates: torch.Tensor) -> torch.Tensor:
+        """exp(rates of k + 1 ... i, summed) from position k to i along the last axis; 0 where k is later."""
+        size = rates.shape[-1]
+        kept = torch.tril(torch.ones(size, size, dtype=torch.bool))
+        sums = rates[..., None].expand(*rates.shape, size).masked_fill(~kept.tril(-1), 0).cumsum(-2)
+        return sums.masked_fill(~kept, float("-inf")).exp()
+
+
+class StateSpaceOfPaddedChunks(StateSpace):
+    """The same where the sequence is no whole number of chunks, and every head of attention has keys of its own."""
+
+    chunk = 3
+    kv_heads = HEADS
+
+
 class TokenMixer(Case):
     """A linear layer over the sequence axis, of the same shape as one over the hidden axis."""
 

@@ -30,10 +30,15 @@ struct HomeClasses {
 // the largest of them, the major one among equals.
 HomeClasses find_home(const FactorAnalysis& analysis, const Roles& roles);
 
+// Whether a window over dimensions of several atoms is over these classes on both sides.
+bool is_over(const FactorAnalysis& analysis, const Factor& block_window, const ClassSet& classes);
+
 // One kind of split inside attention, the same for every contraction.
 struct Alternative {
   ClassSet classes;
-  int64_t size = 0;             // the smallest extent among its atoms: the most ranks it serves
+  std::set<AtomId>
+      atoms;         // of the contractions; of several factors of its classes, these are meant
+  int64_t size = 0;  // the smallest extent among its atoms: the most ranks it serves
   bool made_by_expand = false;  // K and V lack it until they are repeated: query-head groups
 };
 
@@ -42,8 +47,14 @@ struct AttentionSites {
   std::vector<NodeId> contractions;       // that touch such a value
   std::vector<bool> touches;              // by node: reads or writes such a value
   std::vector<Alternative> alternatives;  // outer to inner
+  // Heads where no softmax is, as in the decays between the chunks of a state space model beside
+  // attention. They are split along with the KV heads, and bound no number of ranks.
+  Alternative unnormalised;
 };
 
 AttentionSites find_attention(const FactorAnalysis& analysis, const HomeClasses& home);
+
+// By node, the factors of an alternative.
+FactorChoice factors_of(const FactorAnalysis& analysis, const Alternative& alternative);
 
 }  // namespace autosp::shard

@@ -65,10 +65,23 @@ class Planner {
  private:
   using FactorList = std::vector<const Factor*>;
 
+  // A window of blocks stands for the coupled factors of its dimensions.
   FactorList home_factors(NodeId id) const {
-    FactorList found;
-    for (const Factor& factor : analysis_.node(id).factors) {
-      if (problem_.home.contains(analysis_.class_of(factor.atom))) found.push_back(&factor);
+    FactorList windows;
+    const NodeFactors& node = analysis_.node(id);
+    for (const Factor& window : node.block_windows) {
+      if (is_over(analysis_, window, problem_.home)) windows.push_back(&window);
+    }
+    const auto is_of_window = [&](const Factor& factor) {
+      return factor.role == Role::kCoupled &&
+             std::ranges::any_of(windows, [&](const Factor* window) {
+               return window->atom == factor.atom || window->result_atom == factor.atom;
+             });
+    };
+    FactorList found = windows;
+    for (const Factor& factor : node.factors) {
+      if (problem_.home.contains(analysis_.class_of(factor.atom)) && !is_of_window(factor))
+        found.push_back(&factor);
     }
     return found;
   }
@@ -105,17 +118,26 @@ class Planner {
     return even_cuts(analysis_.atoms().size(atom), problem_.ranks);
   }
 
-  // Operand and result layouts when the node is split along one factor.
-  Strategy split_along(NodeId id, const Factor& factor, Label label) const {
+  // Operand and result layouts when the node is split along one factor; nullopt where a rank would
+  // need parts of blocks.
+  std::optional<Strategy> split_along(NodeId id, const Factor& factor, Label label) const {
     const ir::Node& node = graph_.node(id);
     Strategy strategy;
     strategy.operands.resize(node.inputs.size());
     strategy.results.resize(node.outputs.size());
     const bool nested = splits_home(label) && problem_.nested;
     Cuts operand_cuts = cuts_of(factor.atom, label);
-    const Cuts result_cuts = cuts_of(factor.result_atom, label);
-    if (factor.window && !covers(operand_cuts, result_cuts, *factor.window)) {
-      operand_cuts = required_cuts(result_cuts, *factor.window, operand_cuts.back());
+    Cuts result_cuts = cuts_of(factor.result_atom, label);
+    const Cuts operand_elements = in_elements(operand_cuts, factor.operand_block);
+    const Cuts result_elements = in_elements(result_cuts, factor.result_block);
+    if (factor.window && !covers(operand_elements, result_elements, *factor.window)) {
+      if (factor.operand_block == 1) {
+        operand_cuts = required_cuts(result_elements, *factor.window, operand_cuts.back());
+      } else if (factor.result_block == 1) {
+        result_cuts = required_cuts(operand_elements, -*factor.window, result_cuts.back());
+      } else {
+        return std::nullopt;
+      }
     }
     for (size_t k = 0; k < node.inputs.size(); ++k) {
       if (factor.operands[k])
@@ -139,6 +161,11 @@ class Planner {
     if (keys == nullptr) return;
     split_by_keys(graph_.node(id), *keys, cuts_of(keys->atom, Label::kAlternative), problem_.nested,
                   strategy.operands, strategy.results);
+  }
+
+  static Cuts in_elements(Cuts cuts, int64_t block) {
+    for (int64_t& cut : cuts) cut *= block;
+    return cuts;
   }
 
   // Whether every rank's operand shard, as cut, holds what its result shard reads. Results outside
@@ -216,8 +243,8 @@ class Planner {
     const FactorList own =
         label == Label::kHome ? home_factors_without_table(id) : alternative_factors(id);
     if (own.size() == 1 && can_split(*own[0], label)) {
-      Strategy strategy = split_along(id, *own[0], label);
-      if (label == Label::kAlternative) split_ring(id, strategy);
+      std::optional<Strategy> strategy = split_along(id, *own[0], label);
+      if (strategy && label == Label::kAlternative) split_ring(id, *strategy);
       return strategy;
     }
     if (!own.empty()) return std::nullopt;

@@ -146,6 +146,13 @@ struct FactorKey {
   auto operator<=>(const FactorKey&) const = default;
 };
 
+// How many elements of a dimension one index of its major atom stands for.
+int64_t minor_elements(const Atoms& atoms, const AtomList& dimension) {
+  int64_t count = 1;
+  for (size_t a = 1; a < dimension.size(); ++a) count *= atoms.size(dimension[a]);
+  return count;
+}
+
 }  // namespace
 
 // Lists the node's factors, one per atom of each symbol, and joins those related by a window.
@@ -208,6 +215,16 @@ void FactorAnalysis::collect(NodeId id) {
     for (auto& [key, factor] : table) {
       if (key.symbol == window.from || key.symbol == window.to) factor.role = Role::kCoupled;
     }
+    if (from.empty() || to.empty()) continue;
+    Factor block = table.at({window.from, 0});
+    const Factor& other = table.at({window.to, 0});
+    block.results = other.results;
+    block.result_atom = other.atom;
+    block.role = Role::kParallel;
+    block.window = window.offset;
+    block.operand_block = minor_elements(atoms_, from);
+    block.result_block = minor_elements(atoms_, to);
+    result.block_windows.push_back(std::move(block));
   }
   for (const FactorKey& key : order) {
     if (const auto found = table.find(key); found != table.end())

@@ -39,16 +39,26 @@ struct Factor {
   Role role = Role::kParallel;
   std::vector<std::optional<AtomPosition>> operands;  // where it stands in operand k
   std::vector<std::optional<AtomPosition>> results;
-  std::optional<int64_t> window;  // operand index = result index + *window
+  // operand index = result index + *window. An index of the atoms is a block of so many of them
+  // where smaller atoms follow in the dimension.
+  std::optional<int64_t> window;
+  int64_t operand_block = 1;
+  int64_t result_block = 1;
 };
 
 struct NodeFactors {
   std::vector<Factor> factors;
+  // Windows over dimensions of several atoms, at the major ones, which are coupled in `factors`:
+  // the sequence may be split at them where whole blocks are enough.
+  std::vector<Factor> block_windows;
   std::vector<std::vector<size_t>> linear;  // see Rule::linear
   bool results_sum = false;                 // see Rule::results_sum
   std::vector<bool> is_data;                // by operand: false for shapes, axes, bounds
   std::string opaque;  // why the node has no factors: it is computed whole on every rank; or empty
 };
+
+// By node: indices into NodeFactors::factors.
+using FactorChoice = std::vector<std::vector<size_t>>;
 
 class FactorAnalysis {
  public:

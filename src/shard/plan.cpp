@@ -50,7 +50,22 @@ class PlanMaker {
  private:
   void measure() {
     for (AtomId atom : sequence_atoms()) {
-      plan_.sequence_extent = std::max(plan_.sequence_extent, plan_.analysis->atoms().size(atom));
+      const int64_t extent = plan_.analysis->atoms().size(atom);
+      int64_t& most = plan_.most_sequence_ranks;
+      plan_.sequence_extent = std::max(plan_.sequence_extent, extent);
+      most = most == 0 ? extent : std::min(most, extent);
+    }
+    const auto bound_by = [&](AtomId atom, int64_t block) {
+      if (block > 1)
+        plan_.most_sequence_ranks =
+            std::min(plan_.most_sequence_ranks, plan_.analysis->atoms().size(atom));
+    };
+    for (size_t n = 0; n < graph_.nodes().size(); ++n) {
+      for (const Factor& window : plan_.analysis->node(NodeId(n)).block_windows) {
+        if (!is_over(*plan_.analysis, window, plan_.home.sequence)) continue;
+        bound_by(window.atom, window.operand_block);
+        bound_by(window.result_atom, window.result_block);
+      }
     }
     // The first that K and V have before they are repeated are the KV heads; the first other one
     // are the query-head groups.
@@ -70,7 +85,14 @@ class PlanMaker {
   FactorChoice alternative_of(const std::string& axis) const {
     if (axis == "r") return plan_.query_positions;
     const Alternative* found = axis == "u" ? kv_heads_ : axis == "g" ? head_groups_ : nullptr;
-    return found != nullptr ? factors_of(*plan_.analysis, found->classes) : FactorChoice{};
+    if (found == nullptr) return {};
+    Alternative heads = *found;
+    if (axis == "u" || plan_.axis_named("u") == plan_.mesh.num_axes()) {
+      const Alternative& others = plan_.attention.unnormalised;
+      heads.classes.insert(others.classes.begin(), others.classes.end());
+      heads.atoms.insert(others.atoms.begin(), others.atoms.end());
+    }
+    return factors_of(*plan_.analysis, heads);
   }
 
   std::vector<AtomId> sequence_atoms() const {

@@ -73,6 +73,9 @@ class Plan {
 
   // Extents of the sequence (largest tagged dimension), KV heads and head groups; 0 when unknown.
   int64_t sequence_extent = 0;
+  // The most ranks that have a part of the sequence everywhere: the positions of the shortest
+  // tagged dimension, or its blocks where the model divides it, padded or not; 0 when unknown.
+  int64_t most_sequence_ranks = 0;
   int64_t kv_heads = 0;
   int64_t head_groups = 0;
   AttentionSizes attention_sizes() const;

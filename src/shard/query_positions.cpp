@@ -6,28 +6,11 @@
 #include <span>
 #include <tuple>
 
+#include "base/union_find.h"
+
 namespace autosp::shard {
 
 namespace {
-
-class UnionFind {
- public:
-  size_t add() {
-    parents_.push_back(parents_.size());
-    return parents_.back();
-  }
-  size_t find(size_t element) {
-    while (parents_[element] != element) {
-      parents_[element] = parents_[parents_[element]];
-      element = parents_[element];
-    }
-    return element;
-  }
-  void unite(size_t a, size_t b) { parents_[find(b)] = find(a); }
-
- private:
-  std::vector<size_t> parents_;
-};
 
 enum class Side : uint8_t { kUnknown, kQuery, kKey, kContradictory };
 
@@ -218,17 +201,6 @@ class QueryFinder {
 FactorChoice find_query_positions(const FactorAnalysis& analysis, const HomeClasses& home,
                                   const AttentionSites& sites) {
   return QueryFinder(analysis, home, sites).find();
-}
-
-FactorChoice factors_of(const FactorAnalysis& analysis, const ClassSet& classes) {
-  FactorChoice choice(analysis.graph().nodes().size());
-  for (size_t n = 0; n < choice.size(); ++n) {
-    const auto& factors = analysis.node(NodeId(n)).factors;
-    for (size_t k = 0; k < factors.size(); ++k) {
-      if (classes.contains(analysis.class_of(factors[k].atom))) choice[n].push_back(k);
-    }
-  }
-  return choice;
 }
 
 bool any_choice(const FactorChoice& choice) {

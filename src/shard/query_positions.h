@@ -14,17 +14,11 @@
 
 namespace autosp::shard {
 
-// By node: indices into NodeFactors::factors.
-using FactorChoice = std::vector<std::vector<size_t>>;
-
 // The home factors that run over query positions, of the operators that `sites.touches`. An
 // operator both of whose sides are normalised has none. Attention without any normalisation is told
 // by its sums: what is added up first is the key side.
 FactorChoice find_query_positions(const FactorAnalysis& analysis, const HomeClasses& home,
                                   const AttentionSites& sites);
-
-// The factors of a set of classes.
-FactorChoice factors_of(const FactorAnalysis& analysis, const ClassSet& classes);
 
 // Whether any node has a choice.
 bool any_choice(const FactorChoice& choice);

@@ -26,6 +26,8 @@ const std::map<std::string, std::string>& exceptions() {
   static const std::map<std::string, std::string> kExceptions = {
       {"adversarial/relative_position_bias.onnx",
        "the bias and its gradient are [heads, queries, keys]"},
+      {"adversarial/state_space.onnx", "the decays between chunks are [heads, chunks, chunks]"},
+      {"adversarial/state_space_of_padded_chunks.onnx", "likewise"},
       {"adversarial/token_mixer.onnx", "the mixer's weights are [sequence, sequence]"}};
   return kExceptions;
 }
@@ -61,14 +63,16 @@ class FusedModels : public testing::TestWithParam<CommittedModel> {};
 TEST_P(FusedModels, LeaveNoValueOverTwoSequences) {
   std::vector<AttentionRegion> regions;
   const Graph graph = fused(import_committed(GetParam()), &regions);
-  for (const AttentionRegion& region : regions) EXPECT_TRUE(region.fused) << region.to_string();
+  const bool is_exception = exceptions().contains(GetParam().file);
+  for (const AttentionRegion& region : regions)
+    EXPECT_TRUE(region.fused || is_exception) << region.to_string();
   const auto left = values_over_two_sequences(graph);
   if (!GetParam().file.starts_with("adversarial/")) {
     const shard::DimTag tag = shard::detect_roles(graph).sequence.at(0);
     const int64_t sequence = graph.shape(tag.value)[static_cast<size_t>(tag.dim)];
     EXPECT_EQ(values_with_two_extents_of(graph, sequence), std::vector<std::string>());
   }
-  if (exceptions().contains(GetParam().file)) {
+  if (is_exception) {
     EXPECT_FALSE(left.empty()) << "no exception any more: " << exceptions().at(GetParam().file);
   } else {
     EXPECT_EQ(left, std::vector<std::string>());

@@ -215,6 +215,30 @@ TEST(Plan, StrictRefusesWhatMustBeGathered) {
   EXPECT_FALSE(plan(file, {.sp = 4})->plan.gathered.empty());
 }
 
+// A state space model before attention: chunks of the sequence, a convolution over it and shifted
+// labels cut windows out of blocks; the decays between chunks have no softmax, and more heads than
+// attention has KV heads; positions in a chunk are no heads.
+TEST(Plan, StatesOfChunksAreSplitByHeadsAndWindowsByBlocks) {
+  for (const bool is_padded : {false, true}) {
+    const char* file = is_padded ? "adversarial/state_space_of_padded_chunks.onnx"
+                                 : "adversarial/state_space.onnx";
+    const auto path = std::filesystem::path(AUTOSP_SOURCE_DIR) / "models/graphs" / file;
+    const ir::Graph model = onnx_io::import_model(path);
+    for (const bool fused : {false, true}) {
+      const ir::Graph graph = transforms::run_passes(model, {.fuse_attention = fused});
+      const auto made = [&](int64_t sp) {
+        return shard::make_plan(graph, shard::detect_roles(graph), {.sp = sp});
+      };
+      SCOPED_TRACE(fmt::format("{} fused {}", file, fused));
+      const shard::Plan two = made(2);
+      EXPECT_EQ(two.mesh.to_string(), "u 2");
+      EXPECT_TRUE(two.gathered.empty());
+      EXPECT_EQ(made(4).mesh.to_string(), is_padded ? "u 4" : "g 2 x u 2");
+      EXPECT_EQ(made(6).mesh.to_string(), "r 3 x u 2");
+    }
+  }
+}
+
 TEST(Plan, MoreRanksThanHeadsSplitTheQueriesToo) {
   EXPECT_EQ(plan("gpt2_static.onnx", {.sp = 16, .strict = true})->plan.mesh.to_string(),
             "r 2 x u 8");

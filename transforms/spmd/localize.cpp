@@ -51,8 +51,8 @@ class LocalNode {
   ValueId shape_operand(const ir::Shape& shape) { return build_.int64s(shape); }
   ir::Builder& build() { return build_; }
 
-  // The rank's index range along dimension d of operand 0 and of result 0. Only for dimensions that
-  // are one atom, as windows are; others are whole.
+  // The rank's index range along dimension d of operand 0 and of result 0, which is whole where a
+  // minor atom is split.
   Interval operand_range(size_t d) const {
     return range(program_.at(compute_.operands[0]), d, graph_.shape(node_.inputs[0])[d]);
   }
@@ -83,7 +83,12 @@ class LocalNode {
  private:
   Interval range(const Placed& placed, size_t d, int64_t extent) const {
     const auto ranges = local_ranges(placed, program_.plan->mesh, rank_)[d];
-    return ranges.size() == 1 ? ranges[0] : Interval{0, extent};
+    Interval found{0, 1};  // of the atoms from a on, which stand major to minor
+    for (size_t a = ranges.size(); a-- > 0;) {
+      if (a > 0 && ranges[a] != Interval{0, placed.atoms[d][a]}) return {0, extent};
+      found = {ranges[a].begin * found.extent(), ranges[a].end * found.extent()};
+    }
+    return found;
   }
   static bool is_split(const Placed& placed, size_t d) {
     return std::ranges::any_of(placed.layout, [d](const auto& axis) {
