@@ -56,9 +56,9 @@ class PlanMaker {
       most = most == 0 ? extent : std::min(most, extent);
     }
     const auto bound_by = [&](AtomId atom, int64_t block) {
-      if (block > 1)
-        plan_.most_sequence_ranks =
-            std::min(plan_.most_sequence_ranks, plan_.analysis->atoms().size(atom));
+      if (block == 1) return;
+      const int64_t blocks = plan_.analysis->atoms().size(atom);
+      plan_.most_sequence_ranks = std::min(plan_.most_sequence_ranks, blocks);
     };
     for (size_t n = 0; n < graph_.nodes().size(); ++n) {
       for (const Factor& window : plan_.analysis->node(NodeId(n)).block_windows) {
