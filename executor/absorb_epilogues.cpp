@@ -5,6 +5,7 @@
 #include <iterator>
 #include <utility>
 
+#include "ir/count_readers.h"
 #include "ir/operator_traits.h"
 #include "ir/rewriter.h"
 
@@ -44,17 +45,10 @@ class EpilogueFinder {
   EpilogueFinder(const Graph& graph, const KernelTable& kernels)
       : graph_(graph),
         kernels_(kernels),
-        readers_(graph.values().size(), 0),
+        readers_(ir::count_readers(graph)),
         made_at_(graph.values().size(), -1),
         fused_of_(graph.values().size(), -1),
-        absorbed_(graph.nodes().size(), false) {
-    for (const ir::Output& output : graph.outputs()) ++readers_[output.value.index()];
-    for (const Node& node : graph.nodes()) {
-      for (ValueId id : node.inputs) {
-        if (id) ++readers_[id.index()];
-      }
-    }
-  }
+        absorbed_(graph.nodes().size(), false) {}
 
   void find() {
     for (size_t step = 0; step < graph_.nodes().size(); ++step) {
@@ -173,10 +167,10 @@ class EpilogueFinder {
 
   const Graph& graph_;
   const KernelTable& kernels_;
-  std::vector<int> readers_;    // per value, outputs among them
-  std::vector<int> made_at_;    // per value: the node that makes it; -1: it is there
-  std::vector<int> fused_of_;   // per value: the product that gives it; -1: none
-  std::vector<bool> absorbed_;  // per node
+  std::vector<size_t> readers_;  // per value, outputs among them
+  std::vector<int> made_at_;     // per value: the node that makes it; -1: it is there
+  std::vector<int> fused_of_;    // per value: the product that gives it; -1: none
+  std::vector<bool> absorbed_;   // per node
   std::vector<Fused> fused_;
 };
 

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <unordered_set>
 
+#include "ir/count_readers.h"
 #include "ir/rewriter.h"
 #include "transforms/canonicalize/canonicalize.h"
 
@@ -55,23 +56,12 @@ std::vector<bool> made_of_products(const Graph& graph) {
   return result;
 }
 
-std::vector<size_t> count_readers(const Graph& graph) {
-  std::vector<size_t> result(graph.values().size(), 0);
-  for (const Node& node : graph.nodes()) {
-    for (ValueId input : node.inputs) {
-      if (input) ++result[input.index()];
-    }
-  }
-  for (const ir::Output& output : graph.outputs()) ++result[output.value.index()];
-  return result;
-}
-
 class FactorDistributor {
  public:
   explicit FactorDistributor(Rewriter& rewriter)
       : rewriter_(rewriter),
         graph_(rewriter.from()),
-        readers_(count_readers(graph_)),
+        readers_(ir::count_readers(graph_)),
         leads_to_softmax_(summands_of_softmax(graph_)),
         holds_scores_(made_of_products(graph_)) {}
 

@@ -17,6 +17,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "ir/count_readers.h"
 #include "ir/rewriter.h"
 #include "transforms/canonicalize/canonicalize.h"
 
@@ -74,14 +75,7 @@ int64_t extent(const Shape& shape, const Axes& axes) {
 class SumRaiser {
  public:
   explicit SumRaiser(Rewriter& rewriter)
-      : rewriter_(rewriter), graph_(rewriter.from()), readers_(graph_.values().size(), 0) {
-    for (const Node& node : graph_.nodes()) {
-      for (ValueId input : node.inputs) {
-        if (input) ++readers_[input.index()];
-      }
-    }
-    for (const ir::Output& output : graph_.outputs()) ++readers_[output.value.index()];
-  }
+      : rewriter_(rewriter), graph_(rewriter.from()), readers_(ir::count_readers(graph_)) {}
 
   bool rewrite(const Node& sum) {
     if (!sum.is("ReduceSum") || !sum.input(1)) return false;

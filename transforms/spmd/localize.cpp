@@ -14,6 +14,18 @@ using shard::Interval;
 
 namespace {
 
+// The range of a dimension of these atoms, major to minor, of which a rank has `parts`; nullopt
+// where a minor one is split.
+std::optional<Interval> flat_range(const std::vector<Interval>& parts,
+                                   const std::vector<int64_t>& atoms) {
+  Interval found{0, 1};
+  for (size_t a = parts.size(); a-- > 0;) {
+    if (a > 0 && parts[a] != Interval{0, atoms[a]}) return std::nullopt;
+    found = {parts[a].begin * found.extent(), parts[a].end * found.extent()};
+  }
+  return found;
+}
+
 // One node being bound to one rank.
 class LocalNode {
  public:
@@ -82,13 +94,8 @@ class LocalNode {
 
  private:
   Interval range(const Placed& placed, size_t d, int64_t extent) const {
-    const auto ranges = local_ranges(placed, program_.plan->mesh, rank_)[d];
-    Interval found{0, 1};  // of the atoms from a on, which stand major to minor
-    for (size_t a = ranges.size(); a-- > 0;) {
-      if (a > 0 && ranges[a] != Interval{0, placed.atoms[d][a]}) return {0, extent};
-      found = {ranges[a].begin * found.extent(), ranges[a].end * found.extent()};
-    }
-    return found;
+    const auto parts = local_ranges(placed, program_.plan->mesh, rank_)[d];
+    return flat_range(parts, placed.atoms[d]).value_or(Interval{0, extent});
   }
   static bool is_split(const Placed& placed, size_t d) {
     return std::ranges::any_of(placed.layout, [d](const auto& axis) {
@@ -253,14 +260,10 @@ LocalForm local_range_op(LocalNode& local) {
   const ir::Node& node = local.node();
   const ValueId whole =
       local.build().node("Range", local.default_operands(), local.graph().type(node.outputs[0]));
-  Interval part{0, 1};
-  const auto atoms = local.result_atoms(0);
-  for (size_t a = atoms.size(); a-- > 0;) {
-    AUTOSP_CHECK(a == 0 || atoms[a].begin == 0, "{}", local.graph().describe(node));
-    part = {atoms[a].begin * part.extent(), atoms[a].end * part.extent()};
-  }
+  const auto part = flat_range(local.result_atoms(0), local.whole_atoms(0));
+  AUTOSP_CHECK(part.has_value(), "{}", local.graph().describe(node));
   return {"Slice",
-          {whole, local.shape_operand({part.begin}), local.shape_operand({part.end}),
+          {whole, local.shape_operand({part->begin}), local.shape_operand({part->end}),
            local.shape_operand({0})},
           {}};
 }
