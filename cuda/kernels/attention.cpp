@@ -1,143 +1,177 @@
-// Attention and its gradient (docs/attention.md) for what cuDNN does not take: any masks, bias,
-// softcap, sinks and head widths. A block of threads takes a query's row (forward, query gradient)
-// or a key's (key and value gradients) and walks over the other side kLanes at a time, so that
-// scores exist for one row and kLanes columns. Sums are kept in float, in a fixed order.
+// Attention (docs/attention.md) for what cuDNN does not take: any masks, bias, softcap, sinks and
+// head widths, and float32.
+//
+// A block of threads takes kTileRows queries of a head and walks over the keys that any of them
+// sees, a tile at a time (FlashAttention-2, arXiv 2307.08691): scores exist for one tile. A row's
+// maximum and sum, and its part of the output, are in the registers of the threads that share it.
+// Sums are float, in a fixed order.
 #include "cuda/kernels/attention_backward.h"
-#include "cuda/kernels/attention_inputs.h"
+#include "cuda/kernels/attention_reach.h"
 #include "cuda/kernels/rows.h"
+#include "cuda/kernels/tree.h"
 
 namespace autosp::kernels {
 
 namespace {
 
-// A row's statistics: what the forward pass saves.
-template <typename T>
+template <typename T, int kWidth>
 struct Forward {
+  static constexpr int kThreads = kTileThreads;
+  static constexpr int kKeys = 64;
+  using Threads = TileThreads<T>;
+  using Scores = TileSum<T, kKeys, Stored::kByColumn>;
+  using Output = TileSum<T, kWidth, Stored::kByDepth>;
+  static constexpr int kRows = Threads::kRows;
+
   struct Shared {
-    float value[kLanes];
-    float weight[kLanes];
-    float output[kWidest];
-    float max;
-    float old_scale;
-    float sum;
-    bool dead;
-    bool all;  // a dead row that is weighed as if nothing were masked
+    Tile<T, kTileRows, kWidth> query;
+    Tile<T, kKeys, kWidth> key;  // and, once there are scores, the values
+    Tile<T, kTileRows, kKeys> weight;
+    float max[kTileRows][Threads::kOwners];
+    float sum[kTileRows][Threads::kOwners];
+    QueryTile<kTileRows> queries;
+    KeyTile<kKeys> keys;
   };
-  // Phases of a chunk of kLanes keys: scores; their maximum; weights; their sum; the output.
-  static constexpr int kMaxTree = 1;
-  static constexpr int kWeigh = kMaxTree + kTreePhases;
-  static constexpr int kSumTree = kWeigh + 1;
-  static constexpr int kOutput = kSumTree + kTreePhases;
-  static constexpr int kChunk = kOutput + 1;
-  // Before the chunks: whether a key is seen.
-  static constexpr int kFirst = kTreePhases + 2;
+  struct Registers {
+    Scores scores;
+    Output output;
+    float max[kRows];
+    float sum[kRows];
+  };
+  using Place = typename Inputs<T>::Place;
 
   T* output;
   float* maxima;  // or null
   float* sums;    // or null
   Inputs<T> in;
+  Reaches reaches;
 
-  AUTOSP_DEVICE int64_t chunks() const { return (in.keys + kLanes - 1) / kLanes; }
-  AUTOSP_DEVICE int phases() const { return kFirst + static_cast<int>(chunks()) * kChunk + 1; }
-
-  AUTOSP_DEVICE void operator()(int64_t row, int lane, int phase, Shared& s) const {
-    const auto at = in.place(row);
-    if (phase < kFirst) return begin_row(at, lane, phase, s);
-    if (phase + 1 == phases()) return write(row, lane, s);
-    if (s.dead && !s.all) return;
-    const int64_t j = static_cast<int64_t>((phase - kFirst) / kChunk) * kLanes + lane;
-    weigh_chunk(row, at, j, lane, (phase - kFirst) % kChunk, s);
+  AUTOSP_DEVICE_ONLY void operator()(Block<Forward>& block) const {
+    const int64_t tile = block.index() % reaches.num_tiles;
+    const int64_t head = block.index() / reaches.num_tiles % in.query_heads;
+    const int64_t batch = block.index() / reaches.num_tiles / in.query_heads;
+    const Place at{batch, head, tile * kTileRows};
+    const Reach reach = reaches.tile(batch, tile);
+    block.each([&](int thread, Registers& r) { begin_rows(at, thread, r, block.shared()); });
+    for (int first = reach.begin / kKeys * kKeys; first < reach.end; first += kKeys) {
+      block.each([&](int thread) { load_keys(at, first, thread, block.shared()); });
+      block.each(
+          [&](int thread, Registers& r) { find_scores(at, first, thread, r, block.shared()); });
+      block.each([&](int thread, Registers& r) {
+        weigh(at, first, thread, r, block.shared());
+        load_values(at, first, thread, block.shared());
+      });
+      block.each([&](int thread, Registers& r) { add_values(thread, r, block.shared()); });
+    }
+    block.each([&](int thread, Registers& r) { write(at, thread, r, block.shared()); });
   }
 
  private:
-  using Place = typename Inputs<T>::Place;
-
-  AUTOSP_DEVICE void begin_row(const Place& at, int lane, int phase, Shared& s) const {
-    if (phase == 0) {
-      float seen = in.sink != nullptr ? 1.0F : 0.0F;
-      for (int64_t j = lane; j < in.keys && seen == 0; j += kLanes) {
-        if (in.sees(at, j)) seen = 1.0F;
-      }
-      s.value[lane] = seen;
-      for (int64_t e = lane; e < in.value_width; e += kLanes) s.output[e] = 0;
-    } else if (phase <= kTreePhases) {
-      combine_tree(s.value, lane, phase - 1, Add());
-    } else if (lane == 0) {
-      s.dead = s.value[0] == 0;
-      s.all = s.dead && in.dead_rows == DeadRows::kUnmasked;
-      s.max = in.sink != nullptr ? static_cast<float>(in.sink[at.head]) : -INFINITY;
-      s.sum = in.sink != nullptr ? 1.0F : 0.0F;
+  AUTOSP_DEVICE void begin_rows(const Place& at, int thread, Registers& r, Shared& s) const {
+    load_tile(s.query, in.query + in.row(at) * in.width,
+              count_within(in.queries, at.query, kTileRows), in.width, in.packed, thread);
+    s.queries.load(in, reaches, at.batch, at.query, thread);
+    r.output.clear();
+    AUTOSP_UNROLL
+    for (int k = 0; k < kRows; ++k) {
+      r.max[k] = in.sink != nullptr ? static_cast<float>(in.sink[at.head]) : -INFINITY;
+      r.sum[k] = in.sink != nullptr ? 1.0F : 0.0F;
     }
   }
 
-  AUTOSP_DEVICE void weigh_chunk(int64_t row, const Place& at, int64_t j, int lane, int phase,
+  AUTOSP_DEVICE void load_keys(const Place& at, int first, int thread, Shared& s) const {
+    load_tile(s.key, in.key + in.key_row(at, first) * in.width, count_within(in.keys, first, kKeys),
+              in.width, in.packed, thread);
+    s.keys.load(in, at.batch, first, thread);
+  }
+
+  // And every thread's part of the rows' maxima.
+  AUTOSP_DEVICE void find_scores(const Place& at, int first, int thread, Registers& r,
                                  Shared& s) const {
-    if (phase == 0) {
-      const bool counts = j < in.keys && (s.all || in.sees(at, j));
-      s.weight[lane] = counts ? in.biased(at, j, in.capped(row, in.key_row(at, j))) : -INFINITY;
-      s.value[lane] = s.weight[lane];
-    } else if (phase < kWeigh) {
-      combine_tree(s.value, lane, phase - kMaxTree, Larger());
-    } else if (phase == kWeigh) {
-      // Every thread finds the same; s.max itself changes in the last phase.
-      const float max = Larger()(s.max, s.value[0]);
-      s.weight[lane] = s.weight[lane] == -INFINITY ? 0.0F : exp(s.weight[lane] - max);
-    } else if (phase == kSumTree) {
-      if (lane == 0) {
-        const float max = Larger()(s.max, s.value[0]);
-        s.old_scale = s.max == -INFINITY ? 0.0F : exp(s.max - max);
-        s.max = max;
+    r.scores.clear();
+    r.scores.add(s.query, s.key, padded_depth(in.width), thread);
+    AUTOSP_UNROLL
+    for (int k = 0; k < kRows; ++k) {
+      const int i = Threads::row(thread, k);
+      const bool is_dead = s.queries.reach[i].is_dead();
+      float max = -INFINITY;
+      AUTOSP_UNROLL
+      for (int c = 0; c < Scores::kOwn; ++c) {
+        const int j = Scores::column(thread, c);
+        float& score = r.scores.at[k][c];
+        if (!weighs(in, s.queries, i, s.keys, j, first + j)) {
+          score = -INFINITY;
+        } else if (is_dead && in.dead_rows != DeadRows::kUnmasked) {
+          score = in.dead_rows == DeadRows::kUniform ? 0.0F : NAN;
+        } else {
+          score = in.biased({at.batch, at.head, at.query + i}, first + j, in.capped(score));
+        }
+        max = Larger()(max, score);
       }
-    } else if (phase < kOutput) {
-      sum_weights(lane, phase - kSumTree - 1, s);
-      // In the second of these phases nobody else reads weights any more.
-      if (phase == kSumTree + 2 && j < in.keys) s.weight[lane] *= in.kept(at, j);
-    } else {
-      add_values(at, j - lane, lane, s);
+      s.max[i][Threads::owner(thread)] = max;
     }
   }
 
-  // Two levels of the tree fewer than phases: the first adds weights in fours.
-  AUTOSP_DEVICE static void sum_weights(int lane, int level, Shared& s) {
-    if (level == 0) {
-      s.value[lane] = lane * 4 < kLanes ? s.weight[lane * 4] + s.weight[lane * 4 + 1] +
-                                              s.weight[lane * 4 + 2] + s.weight[lane * 4 + 3]
-                                        : 0.0F;
-      return;
+  // What was summed of a row so far is weighed anew by what its maximum has become.
+  AUTOSP_DEVICE void weigh(const Place& at, int first, int thread, Registers& r, Shared& s) const {
+    AUTOSP_UNROLL
+    for (int k = 0; k < kRows; ++k) {
+      const int i = Threads::row(thread, k);
+      float max = r.max[k];
+      for (int owner = 0; owner < Threads::kOwners; ++owner) max = Larger()(max, s.max[i][owner]);
+      const float again = r.max[k] == -INFINITY ? 0.0F : exp(r.max[k] - max);
+      r.max[k] = max;
+      r.sum[k] *= again;
+      AUTOSP_UNROLL
+      for (int e = 0; e < Output::kOwn; ++e) r.output.at[k][e] *= again;
+      float sum = 0;
+      AUTOSP_UNROLL
+      for (int c = 0; c < Scores::kOwn; ++c) {
+        const int j = Scores::column(thread, c);
+        const float score = r.scores.at[k][c];
+        float weight = score == -INFINITY ? 0.0F : exp(score - max);
+        sum += weight;
+        if (weight != 0) weight *= in.kept({at.batch, at.head, at.query + i}, first + j);
+        s.weight.at[i][j] = T(weight);
+      }
+      s.sum[i][Threads::owner(thread)] = sum;
     }
-    const int half = kLanes / 4 >> level;
-    if (lane < half) s.value[lane] += s.value[lane + half];
   }
 
-  AUTOSP_DEVICE void add_values(const Place& at, int64_t first, int lane, Shared& s) const {
-    const int64_t count = in.keys - first < kLanes ? in.keys - first : kLanes;
-    for (int64_t e = lane; e < in.value_width; e += kLanes) {
-      float total = s.output[e] * s.old_scale;
-      for (int64_t k = 0; k < count; ++k) {
-        if (s.weight[k] == 0) continue;  // what is masked may hold anything
-        total += s.weight[k] *
-                 static_cast<float>(in.value[in.key_row(at, first + k) * in.value_width + e]);
-      }
-      s.output[e] = total;
-    }
-    if (lane == 0) s.sum = s.sum * s.old_scale + s.value[0];
+  AUTOSP_DEVICE void load_values(const Place& at, int first, int thread, Shared& s) const {
+    load_tile(s.key, in.value + in.key_row(at, first) * in.value_width,
+              count_within(in.keys, first, kKeys), in.value_width, in.packed, thread,
+              [&](int j) { return may_matter(in, at.batch, first + j); });
   }
 
-  AUTOSP_DEVICE void write(int64_t row, int lane, const Shared& s) const {
-    const auto at = in.place(row);
-    const bool fixed = s.dead && !s.all;
-    const float weight = dead_weight(in.dead_rows, in.keys);
-    for (int64_t e = lane; e < in.value_width; e += kLanes) {
-      float value = fixed ? 0 : s.output[e] / s.sum;
-      for (int64_t j = 0; fixed && weight != 0 && j < in.keys; ++j) {
-        value += weight * in.kept(at, j) *
-                 static_cast<float>(in.value[in.key_row(at, j) * in.value_width + e]);
-      }
-      output[row * in.value_width + e] = T(value);
+  AUTOSP_DEVICE void add_values(int thread, Registers& r, Shared& s) const {
+    AUTOSP_UNROLL
+    for (int k = 0; k < kRows; ++k) {
+      const float* sum = s.sum[Threads::row(thread, k)];
+      for (int owner = 0; owner < Threads::kOwners; ++owner) r.sum[k] += sum[owner];
     }
-    if (lane != 0) return;
-    if (maxima != nullptr) maxima[row] = fixed ? kLowest : s.max;
-    if (sums != nullptr) sums[row] = fixed ? 0.0F : s.sum;
+    r.output.add(s.weight, s.key, kKeys, thread);
+  }
+
+  AUTOSP_DEVICE void write(const Place& at, int thread, const Registers& r, const Shared& s) const {
+    AUTOSP_UNROLL
+    for (int k = 0; k < kRows; ++k) {
+      const int i = Threads::row(thread, k);
+      if (at.query + i >= in.queries) continue;
+      const int64_t row = in.row(at) + i;
+      const bool fixed = s.queries.reach[i].is_dead() && in.dead_rows != DeadRows::kUnmasked;
+      const bool empty = s.queries.reach[i].is_dead() && s.queries.reach[i].end == 0;
+      const float scale = empty ? 0.0F : 1 / r.sum[k];
+      AUTOSP_UNROLL
+      for (int e = 0; e < Output::kOwn; ++e) {
+        const int column = Output::column(thread, e);
+        if (column >= in.value_width) continue;
+        output[row * in.value_width + column] = T(r.output.at[k][e] * scale);
+      }
+      if (Threads::owner(thread) != 0) continue;
+      if (maxima != nullptr) maxima[row] = fixed ? kLowest : r.max[k];
+      if (sums != nullptr) sums[row] = fixed ? 0.0F : r.sum[k];
+    }
   }
 };
 
@@ -145,19 +179,27 @@ bool fits_forward(const ir::Graph& graph, const ir::Node& node) {
   return fits(graph, node, reference::kAttention.query);
 }
 
+int64_t forward_workspace(const ir::Graph& graph, const ir::Node& node, int /*workers*/) {
+  const ir::Shape& query = graph.shape(node.inputs[reference::kAttention.query]);
+  return reach_bytes(query[0], query[2]);
+}
+
 void attention(const executor::KernelCall& call) {
   const AttentionProblem p = reference::attention_problem(call.call, reference::kAttention);
-  const int64_t rows = p.batch * p.query_heads * p.queries;
+  const Queue queue(call);
   visit(AttentionTypes{}, call.call.operands[0].dtype, [&]<typename T>(std::type_identity<T>) {
-    launch_rows(
-        Queue(call), rows,
-        Forward<T>{data<T>(call.call.results[0]), data<float>(result(call, 1)),
-                   data<float>(result(call, 2)), Inputs<T>(call, p, reference::kAttention.query)});
+    const Inputs<T> in(call, p, reference::kAttention.query);
+    const Reaches reaches = find_reaches(queue, in, call.workspace);
+    visit_widths(in, [&]<int kWidth>(Width<kWidth>) {
+      launch_blocks(queue, p.batch * p.query_heads * reaches.num_tiles,
+                    Forward<T, kWidth>{data<T>(call.call.results[0]), data<float>(result(call, 1)),
+                                       data<float>(result(call, 2)), in, reaches});
+    });
   });
 }
 
 constexpr KernelRow kRows[] = {
-    {ir::kAutospDomain, "Attention", fits_forward, attention},
+    {ir::kAutospDomain, "Attention", fits_forward, attention, forward_workspace},
     {ir::kAutospDomain, "AttentionGrad", fits_backward, attention_grad, backward_workspace},
 };
 

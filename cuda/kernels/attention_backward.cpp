@@ -1,253 +1,269 @@
-// Query gradients by blocks of threads that take a query's row each, key and value gradients by
-// blocks that take a key's.
+// Query gradients by blocks that take a tile of queries each and walk over keys, key and value
+// gradients by blocks that take a tile of keys and walk over the queries of all heads that share
+// them. Each finds the weights anew; no two blocks add to one sum, whose order is so fixed.
 #include "cuda/kernels/attention_backward.h"
 
-#include "cuda/kernels/attention_inputs.h"
+#include "cuda/kernels/tree.h"
 
 namespace autosp::kernels {
 
 namespace {
 
 template <typename T>
-struct Saved {
+struct Delta {
+  float* delta;
   const T* output_gradient;
   const T* output;
-  const float* maxima;
-  const float* sums;
-};
-
-// delta = dO . O of every row, and whether the row is dead.
-template <typename T>
-struct Prepare {
-  float* delta;
-  int8_t* dead;
-  Inputs<T> in;
-  Saved<T> saved;
+  int width;
   AUTOSP_DEVICE void operator()(int64_t row) const {
     float sum = 0;
-    for (int64_t e = 0; e < in.value_width; ++e) {
-      sum += static_cast<float>(saved.output_gradient[row * in.value_width + e]) *
-             static_cast<float>(saved.output[row * in.value_width + e]);
+    for (int64_t e = row * width; e < (row + 1) * width; ++e) {
+      sum += static_cast<float>(output_gradient[e]) * static_cast<float>(output[e]);
     }
     delta[row] = sum;
-    const auto at = in.place(row);
-    bool seen = in.sink != nullptr;
-    for (int64_t j = 0; j < in.keys && !seen; ++j) seen = in.sees(at, j);
-    dead[row] = seen ? 0 : 1;
   }
 };
 
-// What a query and a key have to do with each other.
-template <typename T>
-struct Pair {
-  float weight = 0;            // after dropout
-  float product_gradient = 0;  // of query . key
-  float bias_gradient = 0;
+template <typename T, int kWidth>
+struct QueryGradient {
+  static constexpr int kThreads = kTileThreads;
+  static constexpr int kKeys = kStep<T, kWidth>;
+  using Threads = TileThreads<T>;
+  using Products = TileSum<T, kKeys, Stored::kByColumn>;
+  using Gradient = TileSum<T, kWidth, Stored::kByDepth>;
+  using Place = typename Inputs<T>::Place;
 
-  AUTOSP_DEVICE Pair(const Inputs<T>& in, const Saved<T>& saved, const float* delta,
-                     const int8_t* dead, const typename Inputs<T>::Place& at, int64_t row,
-                     int64_t j) {
-    const bool is_dead = dead[row] != 0;
-    const bool all = is_dead && in.dead_rows == DeadRows::kUnmasked;
-    if (is_dead && !all) {
-      weight = dead_weight(in.dead_rows, in.keys);
-    } else if (all || in.sees(at, j)) {
-      weight = -1;  // to be found
-    }
-    if (weight == 0) return;
-    const float capped = in.capped(row, in.key_row(at, j));
-    if (weight == -1) {
-      weight = exp(in.biased(at, j, capped) - saved.maxima[row]) / saved.sums[row];
-    }
-    const float undropped = weight;
-    const float kept = in.kept(at, j);
-    weight *= kept;
-    if (is_dead && !in.dead_row_gradient) return;
-    float dot = 0;
-    const T* value = in.value + in.key_row(at, j) * in.value_width;
-    for (int64_t e = 0; e < in.value_width; ++e) {
-      dot += static_cast<float>(saved.output_gradient[row * in.value_width + e]) *
-             static_cast<float>(value[e]);
-    }
-    bias_gradient = undropped * (kept * dot - delta[row]);
-    const float tanh_of = in.softcap == 0 ? 0.0F : capped / in.softcap;
-    product_gradient = bias_gradient * in.scale * (1 - tanh_of * tanh_of);
-  }
-};
-
-template <typename T>
-struct Gradients {
-  struct Shared {
-    float product_gradient[kLanes];
-    float weight[kLanes];
-    float sum[kWidest];        // of a query's or a key's gradient
-    float value_sum[kWidest];  // of a value's
+  struct Shared : PairTiles<T, kTileRows, kKeys, kWidth> {
+    Tile<T, kTileRows, kKeys> product_gradient;
   };
+  struct Registers {
+    Products products;  // query . key
+    Products dots;      // output's gradient . value
+    Gradient gradient;
+  };
+
+  T* gradient;
   Inputs<T> in;
   Saved<T> saved;
-  const float* delta;
-  const int8_t* dead;
-};
+  Reaches reaches;
 
-// A row per query.
-template <typename T>
-struct QueryGradient : Gradients<T> {
-  using Shared = typename Gradients<T>::Shared;
-  T* gradient;
-  AUTOSP_DEVICE int phases() const {
-    return 2 + 2 * static_cast<int>((this->in.keys + kLanes - 1) / kLanes);
-  }
-  AUTOSP_DEVICE void operator()(int64_t row, int lane, int phase, Shared& s) const {
-    const auto& in = this->in;
-    const auto at = in.place(row);
-    const int64_t first = static_cast<int64_t>((phase - 1) / 2) * kLanes;
-    if (phase == 0) {
-      for (int64_t d = lane; d < in.width; d += kLanes) s.sum[d] = 0;
-    } else if (phase + 1 == phases()) {
-      for (int64_t d = lane; d < in.width; d += kLanes) gradient[row * in.width + d] = T(s.sum[d]);
-    } else if (phase % 2 == 1) {
-      const int64_t j = first + lane;
-      s.product_gradient[lane] =
-          j < in.keys
-              ? Pair<T>(in, this->saved, this->delta, this->dead, at, row, j).product_gradient
-              : 0.0F;
-    } else {
-      for (int64_t d = lane; d < in.width; d += kLanes) {
-        float total = s.sum[d];
-        for (int64_t k = 0; k < kLanes && first + k < in.keys; ++k) {
-          if (s.product_gradient[k] == 0) continue;
-          total += s.product_gradient[k] *
-                   static_cast<float>(in.key[in.key_row(at, first + k) * in.width + d]);
-        }
-        s.sum[d] = total;
-      }
+  AUTOSP_DEVICE_ONLY void operator()(Block<QueryGradient>& block) const {
+    const int64_t tile = block.index() % reaches.num_tiles;
+    const int64_t head = block.index() / reaches.num_tiles % in.query_heads;
+    const int64_t batch = block.index() / reaches.num_tiles / in.query_heads;
+    const Place at{batch, head, tile * kTileRows};
+    const Reach reach = reaches.tile(batch, tile);
+    block.each([&](int thread, Registers& r) {
+      block.shared().load_queries(in, reaches, saved, at, thread);
+      r.gradient.clear();
+    });
+    for (int first = reach.begin / kKeys * kKeys; first < reach.end; first += kKeys) {
+      block.each([&](int thread) { block.shared().load_keys(in, at, first, thread); });
+      block.each([&](int thread, Registers& r) { meet(at, first, thread, r, block.shared()); });
+      block.each([&](int thread, Registers& r) {
+        const Shared& s = block.shared();
+        r.gradient.add(s.product_gradient, s.key, kKeys, thread);
+      });
     }
-  }
-};
-
-// A row per key and KV head: the queries of all heads of its group, one after the other.
-template <typename T>
-struct KeyGradients : Gradients<T> {
-  using Shared = typename Gradients<T>::Shared;
-  using Place = typename Inputs<T>::Place;
-  T* key_gradient;
-  T* value_gradient;
-  AUTOSP_DEVICE int phases() const {
-    const int64_t terms = this->in.group * this->in.queries;
-    return 2 + 2 * static_cast<int>((terms + kLanes - 1) / kLanes);
-  }
-  AUTOSP_DEVICE void operator()(int64_t key_row, int lane, int phase, Shared& s) const {
-    const auto& in = this->in;
-    const int64_t first = static_cast<int64_t>((phase - 1) / 2) * kLanes;
-    if (phase == 0) {
-      for (int64_t d = lane; d < kWidest; d += kLanes) s.sum[d] = s.value_sum[d] = 0;
-    } else if (phase + 1 == phases()) {
-      for (int64_t d = lane; d < in.width; d += kLanes) {
-        key_gradient[key_row * in.width + d] = T(s.sum[d]);
-      }
-      for (int64_t e = lane; e < in.value_width; e += kLanes) {
-        value_gradient[key_row * in.value_width + e] = T(s.value_sum[e]);
-      }
-    } else if (phase % 2 == 1) {
-      meet(key_row, first + lane, lane, s);
-    } else {
-      add(key_row, first, lane, s);
-    }
+    block.each([&](int thread, Registers& r) { write(at, thread, r.gradient); });
   }
 
  private:
-  // Term t is query t % queries of head t / queries of the group.
-  AUTOSP_DEVICE Place place(int64_t key_row, int64_t term) const {
-    const auto& in = this->in;
-    const int64_t kv_head = key_row / in.keys % in.kv_heads;
-    return {key_row / (in.keys * in.kv_heads), kv_head * in.group + term / in.queries,
-            term % in.queries};
-  }
-  AUTOSP_DEVICE int64_t query_row(const Place& at) const {
-    return (at.batch * this->in.query_heads + at.head) * this->in.queries + at.query;
-  }
-  AUTOSP_DEVICE void meet(int64_t key_row, int64_t term, int lane, Shared& s) const {
-    s.weight[lane] = s.product_gradient[lane] = 0;
-    if (term >= this->in.group * this->in.queries) return;
-    const Place at = place(key_row, term);
-    const Pair<T> pair(this->in, this->saved, this->delta, this->dead, at, query_row(at),
-                       key_row % this->in.keys);
-    s.weight[lane] = pair.weight;
-    s.product_gradient[lane] = pair.product_gradient;
-  }
-  AUTOSP_DEVICE void add(int64_t key_row, int64_t first, int lane, Shared& s) const {
-    const auto& in = this->in;
-    for (int64_t k = 0; k < kLanes && first + k < in.group * in.queries; ++k) {
-      if (s.weight[k] == 0 && s.product_gradient[k] == 0) continue;
-      const int64_t row = query_row(place(key_row, first + k));
-      for (int64_t d = lane; d < in.width; d += kLanes) {
-        s.sum[d] += s.product_gradient[k] * static_cast<float>(in.query[row * in.width + d]);
+  AUTOSP_DEVICE void meet(const Place& at, int first, int thread, Registers& r, Shared& s) const {
+    r.products.clear();
+    r.products.add(s.query, s.key, padded_depth(in.width), thread);
+    r.dots.clear();
+    r.dots.add(s.output_gradient, s.value, padded_depth(in.value_width), thread);
+    AUTOSP_UNROLL
+    for (int k = 0; k < Threads::kRows; ++k) {
+      const int i = Threads::row(thread, k);
+      AUTOSP_UNROLL
+      for (int c = 0; c < Products::kOwn; ++c) {
+        const int j = Products::column(thread, c);
+        const Pair pair = pair_of(in, s.queries, i, s.keys, j, {at.batch, at.head, at.query + i},
+                                  first + j, r.products.at[k][c], r.dots.at[k][c]);
+        s.product_gradient.at[i][j] = T(pair.product_gradient);
       }
-      for (int64_t e = lane; e < in.value_width; e += kLanes) {
-        s.value_sum[e] +=
-            s.weight[k] * static_cast<float>(this->saved.output_gradient[row * in.value_width + e]);
+    }
+  }
+
+  AUTOSP_DEVICE void write(const Place& at, int thread, const Gradient& sum) const {
+    AUTOSP_UNROLL
+    for (int k = 0; k < Threads::kRows; ++k) {
+      const int i = Threads::row(thread, k);
+      if (at.query + i >= in.queries) continue;
+      T* to = gradient + (in.row(at) + i) * in.width;
+      AUTOSP_UNROLL
+      for (int c = 0; c < Gradient::kOwn; ++c) {
+        const int d = Gradient::column(thread, c);
+        if (d < in.width) to[d] = T(sum.at[k][c]);
       }
     }
   }
 };
 
-// An entry of the sink's gradient: a head's.
+// Rows of its products are keys, columns are queries.
+template <typename T, int kWidth>
+struct KeyGradients {
+  static constexpr int kThreads = kTileThreads;
+  static constexpr int kQueries = kStep<T, kWidth>;
+  using Threads = TileThreads<T>;
+  using Products = TileSum<T, kQueries, Stored::kByColumn>;
+  using Gradient = TileSum<T, kWidth, Stored::kByDepth>;
+  using Place = typename Inputs<T>::Place;
+
+  struct Shared : PairTiles<T, kQueries, kTileRows, kWidth> {
+    Tile<T, kTileRows, kQueries> weight;
+    Tile<T, kTileRows, kQueries> product_gradient;
+  };
+  struct Registers {
+    Products products;
+    Products dots;
+    Gradient key_gradient;
+    Gradient value_gradient;
+  };
+
+  T* key_gradient;
+  T* value_gradient;
+  Inputs<T> in;
+  Saved<T> saved;
+  Reaches reaches;
+
+  AUTOSP_DEVICE_ONLY void operator()(Block<KeyGradients>& block) const {
+    const int64_t tiles = tiles_of(in.keys);
+    const int64_t first = block.index() % tiles * kTileRows;
+    const int64_t kv_head = block.index() / tiles % in.kv_heads;
+    const int64_t batch = block.index() / tiles / in.kv_heads;
+    block.each([&](int thread, Registers& r) {
+      block.shared().load_keys(in, {batch, kv_head * in.group, 0}, first, thread);
+      r.key_gradient.clear();
+      r.value_gradient.clear();
+    });
+    for (int64_t head = kv_head * in.group; head < (kv_head + 1) * in.group; ++head) {
+      for (int64_t query = 0; query < in.queries; query += kQueries) {
+        const Reach reach = reaches.tile(batch, query / kTileRows);
+        if (reach.end <= first || reach.begin >= first + kTileRows) continue;
+        add_queries({batch, head, query}, first, block);
+      }
+    }
+    block.each([&](int thread, Registers& r) {
+      const int64_t row = (batch * in.kv_heads + kv_head) * in.keys + first;
+      const int count = count_within(in.keys, first, kTileRows);
+      write(key_gradient + row * in.width, count, in.width, thread, r.key_gradient);
+      write(value_gradient + row * in.value_width, count, in.value_width, thread, r.value_gradient);
+    });
+  }
+
+ private:
+  AUTOSP_DEVICE_ONLY void add_queries(const Place& at, int64_t first,
+                                      Block<KeyGradients>& block) const {
+    block.each([&](int thread) { block.shared().load_queries(in, reaches, saved, at, thread); });
+    block.each([&](int thread, Registers& r) { meet(at, first, thread, r, block.shared()); });
+    block.each([&](int thread, Registers& r) {
+      const Shared& s = block.shared();
+      r.key_gradient.add(s.product_gradient, s.query, kQueries, thread);
+      r.value_gradient.add(s.weight, s.output_gradient, kQueries, thread);
+    });
+  }
+
+  AUTOSP_DEVICE void meet(const Place& at, int64_t first, int thread, Registers& r,
+                          Shared& s) const {
+    r.products.clear();
+    r.products.add(s.key, s.query, padded_depth(in.width), thread);
+    r.dots.clear();
+    r.dots.add(s.value, s.output_gradient, padded_depth(in.value_width), thread);
+    AUTOSP_UNROLL
+    for (int k = 0; k < Threads::kRows; ++k) {
+      const int j = Threads::row(thread, k);
+      AUTOSP_UNROLL
+      for (int c = 0; c < Products::kOwn; ++c) {
+        const int i = Products::column(thread, c);
+        const Pair pair = pair_of(in, s.queries, i, s.keys, j, {at.batch, at.head, at.query + i},
+                                  first + j, r.products.at[k][c], r.dots.at[k][c]);
+        s.weight.at[j][i] = T(pair.weight);
+        s.product_gradient.at[j][i] = T(pair.product_gradient);
+      }
+    }
+  }
+
+  AUTOSP_DEVICE static void write(T* to, int rows, int width, int thread, const Gradient& sum) {
+    AUTOSP_UNROLL
+    for (int k = 0; k < Threads::kRows; ++k) {
+      const int j = Threads::row(thread, k);
+      if (j >= rows) continue;
+      AUTOSP_UNROLL
+      for (int c = 0; c < Gradient::kOwn; ++c) {
+        const int column = Gradient::column(thread, c);
+        if (column < width) to[static_cast<int64_t>(j) * width + column] = T(sum.at[k][c]);
+      }
+    }
+  }
+};
+
+// An entry of the sink's gradient, a head's, per row of launch_rows().
 template <typename T>
 struct SinkGradient {
+  struct Shared {
+    float sum[kLanes];
+  };
   T* gradient;
   Inputs<T> in;
   Saved<T> saved;
-  const float* delta;
-  int64_t batch;
-  AUTOSP_DEVICE void operator()(int64_t head) const {
-    float total = 0;
-    const auto sink = static_cast<float>(in.sink[head]);
-    for (int64_t b = 0; b < batch; ++b) {
-      for (int64_t i = 0; i < in.queries; ++i) {
-        const int64_t row = (b * in.query_heads + head) * in.queries + i;
-        total -= exp(sink - saved.maxima[row]) / saved.sums[row] * delta[row];
+  AUTOSP_DEVICE int phases() const { return kTreePhases + 2; }
+  AUTOSP_DEVICE void operator()(int64_t head, int lane, int phase, Shared& s) const {
+    if (phase == 0) {
+      float total = 0;
+      const auto sink = static_cast<float>(in.sink[head]);
+      for (int64_t k = lane; k < in.batch * in.queries; k += kLanes) {
+        const int64_t row = in.row({k / in.queries, head, k % in.queries});
+        total -= exp(sink - saved.maxima[row]) / saved.sums[row] * saved.delta[row];
       }
+      s.sum[lane] = total;
+    } else if (phase <= kTreePhases) {
+      combine_tree(s.sum, lane, phase - 1, Add());
+    } else if (lane == 0) {
+      gradient[head] = T(s.sum[0]);
     }
-    gradient[head] = T(total);
   }
 };
-
-int64_t query_rows(const ir::Graph& graph, const ir::Node& node) {
-  const ir::Shape& query = graph.shape(node.inputs[reference::kAttentionGrad.query]);
-  return query[0] * query[1] * query[2];
-}
 
 template <typename T>
 void differentiate(const executor::KernelCall& call, const AttentionProblem& p) {
   const auto& operands = call.call.operands;
-  const Inputs<T> in(call, p, reference::kAttentionGrad.query);
-  const Saved<T> saved{data<T>(operands[0]), data<T>(operands[4]), data<float>(operands[5]),
-                       data<float>(operands[6])};
-  const int64_t rows = p.batch * p.query_heads * p.queries;
-  auto* delta = reinterpret_cast<float*>(call.workspace);
-  auto* dead = reinterpret_cast<int8_t*>(delta + rows);
   const Queue queue(call);
-  launch(queue, rows, Prepare<T>{delta, dead, in, saved});
-  const Gradients<T> common{in, saved, delta, dead};
-  launch_rows(queue, rows, QueryGradient<T>{common, data<T>(call.call.results[0])});
-  launch_rows(
-      queue, p.batch * p.kv_heads * p.keys,
-      KeyGradients<T>{common, data<T>(call.call.results[1]), data<T>(call.call.results[2])});
-  if (result(call, 4)) {
-    launch(queue, p.query_heads,
-           SinkGradient<T>{data<T>(result(call, 4)), in, saved, delta, p.batch});
+  Inputs<T> in(call, p, reference::kAttentionGrad.query);
+  in.packed = in.packed && aligned_for<T>(operands[0].data, kTilePack<T>);
+  const int64_t rows = p.batch * p.query_heads * p.queries;
+  auto* delta = reinterpret_cast<float*>(call.workspace + reach_bytes(p.batch, p.queries));
+  const Reaches reaches = find_reaches(queue, in, call.workspace);
+  const Saved<T> saved{data<T>(operands[0]), data<T>(operands[4]), data<float>(operands[5]),
+                       data<float>(operands[6]), delta};
+  launch(queue, rows, Delta<T>{delta, saved.output_gradient, saved.output, in.value_width});
+  visit_widths(in, [&]<int kWidth>(Width<kWidth>) {
+    launch_blocks(queue, p.batch * p.query_heads * reaches.num_tiles,
+                  QueryGradient<T, kWidth>{data<T>(call.call.results[0]), in, saved, reaches});
+    launch_blocks(queue, p.batch * p.kv_heads * tiles_of(p.keys),
+                  KeyGradients<T, kWidth>{data<T>(call.call.results[1]),
+                                          data<T>(call.call.results[2]), in, saved, reaches});
+  });
+  if (const auto& bias = result(call, 3)) {
+    bias_gradient(queue, in, saved, reaches, *bias.shape, data<T>(bias));
+  }
+  if (const auto& sink = result(call, 4)) {
+    launch_rows(queue, p.query_heads, SinkGradient<T>{data<T>(sink), in, saved});
   }
 }
 
 }  // namespace
 
-// The gradient of the bias sums over what it broadcasts over: left to the host.
 bool fits_backward(const ir::Graph& graph, const ir::Node& node) {
-  return fits(graph, node, reference::kAttentionGrad.query) && !node.output(3);
+  return fits(graph, node, reference::kAttentionGrad.query);
 }
 
 int64_t backward_workspace(const ir::Graph& graph, const ir::Node& node, int /*workers*/) {
-  return query_rows(graph, node) * static_cast<int64_t>(sizeof(float) + sizeof(int8_t));
+  const ir::Shape& query = graph.shape(node.inputs[reference::kAttentionGrad.query]);
+  const int64_t rows = query[0] * query[1] * query[2];
+  return reach_bytes(query[0], query[2]) + rows * static_cast<int64_t>(sizeof(float));
 }
 
 void attention_grad(const executor::KernelCall& call) {

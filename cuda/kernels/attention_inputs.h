@@ -1,11 +1,11 @@
 // What attention's kernels share: which nodes they take, and one call's operands on the device.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "cuda/kernels/draw.h"
 #include "cuda/kernels/map.h"
-#include "cuda/kernels/tree.h"
 #include "reference/attention_problem.h"
 
 namespace autosp::kernels {
@@ -20,7 +20,8 @@ inline constexpr float kLowest = -3.402823466e+38F;
 // What a kernel needs of the problem. Pointers are the device's.
 template <typename T>
 struct Inputs {
-  int64_t query_heads, kv_heads, group, queries, keys, width, value_width;
+  int64_t batch, query_heads, kv_heads, group, queries, keys;
+  int width, value_width;
   float scale, softcap;
   DeadRows dead_rows;
   bool dead_row_gradient;
@@ -39,15 +40,17 @@ struct Inputs {
   const T* query;
   const T* key;
   const T* value;
+  bool packed;  // rows of all operands begin at multiples of 16 bytes
 
   Inputs(const executor::KernelCall& call, const AttentionProblem& p, size_t first)
-      : query_heads(p.query_heads),
+      : batch(p.batch),
+        query_heads(p.query_heads),
         kv_heads(p.kv_heads),
         group(p.group),
         queries(p.queries),
         keys(p.keys),
-        width(p.width),
-        value_width(p.value_width),
+        width(static_cast<int>(p.width)),
+        value_width(static_cast<int>(p.value_width)),
         scale(p.scale),
         softcap(p.softcap),
         dead_rows(p.dead_rows),
@@ -70,41 +73,43 @@ struct Inputs {
         step(p.step),
         query(data<T>(call.call.operands[first])),
         key(data<T>(call.call.operands[first + 1])),
-        value(data<T>(call.call.operands[first + 2])) {}
+        value(data<T>(call.call.operands[first + 2])),
+        packed(width % (16 / sizeof(T)) == 0 && value_width % (16 / sizeof(T)) == 0) {
+    for (const void* operand : {static_cast<const void*>(query), static_cast<const void*>(key),
+                                static_cast<const void*>(value)}) {
+      packed = packed && aligned_for<T>(operand, 16 / sizeof(T));
+    }
+  }
 
+  // A query's row of [batch, query heads, queries].
   struct Place {
     int64_t batch, head, query;
   };
-  // Of row `row` of [batch, query heads, queries].
   AUTOSP_DEVICE Place place(int64_t row) const {
     return {row / (query_heads * queries), row / queries % query_heads, row % queries};
   }
+  AUTOSP_DEVICE int64_t row(const Place& at) const {
+    return (at.batch * query_heads + at.head) * queries + at.query;
+  }
+  // Of [batch, KV heads, keys].
   AUTOSP_DEVICE int64_t key_row(const Place& at, int64_t j) const {
     return (at.batch * kv_heads + at.head / group) * keys + j;
   }
-  AUTOSP_DEVICE bool sees(const Place& at, int64_t j) const {
-    if (begin != nullptr && j < begin[at.batch * begin_stride + at.query]) return false;
-    if (end != nullptr && j >= end[at.batch * end_stride + at.query]) return false;
-    if (key_mask != nullptr && !key_mask[at.batch * key_stride + j]) return false;
-    return query_segment == nullptr || query_segment[at.batch * query_segment_stride + at.query] ==
-                                           key_segment[at.batch * key_segment_stride + j];
+  // Whether keys of the query's interval are hidden otherwise.
+  AUTOSP_DEVICE bool unmasked(int64_t batch, int64_t i, int64_t j) const {
+    if (key_mask != nullptr && !key_mask[batch * key_stride + j]) return false;
+    return query_segment == nullptr || query_segment[batch * query_segment_stride + i] ==
+                                           key_segment[batch * key_segment_stride + j];
   }
-  // After the softcap, before the bias.
-  AUTOSP_DEVICE float capped(int64_t query_row, int64_t key_row) const {
-    float product = 0;
-    for (int64_t k = 0; k < width; ++k) {
-      product += static_cast<float>(query[query_row * width + k]) *
-                 static_cast<float>(key[key_row * width + k]);
-    }
+  // Of query . key: scaled and capped, before the bias.
+  AUTOSP_DEVICE float capped(float product) const {
     const float score = scale * product;
     return softcap == 0 ? score : softcap * tanh(score / softcap);
   }
-  AUTOSP_DEVICE int64_t bias_at(const Place& at, int64_t j) const {
-    return at.batch * bias_strides[0] + at.head * bias_strides[1] + at.query * bias_strides[2] +
-           j * bias_strides[3];
-  }
   AUTOSP_DEVICE float biased(const Place& at, int64_t j, float score) const {
-    return bias == nullptr ? score : score + static_cast<float>(bias[bias_at(at, j)]);
+    if (bias == nullptr) return score;
+    return score + static_cast<float>(bias[at.batch * bias_strides[0] + at.head * bias_strides[1] +
+                                           at.query * bias_strides[2] + j * bias_strides[3]]);
   }
   // What dropout multiplies a weight by.
   AUTOSP_DEVICE float kept(const Place& at, int64_t j) const {
@@ -115,10 +120,24 @@ struct Inputs {
   }
 };
 
-// The weight of a key in a row that sees none.
+AUTOSP_DEVICE inline bool dead_rows_weigh(DeadRows kind) {
+  return kind != DeadRows::kNone && kind != DeadRows::kZero;
+}
+// The weight of a key in a row that sees none, unless it is the softmax of all scores.
 AUTOSP_DEVICE inline float dead_weight(DeadRows kind, int64_t keys) {
   if (kind == DeadRows::kUniform) return 1.0F / static_cast<float>(keys);
   return kind == DeadRows::kNan ? NAN : 0.0F;
+}
+
+// Kernels are compiled for the widest of both widths.
+template <int kWidth>
+using Width = std::integral_constant<int, kWidth>;
+template <typename T, typename F>
+void visit_widths(const Inputs<T>& in, F&& f) {
+  const int widest = std::max(in.width, in.value_width);
+  if (widest <= 64) return f(Width<64>{});
+  if (widest <= 128) return f(Width<128>{});
+  f(Width<kWidest>{});
 }
 
 using AttentionTypes = TypeList<float, Float16, BFloat16>;

@@ -11,8 +11,17 @@
 #if defined(__CUDACC__)
 #include <cuda_fp16.h>
 #define AUTOSP_DEVICE __host__ __device__
+#define AUTOSP_DEVICE_ONLY __device__  // of the emulated device: the host's
 #else
 #define AUTOSP_DEVICE
+#define AUTOSP_DEVICE_ONLY
+#endif
+
+// Before a loop over an array that is to be in registers.
+#if defined(__CUDA_ARCH__)
+#define AUTOSP_UNROLL _Pragma("unroll")
+#else
+#define AUTOSP_UNROLL
 #endif
 
 namespace autosp::kernels {

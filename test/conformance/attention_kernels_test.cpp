@@ -9,6 +9,7 @@
 #include "executor/run.h"
 #include "executor/workers.h"
 #include "ir/builder.h"
+#include "support/devices.h"
 #include "support/run_graph.h"
 
 namespace autosp::executor {
@@ -276,6 +277,19 @@ std::vector<AttentionCase> all_cases() {
   return cases;
 }
 
+// And one whose tiles are the widest.
+std::vector<AttentionCase> device_cases() {
+  std::vector<AttentionCase> cases = all_cases();
+  for (const DataType type : {DataType::kFloat32, DataType::kBFloat16, DataType::kFloat16}) {
+    AttentionCase wide{"wide_" + std::string(ir::name_of(type)), {1, 1, 2, 90, 140, 200, 256}};
+    wide.type = type;
+    if (type != DataType::kFloat32) wide.tolerance = type == DataType::kBFloat16 ? 2e-2 : 3e-3;
+    add_window(wide, 70);
+    cases.push_back(std::move(wide));
+  }
+  return cases;
+}
+
 // Forward and backward in one graph; every result is an output.
 std::shared_ptr<const ir::Graph> graph_of(const AttentionCase& c) {
   auto graph = std::make_shared<ir::Graph>();
@@ -342,6 +356,44 @@ TEST_P(AttentionKernels, AgreeWithTheReference) {
     }
   }
 }
+
+// A device, and the element type of the cases that it runs.
+class AttentionOnDevices : public testing::TestWithParam<std::tuple<std::string, DataType>> {
+ protected:
+  static void check(const AttentionCase& c, const std::shared_ptr<Backend>& backend) {
+    const auto graph = graph_of(c);
+    const KernelTable kernels = device_kernels(*backend);
+    for (const ir::Node& node : graph->nodes()) {
+      ASSERT_FALSE(kernels.find(*graph, node).on_host) << graph->describe(node);
+    }
+    const Arrays feeds = test::random_feeds(*graph);
+    const RunResult result =
+        run_in_threads({graph}, {feeds}, {.threads_per_rank = 1, .backend = backend});
+    const bool gives_nan = c.attributes.get_string("dead_rows", "none") == "nan";
+    const auto expect = gives_nan ? test::expect_close_or_nan : test::expect_close;
+    expect(result.ranks[0].outputs, test::run_graph(*graph, feeds), c.tolerance);
+  }
+};
+
+TEST_P(AttentionOnDevices, AgreesWithTheReference) {
+  const auto& [device, type] = GetParam();
+  const test::FoundDevice found = test::find_device(device);
+  if (found.backend == nullptr) GTEST_SKIP() << found.reason;
+  for (const AttentionCase& c : device_cases()) {
+    if (c.type != type) continue;
+    SCOPED_TRACE(c.name);
+    check(c, found.backend);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, AttentionOnDevices,
+                         testing::Combine(testing::ValuesIn(test::device_names()),
+                                          testing::Values(DataType::kFloat32, DataType::kFloat16,
+                                                          DataType::kBFloat16)),
+                         [](const auto& parameters) {
+                           return std::get<0>(parameters.param) + "_" +
+                                  std::string(ir::name_of(std::get<1>(parameters.param)));
+                         });
 
 INSTANTIATE_TEST_SUITE_P(Cases, AttentionKernels, testing::ValuesIn(all_cases()),
                          [](const auto& parameters) { return parameters.param.name; });
