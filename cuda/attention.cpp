@@ -51,8 +51,7 @@ std::unique_ptr<CudnnAttention> AttentionPlans::make(AttentionShape shape) {
     }
   }
   if (plan == nullptr) {
-    notices_.push_back(
-        fmt::format("{} runs in this program's own kernel, which is slow: {}", what, reason));
+    notices_.push_back(fmt::format("{} runs in this program's own kernel: {}", what, reason));
   }
   return plan;
 }
@@ -77,33 +76,32 @@ bool wants_cudnn() {
 
 // Operands of both operators, by position from `optional` on: bias, begin, end, key mask, segments
 // (two), sink.
+constexpr size_t kBegin = 1;
 constexpr size_t kEnd = 2;
 constexpr size_t kOptionals = 7;
 
-// Every query i sees the keys up to i: 1, 2, 3, ... held by the model.
-bool is_causal(const ir::Graph& graph, ValueId end) {
-  const auto ends = graph.constant_ints(end);
-  if (!ends || graph.shape(end)[0] != 1) return false;
-  for (size_t k = 0; k < ends->size(); ++k) {
-    if ((*ends)[k] != static_cast<int64_t>(k) + 1) return false;
-  }
-  return true;
+std::optional<Band> band_seen(const ir::Graph& graph, const ir::Node& node,
+                              const reference::AttentionOperands& operands) {
+  return band_of(graph, node.input(operands.optional + kBegin),
+                 node.input(operands.optional + kEnd), graph.shape(node.inputs[operands.query])[2],
+                 graph.shape(node.inputs[operands.query + 1])[2]);
 }
 
-// No masks but a causal one, of 16 bits, in widths that tensor cores take.
+// No masks but a band, of 16 bits, in widths that tensor cores take. cuDNN itself has the last word
+// when the plan is made.
 bool cudnn_may_take(const ir::Graph& graph, const ir::Node& node,
                     const reference::AttentionOperands& operands) {
   const ir::Type& query = graph.type(node.inputs[operands.query]);
   const ir::Type& value = graph.type(node.inputs[operands.query + 2]);
   const bool half = query.dtype == ir::DataType::kFloat16 || query.dtype == ir::DataType::kBFloat16;
-  const bool wide = query.shape[3] % 8 == 0 && value.shape[3] % 8 == 0 && query.shape[3] <= 128 &&
-                    value.shape[3] <= 128;
+  const bool wide = query.shape[3] % 8 == 0 && value.shape[3] % 8 == 0 && query.shape[3] <= 256 &&
+                    value.shape[3] <= 256;
   if (ir::drops_weights(node)) return false;
   if (!half || !wide || node.attributes.get_float("softcap", 0) != 0) return false;
   for (size_t k = 0; k < kOptionals; ++k) {
-    const ValueId operand = node.input(operands.optional + k);
-    if (operand && (k != kEnd || !is_causal(graph, operand))) return false;
+    if (k != kBegin && k != kEnd && node.input(operands.optional + k)) return false;
   }
+  if (!band_seen(graph, node, operands)) return false;
   return ir::num_elements(query.shape) > 0 && ir::num_elements(value.shape) > 0;
 }
 
@@ -140,8 +138,10 @@ int64_t backward_workspace(const ir::Graph& graph, const ir::Node& node, int wor
 }
 
 // `keeps`: the forward pass keeps its statistics, as the backward pass needs them.
-AttentionShape shape_of(const AttentionProblem& p, ir::DataType type, bool backward, bool keeps) {
-  return {.type = type,
+AttentionShape shape_of(const KernelCall& call, const AttentionProblem& p, bool backward,
+                        bool keeps) {
+  const auto& operands = backward ? reference::kAttentionGrad : reference::kAttention;
+  return {.type = call.call.operands[0].dtype,
           .batch = p.batch,
           .query_heads = p.query_heads,
           .kv_heads = p.kv_heads,
@@ -150,7 +150,7 @@ AttentionShape shape_of(const AttentionProblem& p, ir::DataType type, bool backw
           .width = p.width,
           .value_width = p.value_width,
           .scale = p.scale,
-          .causal = p.mask.end != nullptr,
+          .band = *band_seen(*call.graph, call.call.node, operands),
           .backward = backward,
           .keeps_statistics = keeps};
 }
@@ -167,8 +167,7 @@ void attention(const KernelCall& call) {
   const auto& maxima = kernels::result(call, 1);
   const auto& sums = kernels::result(call, 2);
   const bool keeps = static_cast<bool>(maxima);
-  CudnnAttention* plan =
-      device_of(call.device).attention().find(shape_of(p, operands[0].dtype, false, keeps));
+  CudnnAttention* plan = device_of(call.device).attention().find(shape_of(call, p, false, keeps));
   if (plan == nullptr || (sums && !keeps)) return own_row("Attention").function(call);
   run(call, *plan,
       {.query = operands[0].data,
@@ -186,8 +185,7 @@ void attention_grad(const KernelCall& call) {
   const AttentionProblem p = reference::attention_problem(call.call, reference::kAttentionGrad);
   const auto& operands = call.call.operands;
   const auto& results = call.call.results;
-  CudnnAttention* plan =
-      device_of(call.device).attention().find(shape_of(p, operands[0].dtype, true, true));
+  CudnnAttention* plan = device_of(call.device).attention().find(shape_of(call, p, true, true));
   if (plan == nullptr) return own_row("AttentionGrad").function(call);
   auto* statistics = reinterpret_cast<float*>(call.workspace);
   kernels::join_statistics(kernels::Queue(call), p.batch * p.query_heads * p.queries, statistics,

@@ -80,15 +80,20 @@ class AttentionGraph {
     tensor->set_output(true).set_uid(uid).set_dim(shape).set_stride(row_major_strides(shape));
   }
 
+  template <typename Options>
+  void set_band(Options& options) const {
+    if (!shape_.band.before && !shape_.band.after) return;
+    options.set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT);
+    if (shape_.band.before) options.set_diagonal_band_left_bound(*shape_.band.before);
+    if (shape_.band.after) options.set_diagonal_band_right_bound(*shape_.band.after);
+  }
+
   void add_forward() {
     auto options = fe::graph::SDPA_attributes()
                        .set_name("attention")
                        .set_generate_stats(shape_.keeps_statistics)
                        .set_attn_scale(shape_.scale);
-    if (shape_.causal) {
-      options.set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT)
-          .set_diagonal_band_right_bound(0);
-    }
+    set_band(options);
     auto [o, statistics] =
         graph_.sdpa(input(kQuery, of_queries(shape_.width)), input(kKey, of_keys(shape_.width)),
                     input(kValue, of_keys(shape_.value_width)), options);
@@ -103,10 +108,7 @@ class AttentionGraph {
                        .set_name("attention gradient")
                        .set_attn_scale(shape_.scale);
     options.set_deterministic_algorithm(shape_.ordered);
-    if (shape_.causal) {
-      options.set_diagonal_alignment(fe::DiagonalAlignment_t::TOP_LEFT)
-          .set_diagonal_band_right_bound(0);
-    }
+    set_band(options);
     const Tensor q = input(kQuery, of_queries(shape_.width));
     const Tensor k = input(kKey, of_keys(shape_.width));
     const Tensor v = input(kValue, of_keys(shape_.value_width));
@@ -198,12 +200,21 @@ std::unique_ptr<CudnnAttention> plan_attention(const AttentionShape& shape, std:
   return planned;
 }
 
-std::string check_attention(const AttentionShape& shape, int architecture) {
+std::string check_attention(const AttentionShape& shape, int architecture,
+                            const std::string& properties) {
   if (!problem_of_cudnn().empty()) return problem_of_cudnn();
-  AttentionGraph graph(shape);
-  graph.graph().set_sm_version(architecture);
-  graph.add_nodes();
-  auto status = graph.graph().validate();
+  const auto device = std::make_shared<fe::DeviceProperties>();
+  auto status = device->deserialize({properties.begin(), properties.end()});
+  if (status.is_bad()) return status.get_message();
+  AttentionGraph attention(shape);
+  fe::graph::Graph& graph = attention.graph();
+  graph.set_sm_version(architecture);
+  graph.set_device_properties(device);
+  attention.add_nodes();
+  status = graph.validate();
+  if (status.is_good()) status = graph.build_operation_graph();
+  if (status.is_good()) status = graph.create_execution_plans({fe::HeurMode_t::A});
+  if (status.is_good()) status = graph.check_support();
   return status.is_bad() ? status.get_message() : "";
 }
 

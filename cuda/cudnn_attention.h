@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 
+#include "cuda/attention_band.h"
 #include "ir/type.h"
 
 namespace autosp::cuda {
@@ -18,7 +19,7 @@ struct AttentionShape {
   int64_t batch = 0, query_heads = 0, kv_heads = 0, queries = 0, keys = 0;
   int64_t width = 0, value_width = 0;
   float scale = 1;
-  bool causal = false;  // query i sees keys j <= i
+  Band band;
   bool backward = false;
   bool keeps_statistics = true;  // of the forward pass, which recomputing one may drop
   // Of the backward pass: query gradients are summed in a fixed order. On Hopper that takes cuDNN
@@ -52,8 +53,9 @@ class CudnnAttention {
 // Null, and `reason` says why, where cuDNN is missing or has no plan for the shape on this device.
 std::unique_ptr<CudnnAttention> plan_attention(const AttentionShape& shape, std::string& reason);
 
-// What cuDNN says of the shape for an architecture ("90" is sm_90) that need not be there: empty
-// where its graph is valid.
-std::string check_attention(const AttentionShape& shape, int architecture);
+// What cuDNN says of the shape for a device that need not be there: empty where it has a plan.
+// `properties`: the device's, in JSON, as cuDNN writes them; `architecture`: 90 is sm_90.
+std::string check_attention(const AttentionShape& shape, int architecture,
+                            const std::string& properties);
 
 }  // namespace autosp::cuda
