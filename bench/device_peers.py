@@ -1,12 +1,13 @@
 """PyTorch on a GPU, for scripts/gpu-check to hold this project's figures against.
 
     python bench/device_peers.py rates                                    a bf16 product and a copy
-    python bench/device_peers.py attention B H HK S D CAUSAL TYPE         scaled_dot_product_attention, and backward
+    python bench/device_peers.py attention B H HK S D SEEN TYPE           scaled_dot_product_attention, and backward
     python bench/device_peers.py feed MODEL SEQ FILE                      what a step of the model is fed
     python bench/device_peers.py step MODEL SEQ FILE eager|compiled [checkpointed]
 
-MODEL is default or 8b (bench/peers/llama.py), in bfloat16. Prints one JSON object. --device cpu shows that this program
-is right and nothing else.
+SEEN: 0, a query sees all keys; 1, those up to itself; more, so many up to itself, by a mask. MODEL is default or 8b
+(bench/peers/llama.py), in bfloat16. Prints one JSON object. --device cpu shows that this program is right and nothing
+else.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Bench:
         return {"bf16_tflops": 2 * size**3 / product * 1e-12, "copy_bytes_per_second": 2 * x.numel() / copy}
 
     def attention(
-        self, batch: int, heads: int, kv_heads: int, length: int, width: int, causal: int, dtype: str
+        self, batch: int, heads: int, kv_heads: int, length: int, width: int, seen: int, dtype: str
     ) -> dict[str, float]:
         def make(count: int) -> torch.Tensor:
             return torch.randn(batch, count, length, width, device=self.device, dtype=getattr(torch, dtype))
@@ -71,15 +72,22 @@ class Bench:
         query, key, value = (make(n).requires_grad_() for n in (heads, kv_heads, kv_heads))
         gradient = make(heads)
 
+        mask = None
+        if seen > 1:
+            at = torch.arange(length, device=self.device)
+            mask = (at[None] <= at[:, None]) & (at[None] > at[:, None] - seen)
+
         def forward() -> torch.Tensor:
             return functional.scaled_dot_product_attention(
-                query, key, value, is_causal=bool(causal), enable_gqa=heads != kv_heads
+                query, key, value, mask, is_causal=seen == 1, enable_gqa=heads != kv_heads
             )
 
         output = forward()
         ahead = self.seconds(forward)
         back = self.seconds(lambda: torch.autograd.grad(output, (query, key, value), gradient, retain_graph=True))
-        work = 4 * batch * heads * length**2 * width * (0.5 if causal else 1)
+        window = min(seen, length) if seen > 1 else length
+        pairs = window * (window + 1) / 2 + (length - window) * window if seen else length**2
+        work = 4 * batch * heads * width * pairs
         return {
             "forward_seconds": ahead,
             "backward_seconds": back,

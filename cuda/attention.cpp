@@ -133,8 +133,9 @@ bool fits_backward(const ir::Graph& graph, const ir::Node& node) {
          cudnn_may_take(graph, node, reference::kAttentionGrad);
 }
 
-int64_t backward_workspace(const ir::Graph& graph, const ir::Node& node, int workers) {
-  return own_row("AttentionGrad").workspace(graph, node, workers);
+// The own kernel's, which takes over where cuDNN has no plan.
+int64_t workspace(const ir::Graph& graph, const ir::Node& node, int workers) {
+  return own_row(node.op).workspace(graph, node, workers);
 }
 
 // `keeps`: the forward pass keeps its statistics, as the backward pass needs them.
@@ -204,8 +205,8 @@ void attention_grad(const KernelCall& call) {
 }
 
 constexpr KernelRow kRows[] = {
-    {ir::kAutospDomain, "Attention", fits_forward, attention},
-    {ir::kAutospDomain, "AttentionGrad", fits_backward, attention_grad, backward_workspace},
+    {ir::kAutospDomain, "Attention", fits_forward, attention, workspace},
+    {ir::kAutospDomain, "AttentionGrad", fits_backward, attention_grad, workspace},
 };
 
 }  // namespace

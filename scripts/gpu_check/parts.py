@@ -122,8 +122,8 @@ class Parts:
         report = parsed(self.check.run(what, [*command, "--repeat", 20, "--json"]))
         return report and report["ranks"][0]["seconds"]
 
-    # Seconds of a step with its update: the median, as of `run`. Programs are replayed by then, but for the step of ranks
-    # that are threads on one GPU, which exchange and are queued anew.
+    # Seconds of a step with its update: the median, as of `run`. Programs are replayed by then, but for the step of
+    # ranks that are threads on one GPU, which exchange and are queued anew.
     def trained(self, what: str, out: pathlib.Path | None, feed: pathlib.Path, limit: float = 120) -> float | None:
         if out is None:
             return self.check.note(f"train {what}", "not run", 0)
@@ -147,10 +147,18 @@ class Parts:
             "copy": self.bench("copy", 4096),
         }
         rows = results["attention"] = {}
-        shapes = [(1, 32, 8, length, 128, 1) for length in (2048, 8192, 32768, 131072)]
-        for shape in [*shapes, (1, 32, 8, 8192, 128, 0), (4, 16, 16, 2048, 64, 1), (4, 16, 16, 2048, 64, 0)]:
-            words = [*shape, "bfloat16"]
-            name = f"{shape[0]} x {shape[1]}/{shape[2]} x {shape[3]} x {shape[4]}{' causal' if shape[5] else ''}"
+        for words in [
+            *((1, 32, 8, length, 128, 1, "bfloat16") for length in (2048, 8192, 32768, 131072)),
+            (1, 32, 8, 8192, 128, 0, "bfloat16"),
+            (1, 32, 8, 8192, 128, 1024, "bfloat16"),
+            (1, 16, 8, 8192, 256, 1, "bfloat16"),
+            (4, 16, 16, 2048, 64, 1, "bfloat16"),
+            (4, 16, 16, 2048, 64, 0, "bfloat16"),
+            (1, 32, 8, 8192, 128, 1, "float32"),
+        ]:
+            batch, heads, kv_heads, length, width, seen, dtype = words
+            sees = {0: "", 1: " causal"}.get(seen, f" window {seen}")
+            name = f"{batch} x {heads}/{kv_heads} x {length} x {width}{sees}, {dtype}"
             rows[name] = {"ours": self.bench("attention", *words), "PyTorch": self.peer("attention", *words)}
 
     def exchange(self) -> None:

@@ -28,11 +28,13 @@ def attention_lines(results: Mapping[str, Any]) -> list[str]:
         cells = [name]
         for way in ("forward", "backward"):
             ours, theirs = of(row, "ours", f"{way}_tflops"), of(row, "PyTorch", f"{way}_tflops")
-            cells += [number(ours), number(ours and rate and ours / rate, ".2f"), number(theirs)]
+            own = of(row, "ours", f"own_{way}_tflops")
+            cells += [number(ours), number(ours and rate and ours / rate, ".2f"), number(own), number(theirs)]
         differences = of(row, "ours", "differences_from_own_kernel")
         cells.append(number(max(differences.values()), ".1e") if differences else "")
         rows.append(f"| {' | '.join(cells)} |")
-    head = ["attention, bf16", "forward TFLOP/s", "of dense", "PyTorch", "backward", "of dense", "PyTorch", "off by"]
+    ways = [head for way in ("forward TFLOP/s", "backward") for head in (way, "of dense bf16", "own kernel", "PyTorch")]
+    head = ["attention", *ways, "off by"]
     return table(head, rows) if rows else []
 
 
@@ -82,7 +84,8 @@ def small_lines(results: Mapping[str, Any]) -> list[str]:
         f"| {name} | {' | '.join(number(row.get(kind)) for kind in ('cpu', 'cuda', 'fused', 'trained'))} |"
         for name, row in results.get("small steps", {}).items()
     ]
-    return table(["committed graph, 40 tokens", "cpu s", "cuda s", "fused s", "cuda with adamw s"], rows) if rows else []
+    head = ["committed graph, 40 tokens", "cpu s", "cuda s", "fused s", "cuda with adamw s"]
+    return table(head, rows) if rows else []
 
 
 def report_lines(data: Mapping[str, Any]) -> list[str]:
