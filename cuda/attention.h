@@ -20,18 +20,22 @@ class AttentionPlans {
   AttentionPlans(const AttentionPlans&) = delete;
   AttentionPlans& operator=(const AttentionPlans&) = delete;
 
-  // Null where cuDNN has none.
+  // Null where cuDNN has none, or the device no room for what it works in.
   CudnnAttention* find(const AttentionShape& shape);
-  // At least so many bytes, which stay until more are asked for.
-  void* workspace(int64_t bytes);
+  // What a plan of find() works in.
+  void* workspace() const { return workspaces_.empty() ? nullptr : workspaces_.back(); }
   // Which shapes cuDNN has no plan for, or none that sums in a fixed order, and why.
   const std::vector<std::string>& notices() const { return notices_; }
 
  private:
   std::unique_ptr<CudnnAttention> make(AttentionShape shape);
+  std::unique_ptr<CudnnAttention> plan(AttentionShape shape, const std::string& what,
+                                       std::string& reason);
+  bool has_room(int64_t bytes);
 
   std::map<AttentionShape, std::unique_ptr<CudnnAttention>> plans_;
-  void* workspace_ = nullptr;
+  // One for all plans, the last of these: captured steps still work in the earlier ones.
+  std::vector<void*> workspaces_;
   int64_t workspace_bytes_ = 0;
   std::vector<std::string> notices_;
 };

@@ -55,12 +55,15 @@ std::string architecture(int count) {
   return common;
 }
 
-// mpirun's number of this process on its machine; -1 outside of mpirun.
+// The number of this process on its machine, as who started several says; -1 if it is one of none.
+// srun says so to a single process too, whose ranks are threads.
 int local_rank() {
-  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"}) {
+  for (const char* name : {"OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID"}) {
     if (const char* rank = std::getenv(name)) return std::atoi(rank);
   }
-  return -1;
+  const char* tasks = std::getenv("SLURM_STEP_NUM_TASKS");
+  const char* rank = std::getenv("SLURM_LOCALID");
+  return tasks != nullptr && std::atoi(tasks) > 1 && rank != nullptr ? std::atoi(rank) : -1;
 }
 
 class CudaBackend final : public executor::Backend {
@@ -71,7 +74,7 @@ class CudaBackend final : public executor::Backend {
     for (const executor::KernelRow& row : cudnn_rows()) rows_.push_back(row);
     for (const executor::KernelRow& row : kernels::own_rows()) rows_.push_back(row);
     rows_.push_back(chains::chain_row(make_chain));
-    shares_ = count_ > 1;
+    shares_ = count_ > 1 && local_rank() < 0;  // a process of many has one GPU
     for (int device = 0; device < count_ && shares_; ++device) shares_ = reach_all(device, count_);
   }
 

@@ -132,6 +132,7 @@ const std::string& problem_of_cudnn() {
       if (library->handle() == nullptr) return library->name() + " was not found";
     }
     fe::cudnn_dlhandle = cudnn().handle();
+    setenv("CUDNN_FRONTEND_CUDART_LIB_NAME", "libcudart.so.13", 0);  // not an older one beside it
     return "";
   }();
   return kProblem;
@@ -139,8 +140,10 @@ const std::string& problem_of_cudnn() {
 
 class Planned final : public CudnnAttention {
  public:
-  explicit Planned(const AttentionShape& shape) : shape_(shape), graph_(shape) {}
+  explicit Planned(const AttentionShape& shape)
+      : shape_(shape), graph_(std::make_unique<AttentionGraph>(shape)) {}
   ~Planned() override {
+    graph_.reset();  // its plans are the handle's
     if (handle_ != nullptr) fe::detail::destroy_handle(handle_);
   }
   Planned(const Planned&) = delete;
@@ -148,8 +151,8 @@ class Planned final : public CudnnAttention {
 
   std::string build() try {
     if (fe::detail::create_handle(&handle_) != CUDNN_STATUS_SUCCESS) return "cuDNN does not start";
-    graph_.add_nodes();
-    auto status = graph_.graph().build(handle_, {fe::HeurMode_t::A});
+    graph_->add_nodes();
+    auto status = graph_->graph().build(handle_, {fe::HeurMode_t::A});
     return status.is_bad() ? status.get_message() : "";
   } catch (const std::exception& error) {
     return error.what();
@@ -157,7 +160,7 @@ class Planned final : public CudnnAttention {
 
   int64_t workspace_bytes() const override {
     int64_t bytes = 0;
-    return graph_.graph().get_workspace_size(bytes).is_bad() ? 0 : bytes;
+    return graph_->graph().get_workspace_size(bytes).is_bad() ? 0 : bytes;
   }
 
   void run(const AttentionArrays& arrays, void* workspace, cudaStream_t stream) override {
@@ -176,7 +179,7 @@ class Planned final : public CudnnAttention {
       pointers[kValueGradient] = arrays.value_gradient;
     }
     fe::detail::set_stream(handle_, stream);
-    auto status = graph_.graph().execute(handle_, pointers, workspace);
+    auto status = graph_->graph().execute(handle_, pointers, workspace);
     if (status.is_good()) return;
     throw Error("cuDNN: attention: {}", status.get_message())
         .note("cuDNN had a plan for it, which failed")
@@ -185,7 +188,7 @@ class Planned final : public CudnnAttention {
 
  private:
   AttentionShape shape_;
-  mutable AttentionGraph graph_;
+  std::unique_ptr<AttentionGraph> graph_;
   cudnnHandle_t handle_ = nullptr;
 };
 

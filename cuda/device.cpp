@@ -178,6 +178,11 @@ std::unique_ptr<executor::CapturedStep> CudaDevice::capture(const std::function<
   if (status == cudaSuccess && problem.empty()) {
     status = cudaGraphInstantiate(&executable, graph, 0);
   }
+  if (executable != nullptr) {  // there has to be room for it on the device
+    status = cudaGraphUpload(executable, compute);
+    if (status == cudaSuccess) status = cudaStreamSynchronize(compute);
+    if (status != cudaSuccess) cudaGraphExecDestroy(executable);
+  }
   if (status != cudaSuccess && problem.empty()) problem = cudaGetErrorString(status);
   if (graph != nullptr) cudaGraphDestroy(graph);
   cudaGetLastError();
@@ -206,6 +211,13 @@ namespace autosp::kernels {
 
 cudaStream_t stream_of(const Queue& queue) {
   return cuda::device_of(queue.device).stream(queue.stream);
+}
+
+size_t most_shared() {
+  int bytes = 0;
+  cuda::check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0),
+              "asking for a block's memory");
+  return static_cast<size_t>(bytes);
 }
 
 }  // namespace autosp::kernels

@@ -22,7 +22,7 @@ struct Matmul::Plan {
 
   Plan(const LtProblem& problem, bool tf32) : description(problem, tf32) {}
 
-  void choose(cublasLtHandle_t handle, unsigned alignment) {
+  void choose(cublasLtHandle_t handle, const LtProblem& problem) {
     cublasLtMatmulPreference_t preference = nullptr;
     check_lt(lt().MatmulPreferenceCreate(&preference), "choosing an algorithm");
     const auto set = [&](cublasLtMatmulPreferenceAttributes_t which, const auto& value) {
@@ -30,10 +30,13 @@ struct Matmul::Plan {
                "choosing an algorithm");
     };
     set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspace);
+    // Partial sums are kept in the type that products are computed in, not in the result's.
+    set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+        static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     for (const auto which :
          {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
           CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
-      set(which, static_cast<uint32_t>(alignment));
+      set(which, static_cast<uint32_t>(problem.alignment));
     }
     cublasLtMatmulHeuristicResult_t found{};
     int count = 0;
@@ -41,7 +44,10 @@ struct Matmul::Plan {
     const cublasStatus_t status = lt().MatmulAlgoGetHeuristic(
         handle, product, first, second, result, result, preference, 1, &found, &count);
     lt().MatmulPreferenceDestroy(preference);
-    if (status != CUBLAS_STATUS_NOT_SUPPORTED) check_lt(status, "choosing an algorithm");
+    // What follows a product may be refused as an invalid value too.
+    const bool refuses = status == CUBLAS_STATUS_NOT_SUPPORTED ||
+                         (status == CUBLAS_STATUS_INVALID_VALUE && (problem.bias || problem.relu));
+    if (!refuses) check_lt(status, "choosing an algorithm");
     exists = status == CUBLAS_STATUS_SUCCESS && count > 0 && found.state == CUBLAS_STATUS_SUCCESS;
     algorithm = found.algo;
   }
@@ -62,7 +68,7 @@ Matmul::Plan& Matmul::plan(const LtProblem& problem) {
   std::unique_ptr<Plan>& found = plans_[problem];
   if (found) return *found;
   auto made = std::make_unique<Plan>(problem, tf32_);
-  made->choose(handle_, problem.alignment);
+  made->choose(handle_, problem);
   found = std::move(made);
   return *found;
 }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <exception>
 #include <map>
 #include <set>
 
@@ -30,6 +31,7 @@ struct Nccl {
   AUTOSP_NCCL(GetUniqueId);
   AUTOSP_NCCL(CommInitRank);
   AUTOSP_NCCL(CommDestroy);
+  AUTOSP_NCCL(CommAbort);
   AUTOSP_NCCL(GetErrorString);
   AUTOSP_NCCL(GetLastError);
   AUTOSP_NCCL(GroupStart);
@@ -68,8 +70,16 @@ ncclDataType_t type_of(ir::DataType type) {
       return ncclInt64;
     case ir::DataType::kInt32:
       return ncclInt32;
-    default:
+    case ir::DataType::kUInt64:
+      return ncclUint64;
+    case ir::DataType::kUInt32:
+      return ncclUint32;
+    case ir::DataType::kInt8:
+      return ncclInt8;
+    case ir::DataType::kUInt8:
       return ncclUint8;
+    default:
+      throw Error("NCCL cannot sum {}", ir::name_of(type)).help("run with --transport threads");
   }
 }
 
@@ -104,7 +114,12 @@ class NcclCommunicator final : public executor::CheckedCommunicator {
   NcclCommunicator(CudaDevice& device, executor::Communicator& host)
       : device_(device), host_(host), sent_(device), received_(device) {}
   ~NcclCommunicator() override {
-    for (const auto& [group, communicator] : groups_) functions().CommDestroy(communicator);
+    // While an error unwinds, the others may be in a collective that this rank will not come to.
+    const bool fails = std::uncaught_exceptions() > 0;
+    for (const auto& [group, communicator] : groups_) {
+      if (communicator == nullptr) continue;
+      fails ? functions().CommAbort(communicator) : functions().CommDestroy(communicator);
+    }
   }
   NcclCommunicator(const NcclCommunicator&) = delete;
   NcclCommunicator& operator=(const NcclCommunicator&) = delete;

@@ -8,6 +8,7 @@
 namespace autosp::cuda {
 
 [[noreturn]] inline void fail(cudaError_t status, const char* what) {
+  cudaGetLastError();  // else the next kernel that is started is told of it
   throw Error("CUDA: {}: {} ({})", what, cudaGetErrorString(status), cudaGetErrorName(status))
       .note(
           "kernels run after they were asked for: the fault may lie before the node that is named")

@@ -77,7 +77,8 @@ class Device {
                          const Box& box, std::byte* out) = 0;
 
   // A word of device memory, zero at first, into which kernels write the number of a node, counted
-  // from 1, whose operands do not make sense (an index outside its axis).
+  // from 1, whose operands do not make sense (an index outside its axis, an integer divided by
+  // zero).
   virtual int32_t* faults() = 0;
 
   // Keeps what `queue` queues, so that replay() queues it again at once. Nothing of it has run when

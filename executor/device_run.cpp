@@ -166,7 +166,10 @@ void DeviceRun::check_faults() {
                    sizeof(fault));
   if (fault == 0) return;
   const ir::Node& node = graph_.nodes()[static_cast<size_t>(fault) - 1];
-  throw in_step(Error("an index is outside the axis that it is for"), graph_, node, result_.rank);
+  const bool divides = node.op == "Div" || node.op == "Mod";
+  throw in_step(divides ? Error("integer division by zero")
+                        : Error("an index is outside the axis that it is for"),
+                graph_, node, result_.rank);
 }
 
 // Nothing on the host, and nothing that another rank's thread queues.

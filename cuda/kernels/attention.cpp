@@ -176,7 +176,8 @@ struct Forward {
 };
 
 bool fits_forward(const ir::Graph& graph, const ir::Node& node) {
-  return fits(graph, node, reference::kAttention.query);
+  return fits(graph, node, reference::kAttention.query) &&
+         has_shared_memory<Forward>(graph, node, reference::kAttention.query);
 }
 
 int64_t forward_workspace(const ir::Graph& graph, const ir::Node& node, int /*workers*/) {
@@ -190,7 +191,7 @@ void attention(const executor::KernelCall& call) {
   visit(AttentionTypes{}, call.call.operands[0].dtype, [&]<typename T>(std::type_identity<T>) {
     const Inputs<T> in(call, p, reference::kAttention.query);
     const Reaches reaches = find_reaches(queue, in, call.workspace);
-    visit_widths(in, [&]<int kWidth>(Width<kWidth>) {
+    visit_widths(in.width, in.value_width, [&]<int kWidth>(Width<kWidth>) {
       launch_blocks(queue, p.batch * p.query_heads * reaches.num_tiles,
                     Forward<T, kWidth>{data<T>(call.call.results[0]), data<float>(result(call, 1)),
                                        data<float>(result(call, 2)), in, reaches});

@@ -239,7 +239,7 @@ void differentiate(const executor::KernelCall& call, const AttentionProblem& p) 
   const Saved<T> saved{data<T>(operands[0]), data<T>(operands[4]), data<float>(operands[5]),
                        data<float>(operands[6]), delta};
   launch(queue, rows, Delta<T>{delta, saved.output_gradient, saved.output, in.value_width});
-  visit_widths(in, [&]<int kWidth>(Width<kWidth>) {
+  visit_widths(in.width, in.value_width, [&]<int kWidth>(Width<kWidth>) {
     launch_blocks(queue, p.batch * p.query_heads * reaches.num_tiles,
                   QueryGradient<T, kWidth>{data<T>(call.call.results[0]), in, saved, reaches});
     launch_blocks(queue, p.batch * p.kv_heads * tiles_of(p.keys),
@@ -257,7 +257,10 @@ void differentiate(const executor::KernelCall& call, const AttentionProblem& p) 
 }  // namespace
 
 bool fits_backward(const ir::Graph& graph, const ir::Node& node) {
-  return fits(graph, node, reference::kAttentionGrad.query);
+  constexpr size_t kQuery = reference::kAttentionGrad.query;
+  return fits(graph, node, kQuery) && has_shared_memory<QueryGradient>(graph, node, kQuery) &&
+         has_shared_memory<KeyGradients>(graph, node, kQuery) &&
+         (!node.output(3) || bias_gradient_fits(graph, node));
 }
 
 int64_t backward_workspace(const ir::Graph& graph, const ir::Node& node, int /*workers*/) {

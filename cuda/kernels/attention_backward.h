@@ -107,6 +107,9 @@ AUTOSP_DEVICE Pair pair_of(const Inputs<T>& in, const SavedTile<kQueries>& queri
   return pair;
 }
 
+// Whether the device has the memory for bias_gradient().
+bool bias_gradient_fits(const ir::Graph& graph, const ir::Node& node);
+
 // Queues the gradient of the bias, in the bias's shape: what it broadcasts over is summed.
 template <typename T>
 void bias_gradient(const Queue& queue, const Inputs<T>& in, const Saved<T>& saved,

@@ -132,10 +132,14 @@ struct BiasGradient {
 
 }  // namespace
 
+bool bias_gradient_fits(const ir::Graph& graph, const ir::Node& node) {
+  return has_shared_memory<BiasGradient>(graph, node, reference::kAttentionGrad.query);
+}
+
 template <typename T>
 void bias_gradient(const Queue& queue, const Inputs<T>& in, const Saved<T>& saved,
                    const Reaches& reaches, const ir::Shape& shape, T* gradient) {
-  visit_widths(in, [&]<int kWidth>(Width<kWidth>) {
+  visit_widths(in.width, in.value_width, [&]<int kWidth>(Width<kWidth>) {
     using Body = BiasGradient<T, kWidth>;
     const auto blocks = [](int64_t extent, int tile) { return (extent + tile - 1) / tile; };
     const int64_t rows = blocks(shape[2], kTileRows);

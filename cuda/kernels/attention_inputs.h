@@ -132,9 +132,9 @@ AUTOSP_DEVICE inline float dead_weight(DeadRows kind, int64_t keys) {
 // Kernels are compiled for the widest of both widths.
 template <int kWidth>
 using Width = std::integral_constant<int, kWidth>;
-template <typename T, typename F>
-void visit_widths(const Inputs<T>& in, F&& f) {
-  const int widest = std::max(in.width, in.value_width);
+template <typename F>
+void visit_widths(int64_t width, int64_t value_width, F&& f) {
+  const int64_t widest = std::max(width, value_width);
   if (widest <= 64) return f(Width<64>{});
   if (widest <= 128) return f(Width<128>{});
   f(Width<kWidest>{});
@@ -150,6 +150,21 @@ inline bool fits(const ir::Graph& graph, const ir::Node& node, size_t query) {
     return false;
   }
   return true;
+}
+
+// Whether the device has the shared memory that the kernel for the operands needs, which has been
+// seen to fit() otherwise.
+template <template <typename, int> typename Body>
+bool has_shared_memory(const ir::Graph& graph, const ir::Node& node, size_t query) {
+  const ir::Type& q = graph.type(node.inputs[query]);
+  const ir::Type& v = graph.type(node.inputs[query + 2]);
+  size_t bytes = 0;
+  visit(AttentionTypes{}, q.dtype, [&]<typename T>(std::type_identity<T>) {
+    visit_widths(q.shape[3], v.shape[3], [&]<int kWidth>(Width<kWidth>) {
+      bytes = sizeof(typename Body<T, kWidth>::Shared);
+    });
+  });
+  return bytes <= most_shared();
 }
 
 }  // namespace autosp::kernels

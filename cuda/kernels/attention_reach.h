@@ -31,7 +31,9 @@ struct Reaches {
   }
 };
 
-AUTOSP_DEVICE inline int64_t tiles_of(int64_t extent) { return (extent + kTileRows - 1) / kTileRows; }
+AUTOSP_DEVICE inline int64_t tiles_of(int64_t extent) {
+  return (extent + kTileRows - 1) / kTileRows;
+}
 
 // Bytes that find_reaches() wants.
 int64_t reach_bytes(int64_t batch, int64_t queries);

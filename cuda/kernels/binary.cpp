@@ -1,12 +1,15 @@
 // Elementwise operators of two operands or more, with broadcasting.
 #include <map>
 
+#include "cuda/kernels/faults.h"
 #include "cuda/kernels/map.h"
 #include "cuda/kernels/rows.h"
 
 namespace autosp::kernels {
 
 namespace {
+
+using Integers = TypeList<int64_t, int32_t>;
 
 enum class Op : uint8_t {
   kAdd,
@@ -137,6 +140,46 @@ void logical(const executor::KernelCall& call) {
   zip_call<bool, bool>(call, Compare<bool>{logic().at(call.call.node.op)});
 }
 
+// Of integers. A division by zero is reported to the run.
+enum class Whole : uint8_t { kDiv, kMod, kRemainder, kAnd, kOr, kXor };
+
+template <typename T>
+struct OfIntegers {
+  Whole op;
+  Fault fault;
+  AUTOSP_DEVICE T operator()(T x, T y) const {
+    if (op == Whole::kAnd) return x & y;
+    if (op == Whole::kOr) return x | y;
+    if (op == Whole::kXor) return x ^ y;
+    if (y == 0) {
+      fault.report();
+      return 0;
+    }
+    if (y == -1) {  // the quotient may not be representable
+      return op == Whole::kDiv ? static_cast<T>(0 - static_cast<std::make_unsigned_t<T>>(x)) : 0;
+    }
+    if (op == Whole::kDiv) return x / y;
+    const T remainder = x % y;
+    const bool is_other_sign = remainder != 0 && (remainder < 0) != (y < 0);
+    return op == Whole::kMod && is_other_sign ? remainder + y : remainder;
+  }
+};
+
+void of_integers(const executor::KernelCall& call) {
+  static const std::map<std::string_view, Whole> kOps = {{"Div", Whole::kDiv},
+                                                         {"Mod", Whole::kMod},
+                                                         {"BitwiseAnd", Whole::kAnd},
+                                                         {"BitwiseOr", Whole::kOr},
+                                                         {"BitwiseXor", Whole::kXor}};
+  Whole op = kOps.at(call.call.node.op);
+  if (op == Whole::kMod && call.call.node.attributes.get_int("fmod", 0) != 0) {
+    op = Whole::kRemainder;
+  }
+  visit(Integers{}, call.call.operands[0].dtype, [&]<typename T>(std::type_identity<T>) {
+    zip_call<T, T>(call, OfIntegers<T>{op, Fault(call)});
+  });
+}
+
 // The exponent has its own element type.
 template <typename T, typename E>
 struct Power {
@@ -217,7 +260,6 @@ bool is_of_two(const ir::Graph& graph, const ir::Node& node) {
   return takes<NumberTypes>(graph, node) && node.inputs.size() == 2;
 }
 
-// A division by zero of integers is an error, which a device cannot report.
 bool divides_floats(const ir::Graph& graph, const ir::Node& node) {
   return takes<FloatTypes>(graph, node);
 }
@@ -237,6 +279,9 @@ std::span<const KernelRow> binary_rows() {
     }
     for (const auto& [op, entry] : logic()) {
       rows.push_back({"", op, takes<TypeList<bool>>, logical, nullptr, kElementwise});
+    }
+    for (const char* op : {"Div", "Mod", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}) {
+      rows.push_back({"", op, takes<Integers>, of_integers, nullptr, kElementwise});
     }
     rows.push_back({"", "Pow", power_is_known, power, nullptr, kElementwise});
     for (const char* op : {"Sum", "Mean", "Max", "Min"}) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/kernels/elements.h"
+#include "executor/device.h"
 #include "executor/kernel_table.h"
 
 namespace autosp::kernels {

@@ -234,7 +234,7 @@ AUTOSP_DEVICE void add_at(T* to, T update) {
     atomicAdd(to, update);
   }
 #else
-  *to = T(static_cast<Compute<T> >(*to) + static_cast<Compute<T> >(update));
+  *to = T(static_cast<Compute<T>>(*to) + static_cast<Compute<T>>(update));
 #endif
 }
 
@@ -336,6 +336,38 @@ void scatter_nd(const executor::KernelCall& call) {
   });
 }
 
+// y[outer][depth][inner]: `on` at the depth that is the index of [outer][inner], else `off`.
+template <typename T, typename I>
+struct OneHot {
+  T* y;
+  const I* indices;
+  const T* values;  // off, on
+  int64_t depth;
+  int64_t inner;
+  AUTOSP_DEVICE void operator()(int64_t i) const {
+    const int64_t row = i / inner;
+    const auto given =
+        static_cast<int64_t>(static_cast<Compute<I>>(indices[row / depth * inner + i % inner]));
+    const int64_t index = given < 0 ? given + depth : given;
+    y[i] = values[index == row % depth ? 1 : 0];
+  }
+};
+
+void one_hot(const executor::KernelCall& call) {
+  const auto& indices = call.call.operands[0];
+  const auto& y = call.call.results[0];
+  const size_t axis =
+      ir::normalize_axis(call.call.node.attributes.get_int("axis", -1), y.shape->size());
+  const int64_t inner = around(*y.shape, axis).inner;
+  visit_bits(y.dtype, [&]<typename T>(std::type_identity<T>) {
+    visit(NumberTypes{}, indices.dtype, [&]<typename I>(std::type_identity<I>) {
+      launch(Queue(call), ir::num_elements(*y.shape),
+             OneHot<T, I>{data<T>(y), data<I>(indices), data<T>(call.call.operands[2]),
+                          (*y.shape)[axis], inner});
+    });
+  });
+}
+
 constexpr auto kOperandZero = reference::Aliasing::kOperandZero;
 
 constexpr KernelRow kRows[] = {
@@ -344,6 +376,7 @@ constexpr KernelRow kRows[] = {
     {"", "GatherND", tuples_are_short, gather_nd},
     {"", "ScatterElements", sets_or_adds, scatter_elements, nullptr, kOperandZero},
     {"", "ScatterND", sets_or_adds_slices, scatter_nd, nullptr, kOperandZero},
+    {"", "OneHot", takes<NumberTypes>, one_hot},
 };
 
 }  // namespace

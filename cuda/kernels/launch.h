@@ -38,6 +38,10 @@ struct Queue {
 
 inline constexpr int kLanes = 128;
 
+// Bytes of shared memory that a block may have: on Hopper, and on the device that there is.
+inline constexpr size_t kMostShared = size_t{227} << 10U;
+size_t most_shared();
+
 // What a thread of a block does; it may do without registers.
 template <typename Work, typename Registers>
 AUTOSP_DEVICE_ONLY void call(Work&& work, int thread, Registers& registers) {
@@ -123,9 +127,6 @@ __global__ void __launch_bounds__(Body::kThreads) run_blocks(const Body body) {
   Block<Body> block(blockIdx.x, *reinterpret_cast<typename Body::Shared*>(shared));
   body(block);
 }
-
-// What a block of Hopper may ask for.
-inline constexpr size_t kMostShared = size_t{227} << 10U;
 
 template <typename Body>
 void launch_blocks(const Queue& queue, int64_t blocks, const Body& body) {

@@ -175,6 +175,66 @@ struct ReduceTotals {
   }
 };
 
+// max + log(sum(exp(x - max))). Of terms that are all -infinity it is that.
+template <typename T>
+struct LogSumExp {
+  using A = Total<T>;
+  struct Shared {
+    A value[kLanes];
+    A max;
+  };
+  static constexpr int kMax = 1 + kTreePhases;  // the phase in which the maximum is kept
+  static constexpr int kWrite = kMax + 2 + kTreePhases;
+  T* y;
+  const T* x;
+  Reduction reduction;
+  AUTOSP_DEVICE int phases() const { return kWrite + 1; }
+  AUTOSP_DEVICE void operator()(int64_t row, int lane, int phase, Shared& s) const {
+    if (phase == 0) {
+      A max = -INFINITY;
+      for (int64_t k = lane; k < reduction.reduced.count; k += kLanes) {
+        max = Larger()(max, load(row, k));
+      }
+      s.value[lane] = max;
+    } else if (phase < kMax) {
+      combine_tree(s.value, lane, phase - 1, Larger());
+    } else if (phase == kMax) {
+      if (lane == 0) s.max = s.value[0];
+    } else if (phase == kMax + 1) {
+      A sum = 0;
+      const bool is_infinite = fabs(s.max) == A{INFINITY};
+      for (int64_t k = lane; !is_infinite && k < reduction.reduced.count; k += kLanes) {
+        sum += exp(load(row, k) - s.max);
+      }
+      s.value[lane] = sum;
+    } else if (phase < kWrite) {
+      combine_tree(s.value, lane, phase - kMax - 2, Add());
+    } else if (lane == 0) {
+      const bool is_infinite = fabs(s.max) == A{INFINITY};
+      y[row] = T(static_cast<Compute<T>>(is_infinite ? s.max : s.max + log(s.value[0])));
+    }
+  }
+
+ private:
+  AUTOSP_DEVICE A load(int64_t row, int64_t k) const {
+    return static_cast<A>(static_cast<Compute<T>>(
+        x[reduction.kept.offsets(row).at[0] + reduction.reduced.offsets(k).at[0]]));
+  }
+};
+
+bool sums_exponentials(const ir::Graph& graph, const ir::Node& node) {
+  return is_known(graph, node, 1) && takes<FloatTypes>(graph, node);
+}
+
+void log_sum_exp(const executor::KernelCall& call) {
+  const auto& x = call.call.operands[0];
+  const Reduction reduction = reduction_of(*call.graph, call.call.node);
+  visit(FloatTypes{}, x.dtype, [&]<typename T>(std::type_identity<T>) {
+    launch_rows(Queue(call), reduction.kept.count,
+                LogSumExp<T>{data<T>(call.call.results[0]), data<T>(x), reduction});
+  });
+}
+
 bool axes_are_known(const ir::Graph& graph, const ir::Node& node) {
   if (!is_known(graph, node, 1) || !takes<NumberTypes>(graph, node)) return false;
   const Op op = operators().at(node.op);
@@ -219,6 +279,7 @@ std::span<const KernelRow> reduction_rows() {
     for (const auto& [name, op] : operators()) {
       rows.push_back({"", name, axes_are_known, reduce, workspace});
     }
+    rows.push_back({"", "ReduceLogSumExp", sums_exponentials, log_sum_exp});
     return rows;
   }();
   return kRows;

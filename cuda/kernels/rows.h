@@ -13,6 +13,7 @@ std::span<const KernelRow> select_rows();
 std::span<const KernelRow> movement_rows();
 std::span<const KernelRow> indexing_rows();
 std::span<const KernelRow> reduction_rows();
+std::span<const KernelRow> ordering_rows();
 std::span<const KernelRow> normalization_rows();
 std::span<const KernelRow> matmul_rows();
 std::span<const KernelRow> attention_rows();

@@ -230,6 +230,62 @@ void logical_not(const executor::KernelCall& call) {
       data<bool>(call.call.operands[0]), Not{});
 }
 
+struct BitwiseNot {
+  template <typename T>
+  AUTOSP_DEVICE T operator()(T x) const {
+    return static_cast<T>(~x);
+  }
+};
+
+void bitwise_not(const executor::KernelCall& call) {
+  visit(TypeList<int64_t, int32_t>{}, call.call.operands[0].dtype,
+        [&]<typename T>(std::type_identity<T>) {
+          map(Queue(call), ir::num_elements(*call.call.results[0].shape),
+              data<T>(call.call.results[0]), data<T>(call.call.operands[0]), BitwiseNot{});
+        });
+}
+
+// Neg, Abs and Sign of integers, without overflow.
+template <typename T>
+struct OfInteger {
+  Op op;
+  AUTOSP_DEVICE T operator()(T x) const {
+    if (op == Op::kSign) return static_cast<T>((x > 0) - (x < 0));
+    if (op == Op::kAbs && x >= 0) return x;
+    return static_cast<T>(0 - static_cast<std::make_unsigned_t<T>>(x));
+  }
+};
+
+void of_integer(const executor::KernelCall& call) {
+  const Op op = entries().at(call.call.node.op).op;
+  visit(TypeList<int64_t, int32_t>{}, call.call.operands[0].dtype,
+        [&]<typename T>(std::type_identity<T>) {
+          map(Queue(call), ir::num_elements(*call.call.results[0].shape),
+              data<T>(call.call.results[0]), data<T>(call.call.operands[0]), OfInteger<T>{op});
+        });
+}
+
+template <typename T>
+struct IsInf {
+  bool positive, negative;
+  AUTOSP_DEVICE bool operator()(T x) const {
+    const auto value = static_cast<Compute<T>>(x);
+    return (positive && value == Compute<T>{INFINITY}) ||
+           (negative && value == -Compute<T>{INFINITY});
+  }
+};
+
+void is_inf(const executor::KernelCall& call) {
+  const ir::Attributes& attributes = call.call.node.attributes;
+  const bool positive = attributes.get_int("detect_positive", 1) != 0;
+  const bool negative = attributes.get_int("detect_negative", 1) != 0;
+  visit(FloatTypes{}, call.call.operands[0].dtype, [&]<typename T>(std::type_identity<T>) {
+    map(Queue(call), ir::num_elements(*call.call.results[0].shape),
+        data<bool>(call.call.results[0]), data<T>(call.call.operands[0]),
+        IsInf<T>{positive, negative});
+  });
+}
+
 template <typename T>
 struct IsNaN {
   AUTOSP_DEVICE bool operator()(T x) const {
@@ -256,6 +312,12 @@ std::span<const KernelRow> unary_rows() {
     }
     rows.push_back({"", "Not", nullptr, logical_not, nullptr, kElementwise});
     rows.push_back({"", "IsNaN", takes<FloatTypes>, is_nan, nullptr, kElementwise});
+    rows.push_back({"", "IsInf", takes<FloatTypes>, is_inf, nullptr, kElementwise});
+    using Integers = TypeList<int64_t, int32_t>;
+    rows.push_back({"", "BitwiseNot", takes<Integers>, bitwise_not, nullptr, kElementwise});
+    for (const char* op : {"Neg", "Abs", "Sign"}) {
+      rows.push_back({"", op, takes<Integers>, of_integer, nullptr, kElementwise});
+    }
     return rows;
   }();
   return kRows;

@@ -231,7 +231,7 @@ class Parts:
         model = self.built / "graphs" / f"{graph}.onnx"
         if not model.exists():
             return None
-        memory = self.check.data["devices"]["cuda"]["devices"][0]["memory_bytes"] - (6 << 30)
+        memory = self.check.data["devices"]["cuda"]["devices"][0]["memory_bytes"] - (8 << 30)
         command = [self.binary, "plan", model, "--dim", "seq=131072", "--device", "h200", "--memory", memory]
         plan = parsed(self.check.run(f"plan {policy}", [*command, "--recompute", policy, "--json"]))
         return plan and plan.get("longest_sequence")

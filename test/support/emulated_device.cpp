@@ -372,6 +372,8 @@ std::unique_ptr<executor::Communicator> EmulatedBackend::connect(Device& /*devic
 
 namespace autosp::kernels {
 
+size_t most_shared() { return kMostShared; }
+
 void enqueue(const Queue& queue, std::function<void(ThreadOrder)> work) {
   auto& device = static_cast<test::EmulatedDevice&>(*queue.device);
   device.count_launch();
