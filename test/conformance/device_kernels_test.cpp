@@ -7,12 +7,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <numeric>
 #include <set>
 
 #include "executor/rank_device.h"
 #include "executor/run.h"
+#include "ir/builder.h"
 #include "ir/rewriter.h"
 #include "support/devices.h"
 #include "support/emulated_device.h"
@@ -250,6 +252,77 @@ INSTANTIATE_TEST_SUITE_P(Operators, DeviceKernels, testing::ValuesIn(all_paramet
                            std::ranges::replace(name, ':', '_');
                            return name;
                          });
+
+// --- Lines longer than a block has threads, of few values, so that many are equal.
+
+OperatorCase draw_long_line(const std::string& op, unsigned seed, DataType type) {
+  test::CaseBuilder c(seed);
+  const int64_t extent = c.one_of<int64_t>({127, 128, 129, 300, 1000});
+  const ir::Shape shape = {2, extent, c.integer(1, 3)};
+  ValueId x = c.integers(shape, -2, 2);
+  if (type != DataType::kInt64) x = c.build().cast(x, type);
+  std::vector<ValueId> operands = {x};
+  ir::Attributes attributes;
+  if (op == "CumSum") {
+    operands.push_back(c.build().scalar(DataType::kInt64, 1));
+    attributes = {{"exclusive", int64_t{c.coin()}}, {"reverse", int64_t{c.coin()}}};
+  } else if (op == "TopK") {
+    operands.push_back(c.build().int64s({c.one_of<int64_t>({1, 7, extent})}));
+    attributes = {{"axis", int64_t{1}}, {"largest", int64_t{c.coin()}}};
+  } else if (op == "ReduceLogSumExp") {
+    operands.push_back(c.build().int64s({1}));
+  } else {
+    attributes = {{"axis", int64_t{1}}, {"select_last_index", int64_t{c.coin()}}};
+  }
+  c.test(op, operands, attributes, op == "TopK" ? 2 : 1);
+  return std::move(c).finish();
+}
+
+class LongLines : public testing::TestWithParam<std::string> {};
+
+TEST_P(LongLines, AgreeWithTheReference) {
+  const test::FoundDevice found = test::find_device(GetParam());
+  if (found.backend == nullptr) GTEST_SKIP() << found.reason;
+  for (const char* op : {"CumSum", "TopK", "ArgMax", "ArgMin", "ReduceLogSumExp"}) {
+    for (const DataType type :
+         {DataType::kInt64, DataType::kFloat32, DataType::kFloat64, DataType::kFloat16}) {
+      if (type == DataType::kInt64 && op == std::string("ReduceLogSumExp")) continue;
+      for (unsigned seed = 0; seed < 6; ++seed) {
+        SCOPED_TRACE(fmt::format("{} of {}, case {}", op, ir::name_of(type), seed));
+        const OperatorCase drawn = draw_long_line(op, seed, type);
+        const auto graph = std::make_shared<const Graph>(drawn.graph);
+        const RunResult result = run_in_threads({graph}, {drawn.feeds},
+                                                {.threads_per_rank = 1, .backend = found.backend});
+        test::expect_close(result.ranks[0].outputs, test::run_graph(*graph, drawn.feeds),
+                           type == DataType::kFloat16 ? 1e-2 : 1e-6);
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, LongLines, testing::ValuesIn(test::device_names()),
+                         [](const auto& parameters) { return parameters.param; });
+
+TEST_P(LongLines, WithoutNumbersAreOrderedAlike) {
+  const test::FoundDevice found = test::find_device(GetParam());
+  if (found.backend == nullptr) GTEST_SKIP() << found.reason;
+  constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+  for (const std::vector<float>& line :
+       {std::vector<float>{kNaN, 1, 2}, {1, kNaN, 2}, {2, 1, kNaN}, {kNaN, kNaN, kNaN}}) {
+    for (const char* op : {"ArgMax", "ArgMin"}) {
+      Graph graph;
+      ir::Builder build(graph);
+      const ValueId x = graph.add_input("x", {DataType::kFloat32, {3}});
+      graph.add_output("y", build.node(op, {x}, {DataType::kInt64, {1}}));
+      const Arrays feeds = {{"x", Tensor::from_values<float>({3}, line)}};
+      const auto shared = std::make_shared<const Graph>(graph);
+      const RunResult result =
+          run_in_threads({shared}, {feeds}, {.threads_per_rank = 1, .backend = found.backend});
+      EXPECT_EQ(result.ranks[0].outputs.at("y").value_as_double(0),
+                test::run_graph(graph, feeds).at("y").value_as_double(0));
+    }
+  }
+}
 
 // Rows of operators without a case, and why.
 const std::set<std::string_view> kWithoutCase = {

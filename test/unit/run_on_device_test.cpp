@@ -67,6 +67,28 @@ TEST(RunOnDevice, AnOperatorWithoutAKernelRunsOnTheHostAndIsNamed) {
   EXPECT_THAT(categories, Contains("MatMul"));
 }
 
+TEST(RunOnDevice, OperandsThatMakeNoSenseAreErrorsOfTheirNode) {
+  for (const auto& [op, error_text] : {std::pair{"Gather", "an index is outside the axis"},
+                                       {"Div", "integer division by zero"},
+                                       {"Mod", "integer division by zero"}}) {
+    auto graph = std::make_shared<ir::Graph>();
+    ir::Builder build(*graph);
+    const ir::Type type{ir::DataType::kInt64, {4}};
+    const ValueId x = graph->add_input("x", type);
+    const ValueId y = graph->add_input("y", type);
+    graph->add_output("z", build.node(op, {x, y}, type));
+    const Arrays feeds = {{"x", Tensor::int64s({1, 2, 3, 4})},
+                          {"y", Tensor::int64s({1, 2, 0, op[0] == 'G' ? 4 : 3})}};
+    try {
+      run_in_threads({graph}, {feeds}, on(std::make_shared<EmulatedBackend>()));
+      FAIL() << "no error for " << op;
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), HasSubstr(error_text));
+      EXPECT_THAT(error.what(), HasSubstr(op));
+    }
+  }
+}
+
 TEST(RunOnDevice, TooLittleMemoryIsSaidBeforeAnythingRuns) {
   const auto backend = std::make_shared<EmulatedBackend>(EmulatedOptions{.memory = 1000});
   const auto graph = small_graph();
