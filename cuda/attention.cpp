@@ -9,6 +9,7 @@
 #include "cuda/kernels/map.h"
 #include "cuda/kernels/rows.h"
 #include "cuda/status.h"
+#include "ir/count_readers.h"
 #include "ir/operator_traits.h"
 #include "reference/attention_problem.h"
 
@@ -122,15 +123,11 @@ bool cudnn_may_take(const ir::Graph& graph, const ir::Node& node,
   return ir::num_elements(query.shape) > 0 && ir::num_elements(value.shape) > 0;
 }
 
-// Who reads the rows' maxima and sums apart reads what cuDNN does not keep.
-bool only_gradients_read(const ir::Graph& graph, ValueId value) {
-  if (!value) return true;
-  for (const ir::Output& output : graph.outputs()) {
-    if (output.value == value) return false;
-  }
-  return std::ranges::all_of(graph.nodes(), [&](const ir::Node& node) {
-    return node.op == "AttentionGrad" || std::ranges::find(node.inputs, value) == node.inputs.end();
-  });
+// cuDNN keeps a row's maximum and sum as one number.
+bool statistics_may_be_joint(const ir::Graph& graph, const ir::Node& node) {
+  return node.attributes.get_int("joint_statistics", 0) != 0 ||
+         (ir::is_only_read_by(graph, node.output(1), "AttentionGrad") &&
+          ir::is_only_read_by(graph, node.output(2), "AttentionGrad"));
 }
 
 const KernelRow& own_row(std::string_view op) {
@@ -141,8 +138,7 @@ const KernelRow& own_row(std::string_view op) {
 // This project's kernel stands behind: what it does not take is not taken here.
 bool fits_forward(const ir::Graph& graph, const ir::Node& node) {
   return wants_cudnn() && own_row("Attention").accepts(graph, node) &&
-         cudnn_may_take(graph, node, reference::kAttention) &&
-         only_gradients_read(graph, node.output(1)) && only_gradients_read(graph, node.output(2));
+         cudnn_may_take(graph, node, reference::kAttention) && statistics_may_be_joint(graph, node);
 }
 
 // cuDNN's gradients on Hopper are no numbers for some rows where the last tile of keys is half full

@@ -190,6 +190,8 @@ OpSchema attention_schema(const char* name, const char* doc) {
             std::string("none"))
       .Attr("dead_row_gradient", "whether its scores receive a gradient", onnx::AttributeProto::INT,
             int64_t{0})
+      .Attr("joint_statistics", "whether max and sum may be any two that say the same together",
+            onnx::AttributeProto::INT, int64_t{0})
       .Attr("dropout_seed", "of the numbers that drop weights", onnx::AttributeProto::INT,
             int64_t{0})
       .Attr("dropout_stream", "of those numbers", onnx::AttributeProto::INT, int64_t{0})

@@ -11,6 +11,7 @@
 #include "ring_layer.h"
 #include "run_program.h"
 #include "shard/plan.h"
+#include "support/emulated_device.h"
 #include "support/run_graph.h"
 #include "transforms/recompute/recompute.h"
 #include "transforms/ring_attention/ring.h"
@@ -87,6 +88,16 @@ TEST_P(RingAttention, OfRanksThatExchangeBlocksEqualsWholeAlsoBesideComputation)
       SCOPED_TRACE(fmt::format("rank {}, overlap {}", rank.rank, overlap));
       test::expect_close(rank.outputs, whole, tolerance());
     }
+  }
+}
+
+// On a device whose attention keeps a row's maximum and sum as one number (docs/attention.md).
+TEST_P(RingAttention, OnDevicesEqualsWholeAlsoWithJointStatistics) {
+  const auto backend =
+      std::make_shared<test::EmulatedBackend>(test::EmulatedOptions{.joint_statistics = true});
+  const test::Tensors whole = test::run_graph(graph, feeds);
+  for (const executor::RankResult& rank : run_program(program, feeds, false, backend).ranks) {
+    test::expect_close(rank.outputs, whole, tolerance());
   }
 }
 

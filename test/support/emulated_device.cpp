@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -337,8 +338,44 @@ void multiply_then_finish(const executor::KernelCall& call) {
 
 }  // namespace
 
+namespace {
+
+// A row's maximum and sum as the logarithm of both, and 1; rows that see nothing keep theirs.
+struct Join {
+  float* maxima;
+  float* sums;
+  void operator()(int64_t row) const {
+    if (sums[row] == 0) return;
+    maxima[row] += std::log(sums[row]);
+    sums[row] = 1;
+  }
+};
+
+const executor::KernelRow& own_attention() {
+  return *std::ranges::find(kernels::attention_rows(), "Attention", &executor::KernelRow::op);
+}
+
+bool keeps_joint_statistics(const ir::Graph& graph, const ir::Node& node) {
+  return node.attributes.get_int("joint_statistics", 0) != 0 &&
+         own_attention().accepts(graph, node);
+}
+
+void attention_with_joint_statistics(const executor::KernelCall& call) {
+  own_attention().function(call);
+  const auto& maxima = call.call.results[1];
+  kernels::launch(
+      kernels::Queue(call), ir::num_elements(*maxima.shape),
+      Join{static_cast<float*>(maxima.data), static_cast<float*>(call.call.results[2].data)});
+}
+
+}  // namespace
+
 EmulatedBackend::EmulatedBackend(EmulatedOptions options)
     : options_(std::move(options)), chains_(std::make_unique<EmulatedChains>(options_.compiles)) {
+  if (options_.joint_statistics) {
+    rows_.push_back({ir::kAutospDomain, "Attention", keeps_joint_statistics,
+                     attention_with_joint_statistics, own_attention().workspace});
+  }
   if (options_.refuses_epilogues) {
     rows_.push_back({ir::kAutospDomain, executor::kFusedMatMul, nullptr, multiply_then_finish,
                      nullptr, reference::Aliasing::kOperandTwo});

@@ -29,6 +29,7 @@ struct EmulatedOptions {
   bool backwards = false;          // the last thread of a kernel, and of a block, runs first
   bool compiles = true;            // fused chains
   bool refuses_epilogues = false;  // products are finished by a kernel of their own
+  bool joint_statistics = false;   // attention that may keeps one number per row, as cuDNN does
   bool joins = false;  // there is something like NCCL between processes, which carries nothing
 };
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "ir/count_readers.h"
 #include "transforms/sixteen_bit.h"
 #include "transforms/spmd/localize.h"
 
@@ -52,6 +53,10 @@ BlockAttention::BlockAttention(const SpmdProgram& program, const Compute& comput
       suffix_(std::move(suffix)),
       build_(build),
       sums_(node_.outputs.size()) {
+  // merged() reads them together, and so does the gradient.
+  has_joint_statistics_ = node_.op == "Attention" &&
+                          ir::is_only_read_by(program.graph(), node_.output(1), "AttentionGrad") &&
+                          ir::is_only_read_by(program.graph(), node_.output(2), "AttentionGrad");
   if (ring.has_unseen_rows()) unseen_.emplace(node_, operands, schedule_.keys().extent(), build);
 }
 
@@ -98,6 +103,7 @@ std::vector<ValueId> BlockAttention::emit(size_t step, const RingBlock& block,
   // Rows without a visible key in this block have one in another, or add nothing to any.
   attributes.set("dead_rows", std::string("zero"));
   attributes.erase("dead_row_gradient");
+  if (has_joint_statistics_) attributes.set("joint_statistics", int64_t{1});
   if (auto dropout = local_dropout(program_, compute_, rank_)) {
     const int64_t own = schedule_.keys().of(member_).front().begin;
     const int64_t first = schedule_.block(member_, step).front().begin;
