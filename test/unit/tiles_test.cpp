@@ -36,7 +36,7 @@ thread_local Warp* warp = nullptr;
 thread_local int lane = 0;
 
 template <typename T>
-float number(uint32_t pair, int which) {
+float number(uint32_t pair, size_t which) {
   T value;
   value.bits = static_cast<uint16_t>(which == 0 ? pair : pair >> 16U);
   return static_cast<float>(value);
@@ -65,23 +65,23 @@ void multiply_add(float& d0, float& d1, float& d2, float& d3, const uint32_t (&a
                   uint32_t b1) {
   warp->given[static_cast<size_t>(lane)] = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
   warp->all.arrive_and_wait();
-  // Element i of a thread's part of A, two to a register, is in row group + 8 [i is 2, 3, 6, 7] and
-  // column 2 * place + i % 2 + 8 [i >= 4]; of B in row 2 * place + i % 2 + 8 [i >= 2], column
-  // group.
-  const auto left = [](int row, int k) {
-    const auto holder = static_cast<size_t>(row % 8 * 4 + k % 8 / 2);
-    const auto which = static_cast<size_t>(row / 8 + k / 8 * 2);
+  // Of the left factor, registers 0 and 2 of thread 4 i + j hold row i, 1 and 3 row i + 8; 0 and 1
+  // hold terms 2 j and 2 j + 1, 2 and 3 those that come eight later. Of the right factor, it holds
+  // column i: the same terms.
+  const auto left = [](size_t row, size_t k) {
+    const size_t holder = row % 8 * 4 + k % 8 / 2;
+    const size_t which = row / 8 + k / 8 * 2;
     return number<T>(warp->given[holder].a[which], k % 2);
   };
-  const auto right = [](int k, int column) {
-    const auto holder = static_cast<size_t>(column * 4 + k % 8 / 2);
-    return number<T>(warp->given[holder].b[static_cast<size_t>(k / 8)], k % 2);
+  const auto right = [](size_t k, size_t column) {
+    const size_t holder = column * 4 + k % 8 / 2;
+    return number<T>(warp->given[holder].b[k / 8], k % 2);
   };
   const std::array<float*, 4> sums = {&d0, &d1, &d2, &d3};
-  for (int n = 0; n < 4; ++n) {
-    for (int k = 0; k < 16; ++k) {
-      *sums[static_cast<size_t>(n)] +=
-          left(lane / 4 + n / 2 * 8, k) * right(k, lane % 4 * 2 + n % 2);
+  const auto own = static_cast<size_t>(lane);
+  for (size_t n = 0; n < 4; ++n) {
+    for (size_t k = 0; k < 16; ++k) {
+      *sums[n] += left(own / 4 + n / 2 * 8, k) * right(k, own % 4 * 2 + n % 2);
     }
   }
   warp->all.arrive_and_wait();
