@@ -20,9 +20,9 @@ def report(autosp_onnx, command, *options):
     return json.loads(result.stdout)
 
 
-def plan(autosp_onnx, *options):
+def plan(autosp_onnx, *options, memory="4MiB"):
     """With little memory, so that the search for the longest sequence is short."""
-    return report(autosp_onnx, "plan", LLAMA, *DIM, "--memory", "16MiB", *options)
+    return report(autosp_onnx, "plan", LLAMA, *DIM, "--memory", memory, *options)
 
 
 def test_windows_that_are_whole_on_a_rank_are_planned_as_they_run(autosp_onnx, tmp_path):
@@ -64,7 +64,7 @@ def test_results_stay_and_the_peak_is_the_predicted_one(autosp_onnx, tmp_path, p
 
 def test_buckets_add_up_and_the_longest_sequence_fits(autosp_onnx):
     memory = 16 << 20
-    prediction = plan(autosp_onnx, "--sp", 2, "--device", "cpu")
+    prediction = plan(autosp_onnx, "--sp", 2, "--device", "cpu", memory=memory)
     assert prediction["peak_bytes"] == sum(prediction["memory_bytes"].values())
     assert prediction["memory_bytes"]["kept activations"] > 0
     longest = prediction["longest_sequence"]
