@@ -142,15 +142,16 @@ bool fits_forward(const ir::Graph& graph, const ir::Node& node) {
 }
 
 // cuDNN's gradients on Hopper are no numbers for some rows where the last tile of keys is half full
-// and they see it to its end, and for a single query (cudnn-frontend 628 and 1072, up to 9.26).
+// and they would see what pads it, and for a single query (cudnn-frontend 628 and 1072, up
+// to 9.26).
 bool gradient_is_sound(const ir::Graph& graph, const ir::Node& node) {
   constexpr auto kOperands = reference::kAttentionGrad;
   constexpr int64_t kTile = 128;
   const int64_t queries = graph.shape(node.inputs[kOperands.query])[2];
   const int64_t keys = graph.shape(node.inputs[kOperands.query + 1])[2];
   const std::optional<int64_t> after = band_seen(graph, node, kOperands)->after;
-  const bool sees_the_end = !after || queries - 1 + *after >= keys;
-  return queries > 1 && (keys % kTile != kTile / 2 || !sees_the_end);
+  const bool sees_padding = !after || queries - 1 + *after >= keys;
+  return queries > 1 && (keys % kTile != kTile / 2 || !sees_padding);
 }
 
 bool fits_backward(const ir::Graph& graph, const ir::Node& node) {

@@ -214,10 +214,19 @@ cudaStream_t stream_of(const Queue& queue) {
 }
 
 size_t most_shared() {
-  int bytes = 0;
-  cuda::check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0),
-              "asking for a block's memory");
-  return static_cast<size_t>(bytes);
+  static const size_t kLeast = [] {
+    int count = 0;
+    cuda::check(cudaGetDeviceCount(&count), "counting devices");
+    int least = static_cast<int>(kMostShared);
+    for (int device = 0; device < count; ++device) {
+      int bytes = 0;
+      cuda::check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                  "asking for a block's memory");
+      least = std::min(least, bytes);
+    }
+    return static_cast<size_t>(least);
+  }();
+  return kLeast;
 }
 
 }  // namespace autosp::kernels

@@ -47,11 +47,8 @@ struct Forward {
   Reaches reaches;
 
   AUTOSP_DEVICE_ONLY void operator()(Block<Forward>& block) const {
-    const int64_t tile = block.index() % reaches.num_tiles;
-    const int64_t head = block.index() / reaches.num_tiles % in.query_heads;
-    const int64_t batch = block.index() / reaches.num_tiles / in.query_heads;
-    const Place at{batch, head, tile * kTileRows};
-    const Reach reach = reaches.tile(batch, tile);
+    const Place at = tile_of_queries(in, reaches, block.index());
+    const Reach reach = reaches.tile_of(at.batch, at.query);
     block.each([&](int thread, Registers& r) { begin_rows(at, thread, r, block.shared()); });
     for (int first = reach.begin / kKeys * kKeys; first < reach.end; first += kKeys) {
       block.each([&](int thread) { load_keys(at, first, thread, block.shared()); });
@@ -59,7 +56,7 @@ struct Forward {
           [&](int thread, Registers& r) { find_scores(at, first, thread, r, block.shared()); });
       block.each([&](int thread, Registers& r) {
         weigh(at, first, thread, r, block.shared());
-        load_values(at, first, thread, block.shared());
+        load_values(at, reach, first, thread, block.shared());
       });
       block.each([&](int thread, Registers& r) { add_values(thread, r, block.shared()); });
     }
@@ -138,10 +135,11 @@ struct Forward {
     }
   }
 
-  AUTOSP_DEVICE void load_values(const Place& at, int first, int thread, Shared& s) const {
+  AUTOSP_DEVICE void load_values(const Place& at, const Reach& reach, int first, int thread,
+                                 Shared& s) const {
     load_tile(s.key, in.value + in.key_row(at, first) * in.value_width,
               count_within(in.keys, first, kKeys), in.value_width, in.packed, thread,
-              [&](int j) { return may_matter(in, at.batch, first + j); });
+              [&](int j) { return may_matter(in, reach, at.batch, first + j); });
   }
 
   AUTOSP_DEVICE void add_values(int thread, Registers& r, Shared& s) const {

@@ -48,17 +48,14 @@ struct QueryGradient {
   Reaches reaches;
 
   AUTOSP_DEVICE_ONLY void operator()(Block<QueryGradient>& block) const {
-    const int64_t tile = block.index() % reaches.num_tiles;
-    const int64_t head = block.index() / reaches.num_tiles % in.query_heads;
-    const int64_t batch = block.index() / reaches.num_tiles / in.query_heads;
-    const Place at{batch, head, tile * kTileRows};
-    const Reach reach = reaches.tile(batch, tile);
+    const Place at = tile_of_queries(in, reaches, block.index());
+    const Reach reach = reaches.tile_of(at.batch, at.query);
     block.each([&](int thread, Registers& r) {
       block.shared().load_queries(in, reaches, saved, at, thread);
       r.gradient.clear();
     });
     for (int first = reach.begin / kKeys * kKeys; first < reach.end; first += kKeys) {
-      block.each([&](int thread) { block.shared().load_keys(in, at, first, thread); });
+      block.each([&](int thread) { block.shared().load_keys(in, at, reach, first, thread); });
       block.each([&](int thread, Registers& r) { meet(at, first, thread, r, block.shared()); });
       block.each([&](int thread, Registers& r) {
         const Shared& s = block.shared();
@@ -96,7 +93,7 @@ struct QueryGradient {
       AUTOSP_UNROLL
       for (int c = 0; c < Gradient::kOwn; ++c) {
         const int d = Gradient::column(thread, c);
-        if (d < in.width) to[d] = T(sum.at[k][c]);
+        if (d < in.width) to[d] = T(in.scale * sum.at[k][c]);
       }
     }
   }
@@ -134,14 +131,16 @@ struct KeyGradients {
     const int64_t first = block.index() % tiles * kTileRows;
     const int64_t kv_head = block.index() / tiles % in.kv_heads;
     const int64_t batch = block.index() / tiles / in.kv_heads;
+    // A key spoils its own gradients alone.
+    const Reach every_key{0, static_cast<int>(in.keys)};
     block.each([&](int thread, Registers& r) {
-      block.shared().load_keys(in, {batch, kv_head * in.group, 0}, first, thread);
+      block.shared().load_keys(in, {batch, kv_head * in.group, 0}, every_key, first, thread);
       r.key_gradient.clear();
       r.value_gradient.clear();
     });
     for (int64_t head = kv_head * in.group; head < (kv_head + 1) * in.group; ++head) {
       for (int64_t query = 0; query < in.queries; query += kQueries) {
-        const Reach reach = reaches.tile(batch, query / kTileRows);
+        const Reach reach = reaches.tile_of(batch, query);
         if (reach.end <= first || reach.begin >= first + kTileRows) continue;
         add_queries({batch, head, query}, first, block);
       }
@@ -149,8 +148,9 @@ struct KeyGradients {
     block.each([&](int thread, Registers& r) {
       const int64_t row = (batch * in.kv_heads + kv_head) * in.keys + first;
       const int count = count_within(in.keys, first, kTileRows);
-      write(key_gradient + row * in.width, count, in.width, thread, r.key_gradient);
-      write(value_gradient + row * in.value_width, count, in.value_width, thread, r.value_gradient);
+      write(key_gradient + row * in.width, count, in.width, in.scale, thread, r.key_gradient);
+      write(value_gradient + row * in.value_width, count, in.value_width, 1, thread,
+            r.value_gradient);
     });
   }
 
@@ -186,7 +186,8 @@ struct KeyGradients {
     }
   }
 
-  AUTOSP_DEVICE static void write(T* to, int rows, int width, int thread, const Gradient& sum) {
+  AUTOSP_DEVICE static void write(T* to, int rows, int width, float scale, int thread,
+                                  const Gradient& sum) {
     AUTOSP_UNROLL
     for (int k = 0; k < Threads::kRows; ++k) {
       const int j = Threads::row(thread, k);
@@ -194,7 +195,9 @@ struct KeyGradients {
       AUTOSP_UNROLL
       for (int c = 0; c < Gradient::kOwn; ++c) {
         const int column = Gradient::column(thread, c);
-        if (column < width) to[static_cast<int64_t>(j) * width + column] = T(sum.at[k][c]);
+        if (column < width) {
+          to[static_cast<int64_t>(j) * width + column] = T(scale * sum.at[k][c]);
+        }
       }
     }
   }

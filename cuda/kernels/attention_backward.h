@@ -60,17 +60,18 @@ struct PairTiles {
                                   int thread) {
     const int count = count_within(in.queries, at.query, kQueries);
     const int64_t row = in.row(at);
-    load_tile(query, in.query + row * in.width, count, in.width, in.packed, thread);
+    const auto weighs = [&](int i) { return reaches.row(at.batch, at.query + i).end > 0; };
+    load_tile(query, in.query + row * in.width, count, in.width, in.packed, thread, weighs);
     load_tile(output_gradient, saved.output_gradient + row * in.value_width, count, in.value_width,
-              in.packed, thread);
+              in.packed, thread, weighs);
     queries.load(in, reaches, saved, at, thread);
   }
-  // From key `first` on, of the batch and for the head of `at`.
+  // From key `first` on, of the batch and for the head of `at`; `reach` is the queries'.
   AUTOSP_DEVICE void load_keys(const Inputs<T>& in, const typename Inputs<T>::Place& at,
-                               int64_t first, int thread) {
+                               const Reach& reach, int64_t first, int thread) {
     const int count = count_within(in.keys, first, kKeys);
     const int64_t row = in.key_row(at, first);
-    const auto matters = [&](int j) { return may_matter(in, at.batch, first + j); };
+    const auto matters = [&](int j) { return may_matter(in, reach, at.batch, first + j); };
     load_tile(key, in.key + row * in.width, count, in.width, in.packed, thread, matters);
     load_tile(value, in.value + row * in.value_width, count, in.value_width, in.packed, thread,
               matters);
@@ -82,7 +83,7 @@ struct PairTiles {
 struct Pair {
   float weight = 0;            // after dropout
   float bias_gradient = 0;     // of the score, after the softcap
-  float product_gradient = 0;  // of query . key
+  float product_gradient = 0;  // of query . key, still to be scaled
 };
 
 // Of query i and key j of their tiles; `at` is the query, `key` the key among all. `product` is
@@ -103,7 +104,7 @@ AUTOSP_DEVICE Pair pair_of(const Inputs<T>& in, const SavedTile<kQueries>& queri
   if (is_dead && !in.dead_row_gradient) return pair;
   const float tanh_of = in.softcap == 0 ? 0.0F : capped / in.softcap;
   pair.bias_gradient = undropped * (kept * dot - queries.delta[i]);
-  pair.product_gradient = pair.bias_gradient * in.scale * (1 - tanh_of * tanh_of);
+  pair.product_gradient = pair.bias_gradient * (1 - tanh_of * tanh_of);
   return pair;
 }
 

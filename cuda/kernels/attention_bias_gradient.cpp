@@ -67,7 +67,7 @@ struct BiasGradient {
 
   AUTOSP_DEVICE_ONLY void add_row(const Place& at, const Span& columns,
                                   Block<BiasGradient>& block) const {
-    const Reach reach = reaches.tile(at.batch, at.query / kTileRows);
+    const Reach reach = reaches.tile_of(at.batch, at.query);
     bool is_loaded = false;
     for (int64_t first = columns.begin; first < columns.end; first += kKeys) {
       if (reach.end <= first || reach.begin >= first + kKeys) continue;
@@ -75,7 +75,7 @@ struct BiasGradient {
       is_loaded = true;
       block.each([&](int thread) {
         if (needs_queries) block.shared().load_queries(in, reaches, saved, at, thread);
-        block.shared().load_keys(in, at, first, thread);
+        block.shared().load_keys(in, at, reach, first, thread);
       });
       block.each([&](int thread, Registers& r) { meet(at, first, thread, r, block.shared()); });
     }

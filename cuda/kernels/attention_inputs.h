@@ -85,9 +85,6 @@ struct Inputs {
   struct Place {
     int64_t batch, head, query;
   };
-  AUTOSP_DEVICE Place place(int64_t row) const {
-    return {row / (query_heads * queries), row / queries % query_heads, row % queries};
-  }
   AUTOSP_DEVICE int64_t row(const Place& at) const {
     return (at.batch * query_heads + at.head) * queries + at.query;
   }

@@ -26,8 +26,9 @@ struct Reaches {
   AUTOSP_DEVICE Reach row(int64_t batch, int64_t query) const {
     return rows[batch * queries + query];
   }
-  AUTOSP_DEVICE Reach tile(int64_t batch, int64_t tile) const {
-    return tiles[batch * num_tiles + tile];
+  // Of the tile that a query is in.
+  AUTOSP_DEVICE Reach tile_of(int64_t batch, int64_t query) const {
+    return tiles[batch * num_tiles + query / kTileRows];
   }
 };
 
@@ -88,11 +89,21 @@ AUTOSP_DEVICE bool weighs(const Inputs<T>& in, const QueryTile<kQueries>& querie
   return keys.seen[j] && (in.query_segment == nullptr || queries.segment[i] == keys.segment[j]);
 }
 
-// Whether any row may give a key a weight. What other keys hold may be anything.
+// Whether a key may have a weight in a tile of queries that reaches so far, as intervals and key
+// masks have it. What other keys hold may be anything, and is not looked at.
 template <typename T>
-AUTOSP_DEVICE bool may_matter(const Inputs<T>& in, int64_t batch, int64_t key) {
-  return in.key_mask == nullptr || in.key_mask[batch * in.key_stride + key] ||
-         dead_rows_weigh(in.dead_rows);
+AUTOSP_DEVICE bool may_matter(const Inputs<T>& in, const Reach& reach, int64_t batch, int64_t key) {
+  if (key < reach.begin || key >= reach.end) return false;
+  const bool has_dead_rows = dead_rows_weigh(in.dead_rows) && in.sink == nullptr;
+  return has_dead_rows || in.key_mask == nullptr || in.key_mask[batch * in.key_stride + key];
+}
+
+// The first query of the tile that a block takes, of blocks for every tile of every head.
+template <typename T>
+AUTOSP_DEVICE typename Inputs<T>::Place tile_of_queries(const Inputs<T>& in, const Reaches& reaches,
+                                                        int64_t block) {
+  const int64_t head = block / reaches.num_tiles;
+  return {head / in.query_heads, head % in.query_heads, block % reaches.num_tiles * kTileRows};
 }
 
 }  // namespace autosp::kernels

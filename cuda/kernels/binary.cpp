@@ -9,8 +9,6 @@ namespace autosp::kernels {
 
 namespace {
 
-using Integers = TypeList<int64_t, int32_t>;
-
 enum class Op : uint8_t {
   kAdd,
   kSub,
@@ -175,7 +173,7 @@ void of_integers(const executor::KernelCall& call) {
   if (op == Whole::kMod && call.call.node.attributes.get_int("fmod", 0) != 0) {
     op = Whole::kRemainder;
   }
-  visit(Integers{}, call.call.operands[0].dtype, [&]<typename T>(std::type_identity<T>) {
+  visit(IntegerTypes{}, call.call.operands[0].dtype, [&]<typename T>(std::type_identity<T>) {
     zip_call<T, T>(call, OfIntegers<T>{op, Fault(call)});
   });
 }
@@ -281,7 +279,7 @@ std::span<const KernelRow> binary_rows() {
       rows.push_back({"", op, takes<TypeList<bool>>, logical, nullptr, kElementwise});
     }
     for (const char* op : {"Div", "Mod", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}) {
-      rows.push_back({"", op, takes<Integers>, of_integers, nullptr, kElementwise});
+      rows.push_back({"", op, takes<IntegerTypes>, of_integers, nullptr, kElementwise});
     }
     rows.push_back({"", "Pow", power_is_known, power, nullptr, kElementwise});
     for (const char* op : {"Sum", "Mean", "Max", "Min"}) {

@@ -96,6 +96,7 @@ constexpr ir::DataType element_type() {
 template <typename... Ts>
 struct TypeList {};
 using FloatTypes = TypeList<float, double, Float16, BFloat16>;
+using IntegerTypes = TypeList<int64_t, int32_t>;
 using NumberTypes = TypeList<float, double, Float16, BFloat16, int64_t, int32_t>;
 
 template <typename... Ts>

@@ -38,7 +38,7 @@ struct Queue {
 
 inline constexpr int kLanes = 128;
 
-// Bytes of shared memory that a block may have: on Hopper, and on the device that there is.
+// Bytes of shared memory that a block may have: on Hopper, and on the least of the devices.
 inline constexpr size_t kMostShared = size_t{227} << 10U;
 size_t most_shared();
 

@@ -238,11 +238,10 @@ struct BitwiseNot {
 };
 
 void bitwise_not(const executor::KernelCall& call) {
-  visit(TypeList<int64_t, int32_t>{}, call.call.operands[0].dtype,
-        [&]<typename T>(std::type_identity<T>) {
-          map(Queue(call), ir::num_elements(*call.call.results[0].shape),
-              data<T>(call.call.results[0]), data<T>(call.call.operands[0]), BitwiseNot{});
-        });
+  visit(IntegerTypes{}, call.call.operands[0].dtype, [&]<typename T>(std::type_identity<T>) {
+    map(Queue(call), ir::num_elements(*call.call.results[0].shape), data<T>(call.call.results[0]),
+        data<T>(call.call.operands[0]), BitwiseNot{});
+  });
 }
 
 // Neg, Abs and Sign of integers, without overflow.
@@ -258,11 +257,10 @@ struct OfInteger {
 
 void of_integer(const executor::KernelCall& call) {
   const Op op = entries().at(call.call.node.op).op;
-  visit(TypeList<int64_t, int32_t>{}, call.call.operands[0].dtype,
-        [&]<typename T>(std::type_identity<T>) {
-          map(Queue(call), ir::num_elements(*call.call.results[0].shape),
-              data<T>(call.call.results[0]), data<T>(call.call.operands[0]), OfInteger<T>{op});
-        });
+  visit(IntegerTypes{}, call.call.operands[0].dtype, [&]<typename T>(std::type_identity<T>) {
+    map(Queue(call), ir::num_elements(*call.call.results[0].shape), data<T>(call.call.results[0]),
+        data<T>(call.call.operands[0]), OfInteger<T>{op});
+  });
 }
 
 template <typename T>
@@ -313,10 +311,9 @@ std::span<const KernelRow> unary_rows() {
     rows.push_back({"", "Not", nullptr, logical_not, nullptr, kElementwise});
     rows.push_back({"", "IsNaN", takes<FloatTypes>, is_nan, nullptr, kElementwise});
     rows.push_back({"", "IsInf", takes<FloatTypes>, is_inf, nullptr, kElementwise});
-    using Integers = TypeList<int64_t, int32_t>;
-    rows.push_back({"", "BitwiseNot", takes<Integers>, bitwise_not, nullptr, kElementwise});
+    rows.push_back({"", "BitwiseNot", takes<IntegerTypes>, bitwise_not, nullptr, kElementwise});
     for (const char* op : {"Neg", "Abs", "Sign"}) {
-      rows.push_back({"", op, takes<Integers>, of_integer, nullptr, kElementwise});
+      rows.push_back({"", op, takes<IntegerTypes>, of_integer, nullptr, kElementwise});
     }
     return rows;
   }();

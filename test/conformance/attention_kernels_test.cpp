@@ -161,6 +161,16 @@ std::vector<AttentionCase> all_cases() {
   for (const int64_t window : {1, 7, 48, 100}) {
     add_window(add(fmt::format("window{}", window), {1, 2, 1, 333, 333, 32, 32}), window);
   }
+  // Tiles of 64 that are seen at their first or last key alone, and differently in each batch.
+  AttentionCase& edges = add("edgesOfTiles", {1, 2, 1, 130, 195, 16, 16});
+  add_window(edges, 67);
+  add_bias(edges, {1, 1, 130, 195});
+  AttentionCase& halves = add("otherKeysInEachBatch", {2, 2, 1, 130, 195, 16, 16});
+  halves.optional["key_mask"] = numbers(
+      {2, 195}, [](int64_t k) { return (k < 195) == (k % 195 < 64) ? 1 : 0; }, DataType::kBool);
+  halves.optional["begin"] = numbers(
+      {1, 130}, [](int64_t i) { return static_cast<double>((129 - i) / 2); }, DataType::kInt64);
+  halves.attributes.set("dead_rows", std::string("zero"));
   const Sizes medium{2, 2, 2, 150, 170, 16, 32};
   add_segments(add("segments", medium));
   AttentionCase& packed = add("packedCausal", {2, 2, 2, 150, 150, 16, 32});
@@ -383,6 +393,47 @@ TEST_P(AttentionOnDevices, AgreesWithTheReference) {
     if (c.type != type) continue;
     SCOPED_TRACE(c.name);
     check(c, found.backend);
+  }
+}
+
+// Keys that no query sees may hold anything.
+TEST_P(AttentionOnDevices, DoesNotLookAtHiddenKeys) {
+  const auto& [device, type] = GetParam();
+  const test::FoundDevice found = test::find_device(device);
+  if (found.backend == nullptr) GTEST_SKIP() << found.reason;
+  constexpr int64_t kKeys = 150;
+  constexpr int64_t kSeen = 120;  // behind them is what is beyond every query's end
+  for (const char* dead_rows : {"none", "zero", "uniform"}) {
+    SCOPED_TRACE(dead_rows);
+    AttentionCase c{"", {1, 2, 2, 90, kKeys, 24, 16}};
+    c.type = type;
+    c.attributes.set("dead_rows", std::string(dead_rows));
+    c.optional["end"] = numbers(
+        {1, 90}, [](int64_t i) { return std::min<double>(static_cast<double>(i) + 20, kSeen); },
+        DataType::kInt64);
+    const bool masks = dead_rows != std::string("uniform");
+    if (masks) add_left_padding(c);
+    const auto graph = graph_of(c);
+    Arrays feeds = test::random_feeds(*graph);
+    const test::Tensors want = test::run_graph(*graph, feeds);
+    for (const char* name : {"k", "v"}) {
+      const Tensor given = feeds.at(name);
+      const int64_t width = given.shape()[3];
+      feeds[name] = numbers(
+          given.shape(),
+          [&](int64_t k) {
+            const int64_t key = k / width % kKeys;
+            const bool hidden = key >= kSeen || (masks && key < 3);
+            return hidden ? std::numeric_limits<double>::quiet_NaN() : given.value_as_double(k);
+          },
+          type);
+    }
+    const RunResult result =
+        run_in_threads({graph}, {feeds}, {.threads_per_rank = 1, .backend = found.backend});
+    const double tolerance = type == DataType::kFloat32    ? 2e-5
+                             : type == DataType::kBFloat16 ? 2e-2
+                                                           : 3e-3;
+    test::expect_close(result.ranks[0].outputs, want, tolerance);
   }
 }
 

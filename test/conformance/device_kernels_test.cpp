@@ -303,6 +303,68 @@ TEST_P(LongLines, AgreeWithTheReference) {
 INSTANTIATE_TEST_SUITE_P(Devices, LongLines, testing::ValuesIn(test::device_names()),
                          [](const auto& parameters) { return parameters.param; });
 
+TEST_P(LongLines, OfAnySizeHaveLogarithmsOfTheirSums) {
+  const test::FoundDevice found = test::find_device(GetParam());
+  if (found.backend == nullptr) GTEST_SKIP() << found.reason;
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const std::vector<float>& line : {std::vector<float>{1000, 999, -1000},
+                                         {-1000, -1001, -1002},
+                                         {-kInfinity, -kInfinity, -kInfinity},
+                                         {0, kInfinity, -kInfinity},
+                                         {-kInfinity, 1, 2}}) {
+    Graph graph;
+    ir::Builder build(graph);
+    const ValueId x = graph.add_input("x", {DataType::kFloat32, {3}});
+    graph.add_output("y", build.node("ReduceLogSumExp", {x}, {DataType::kFloat32, {1}}));
+    const Arrays feeds = {{"x", Tensor::from_values<float>({3}, line)}};
+    const RunResult result = run_in_threads({std::make_shared<const Graph>(graph)}, {feeds},
+                                            {.threads_per_rank = 1, .backend = found.backend});
+    EXPECT_FLOAT_EQ(static_cast<float>(result.ranks[0].outputs.at("y").value_as_double(0)),
+                    static_cast<float>(test::run_graph(graph, feeds).at("y").value_as_double(0)));
+  }
+}
+
+// --- Integers of either sign, up to the largest of both.
+
+template <typename T>
+void check_integers(const std::shared_ptr<Backend>& backend, DataType type) {
+  constexpr T kLeast = std::numeric_limits<T>::min();
+  const std::vector<T> x = {7, -7, 7, -7, kLeast, kLeast, 0, 5};
+  const std::vector<T> y = {3, 3, -3, -3, -1, 2, -1, kLeast};
+  const ir::Shape shape = {static_cast<int64_t>(x.size())};
+  const auto run = [&](const char* op, bool is_binary, const ir::Attributes& attributes) {
+    Graph graph;
+    ir::Builder build(graph);
+    std::vector<ValueId> operands = {graph.add_input("x", {type, shape})};
+    Arrays feeds = {{"x", Tensor::from_values<T>(shape, x)}};
+    if (is_binary) {
+      operands.push_back(graph.add_input("y", {type, shape}));
+      feeds["y"] = Tensor::from_values<T>(shape, y);
+    }
+    graph.add_output("z", build.node(op, operands, {type, shape}, attributes));
+    const RunResult result = run_in_threads({std::make_shared<const Graph>(graph)}, {feeds},
+                                            {.threads_per_rank = 1, .backend = backend});
+    const Tensor want = test::run_graph(graph, feeds).at("z");
+    const Tensor got = result.ranks[0].outputs.at("z");
+    EXPECT_TRUE(std::ranges::equal(got.bytes(), want.bytes())) << op;
+  };
+  for (const char* op : {"Div", "Mod", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}) run(op, true, {});
+  run("Mod", true, {{"fmod", int64_t{1}}});
+  for (const char* op : {"Neg", "Abs", "Sign", "BitwiseNot"}) run(op, false, {});
+}
+
+class DeviceIntegers : public testing::TestWithParam<std::string> {};
+
+TEST_P(DeviceIntegers, GiveWhatTheReferenceGives) {
+  const test::FoundDevice found = test::find_device(GetParam());
+  if (found.backend == nullptr) GTEST_SKIP() << found.reason;
+  check_integers<int64_t>(found.backend, DataType::kInt64);
+  check_integers<int32_t>(found.backend, DataType::kInt32);
+}
+
+INSTANTIATE_TEST_SUITE_P(Devices, DeviceIntegers, testing::ValuesIn(test::device_names()),
+                         [](const auto& parameters) { return parameters.param; });
+
 TEST_P(LongLines, WithoutNumbersAreOrderedAlike) {
   const test::FoundDevice found = test::find_device(GetParam());
   if (found.backend == nullptr) GTEST_SKIP() << found.reason;
