@@ -180,7 +180,8 @@ bool fits_forward(const ir::Graph& graph, const ir::Node& node) {
 
 int64_t forward_workspace(const ir::Graph& graph, const ir::Node& node, int /*workers*/) {
   const ir::Shape& query = graph.shape(node.inputs[reference::kAttention.query]);
-  return reach_bytes(query[0], query[2]);
+  const ir::Shape& key = graph.shape(node.inputs[reference::kAttention.query + 1]);
+  return reach_bytes(query[0], query[2], key[2]);
 }
 
 void attention(const executor::KernelCall& call) {

@@ -237,7 +237,7 @@ void differentiate(const executor::KernelCall& call, const AttentionProblem& p) 
   Inputs<T> in(call, p, reference::kAttentionGrad.query);
   in.packed = in.packed && aligned_for<T>(operands[0].data, kTilePack<T>);
   const int64_t rows = p.batch * p.query_heads * p.queries;
-  auto* delta = reinterpret_cast<float*>(call.workspace + reach_bytes(p.batch, p.queries));
+  auto* delta = reinterpret_cast<float*>(call.workspace + reach_bytes(p.batch, p.queries, p.keys));
   const Reaches reaches = find_reaches(queue, in, call.workspace);
   const Saved<T> saved{data<T>(operands[0]), data<T>(operands[4]), data<float>(operands[5]),
                        data<float>(operands[6]), delta};
@@ -268,8 +268,9 @@ bool fits_backward(const ir::Graph& graph, const ir::Node& node) {
 
 int64_t backward_workspace(const ir::Graph& graph, const ir::Node& node, int /*workers*/) {
   const ir::Shape& query = graph.shape(node.inputs[reference::kAttentionGrad.query]);
+  const ir::Shape& key = graph.shape(node.inputs[reference::kAttentionGrad.query + 1]);
   const int64_t rows = query[0] * query[1] * query[2];
-  return reach_bytes(query[0], query[2]) + rows * static_cast<int64_t>(sizeof(float));
+  return reach_bytes(query[0], query[2], key[2]) + rows * static_cast<int64_t>(sizeof(float));
 }
 
 void attention_grad(const executor::KernelCall& call) {

@@ -36,8 +36,8 @@ AUTOSP_DEVICE inline int64_t tiles_of(int64_t extent) {
   return (extent + kTileRows - 1) / kTileRows;
 }
 
-// Bytes that find_reaches() wants.
-int64_t reach_bytes(int64_t batch, int64_t queries);
+// Bytes that find_reaches() wants, a multiple of 8.
+int64_t reach_bytes(int64_t batch, int64_t queries, int64_t keys);
 
 // Queues finding them, into `memory`. T does not matter to it.
 template <typename T>
