@@ -100,10 +100,12 @@ TEST(ThreadTransportErrors, BoxesThatDoNotFitAreNamed) {
     const ir::Tensor x({ir::DataType::kFloat32, {4}});
     ir::Tensor y(x.type());
     // Rank 0 sends 1 element to rank 1, which expects 2.
-    const std::vector<Box> send = me == 0 ? std::vector<Box>{{{0}, {3}}, {{3}, {1}}}
-                                          : std::vector<Box>{{{0}, {1}}, {{0}, {2}}};
-    const std::vector<Box> receive = me == 0 ? std::vector<Box>{{{0}, {3}}, {{3}, {1}}}
-                                             : std::vector<Box>{{{0}, {2}}, {{2}, {2}}};
+    std::vector<Box> send = {{{0}, {3}}, {{3}, {1}}};
+    std::vector<Box> receive = send;
+    if (me == 1) {
+      send = {{{0}, {1}}, {{0}, {2}}};
+      receive = {{{0}, {2}}, {{2}, {2}}};
+    }
     world.all_to_all(collective("q", "AllToAll", {0, 1}), {x.bytes().data(), x.shape()},
                      {y.mutable_bytes(), y.shape()}, send, receive);
   });
