@@ -56,7 +56,13 @@ struct QueryGradient {
     });
     for (int first = reach.begin / kKeys * kKeys; first < reach.end; first += kKeys) {
       block.each([&](int thread) { block.shared().load_keys(in, at, reach, first, thread); });
-      block.each([&](int thread, Registers& r) { meet(at, first, thread, r, block.shared()); });
+      block.each([&](int thread, Registers& r) {
+        Shared& s = block.shared();
+        s.meet(in, at, first, thread, r.products, r.dots, [&](int k, int c, const Pair& pair) {
+          s.product_gradient.at[Threads::row(thread, k)][Products::column(thread, c)] =
+              T(pair.product_gradient);
+        });
+      });
       block.each([&](int thread, Registers& r) {
         const Shared& s = block.shared();
         r.gradient.add(s.product_gradient, s.key, kKeys, thread);
@@ -66,24 +72,6 @@ struct QueryGradient {
   }
 
  private:
-  AUTOSP_DEVICE void meet(const Place& at, int first, int thread, Registers& r, Shared& s) const {
-    r.products.clear();
-    r.products.add(s.query, s.key, padded_depth(in.width), thread);
-    r.dots.clear();
-    r.dots.add(s.output_gradient, s.value, padded_depth(in.value_width), thread);
-    AUTOSP_UNROLL
-    for (int k = 0; k < Threads::kRows; ++k) {
-      const int i = Threads::row(thread, k);
-      AUTOSP_UNROLL
-      for (int c = 0; c < Products::kOwn; ++c) {
-        const int j = Products::column(thread, c);
-        const Pair pair = pair_of(in, s.queries, i, s.keys, j, {at.batch, at.head, at.query + i},
-                                  first + j, r.products.at[k][c], r.dots.at[k][c]);
-        s.product_gradient.at[i][j] = T(pair.product_gradient);
-      }
-    }
-  }
-
   AUTOSP_DEVICE void write(const Place& at, int thread, const Gradient& sum) const {
     AUTOSP_UNROLL
     for (int k = 0; k < Threads::kRows; ++k) {

@@ -44,6 +44,35 @@ struct SavedTile : QueryTile<kCount> {
   }
 };
 
+// What a query and a key have to do with each other.
+struct Pair {
+  float weight = 0;            // after dropout
+  float bias_gradient = 0;     // of the score, after the softcap
+  float product_gradient = 0;  // of query . key, still to be scaled
+};
+
+// Of query i and key j of their tiles; `at` is the query, `key` the key among all. `product` is
+// query . key, and `dot` the output's gradient . value.
+template <typename T, int kQueries, int kKeys>
+AUTOSP_DEVICE Pair pair_of(const Inputs<T>& in, const SavedTile<kQueries>& queries, int i,
+                           const KeyTile<kKeys>& keys, int j, const typename Inputs<T>::Place& at,
+                           int64_t key, float product, float dot) {
+  Pair pair;
+  if (!weighs(in, queries, i, keys, j, key)) return pair;
+  const bool is_dead = queries.reach[i].is_dead();
+  const float capped = in.capped(product);
+  const float undropped = is_dead && in.dead_rows != DeadRows::kUnmasked
+                              ? dead_weight(in.dead_rows, in.keys)
+                              : exp(in.biased(at, key, capped) - queries.max[i]) / queries.sum[i];
+  const float kept = in.kept(at, key);
+  pair.weight = undropped * kept;
+  if (is_dead && !in.dead_row_gradient) return pair;
+  const float tanh_of = in.softcap == 0 ? 0.0F : capped / in.softcap;
+  pair.bias_gradient = undropped * (kept * dot - queries.delta[i]);
+  pair.product_gradient = pair.bias_gradient * (1 - tanh_of * tanh_of);
+  return pair;
+}
+
 // What the weights of a tile of queries and one of keys, and their gradients, are computed from.
 template <typename T, int kQueries, int kKeys, int kWidth>
 struct PairTiles {
@@ -77,36 +106,29 @@ struct PairTiles {
               matters);
     keys.load(in, at.batch, first, thread);
   }
-};
 
-// What a query and a key have to do with each other.
-struct Pair {
-  float weight = 0;            // after dropout
-  float bias_gradient = 0;     // of the score, after the softcap
-  float product_gradient = 0;  // of query . key, still to be scaled
+  // Queries by rows, keys by columns: use(k, c, pair) for a thread's own places of the products.
+  template <typename Products, typename Use>
+  AUTOSP_DEVICE_ONLY void meet(const Inputs<T>& in, const typename Inputs<T>::Place& at,
+                               int64_t first, int thread, Products& products, Products& dots,
+                               Use use) const {
+    products.clear();
+    products.add(query, key, padded_depth(in.width), thread);
+    dots.clear();
+    dots.add(output_gradient, value, padded_depth(in.value_width), thread);
+    AUTOSP_UNROLL
+    for (int k = 0; k < Products::kRows; ++k) {
+      const int i = Products::Threads::row(thread, k);
+      AUTOSP_UNROLL
+      for (int c = 0; c < Products::kOwn; ++c) {
+        const int j = Products::column(thread, c);
+        use(k, c,
+            pair_of(in, queries, i, keys, j, {at.batch, at.head, at.query + i}, first + j,
+                    products.at[k][c], dots.at[k][c]));
+      }
+    }
+  }
 };
-
-// Of query i and key j of their tiles; `at` is the query, `key` the key among all. `product` is
-// query . key, and `dot` the output's gradient . value.
-template <typename T, int kQueries, int kKeys>
-AUTOSP_DEVICE Pair pair_of(const Inputs<T>& in, const SavedTile<kQueries>& queries, int i,
-                           const KeyTile<kKeys>& keys, int j, const typename Inputs<T>::Place& at,
-                           int64_t key, float product, float dot) {
-  Pair pair;
-  if (!weighs(in, queries, i, keys, j, key)) return pair;
-  const bool is_dead = queries.reach[i].is_dead();
-  const float capped = in.capped(product);
-  const float undropped = is_dead && in.dead_rows != DeadRows::kUnmasked
-                              ? dead_weight(in.dead_rows, in.keys)
-                              : exp(in.biased(at, key, capped) - queries.max[i]) / queries.sum[i];
-  const float kept = in.kept(at, key);
-  pair.weight = undropped * kept;
-  if (is_dead && !in.dead_row_gradient) return pair;
-  const float tanh_of = in.softcap == 0 ? 0.0F : capped / in.softcap;
-  pair.bias_gradient = undropped * (kept * dot - queries.delta[i]);
-  pair.product_gradient = pair.bias_gradient * (1 - tanh_of * tanh_of);
-  return pair;
-}
 
 // Whether the device has the memory for bias_gradient().
 bool bias_gradient_fits(const ir::Graph& graph, const ir::Node& node);

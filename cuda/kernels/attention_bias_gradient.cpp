@@ -77,26 +77,11 @@ struct BiasGradient {
         if (needs_queries) block.shared().load_queries(in, reaches, saved, at, thread);
         block.shared().load_keys(in, at, reach, first, thread);
       });
-      block.each([&](int thread, Registers& r) { meet(at, first, thread, r, block.shared()); });
-    }
-  }
-
-  AUTOSP_DEVICE void meet(const Place& at, int64_t first, int thread, Registers& r,
-                          const Shared& s) const {
-    r.products.clear();
-    r.products.add(s.query, s.key, padded_depth(in.width), thread);
-    r.dots.clear();
-    r.dots.add(s.output_gradient, s.value, padded_depth(in.value_width), thread);
-    AUTOSP_UNROLL
-    for (int k = 0; k < Threads::kRows; ++k) {
-      const int i = Threads::row(thread, k);
-      AUTOSP_UNROLL
-      for (int c = 0; c < Products::kOwn; ++c) {
-        const int j = Products::column(thread, c);
-        r.sum.at[k][c] += pair_of(in, s.queries, i, s.keys, j, {at.batch, at.head, at.query + i},
-                                  first + j, r.products.at[k][c], r.dots.at[k][c])
-                              .bias_gradient;
-      }
+      block.each([&](int thread, Registers& r) {
+        block.shared().meet(
+            in, at, first, thread, r.products, r.dots,
+            [&](int k, int c, const Pair& pair) { r.sum.at[k][c] += pair.bias_gradient; });
+      });
     }
   }
 
