@@ -169,7 +169,8 @@ std::vector<AttentionCase> all_cases() {
   halves.optional["key_mask"] = numbers(
       {2, 195}, [](int64_t k) { return (k < 195) == (k % 195 < 64) ? 1 : 0; }, DataType::kBool);
   halves.optional["begin"] = numbers(
-      {1, 130}, [](int64_t i) { return static_cast<double>((129 - i) / 2); }, DataType::kInt64);
+      {1, 130}, [](int64_t i) { return std::floor(static_cast<double>(129 - i) / 2); },
+      DataType::kInt64);
   halves.attributes.set("dead_rows", std::string("zero"));
   const Sizes medium{2, 2, 2, 150, 170, 16, 32};
   add_segments(add("segments", medium));

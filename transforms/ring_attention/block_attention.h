@@ -79,8 +79,8 @@ class BlockAttention {
   ir::Builder& build_;
   std::optional<UnseenRows> unseen_;
   bool has_joint_statistics_ = false;  // of the forward pass (docs/attention.md)
-  std::optional<Partial> partial_;  // of Attention
-  std::vector<ValueId> sums_;       // of AttentionGrad: by result, in the type to compute in
+  std::optional<Partial> partial_;     // of Attention
+  std::vector<ValueId> sums_;          // of AttentionGrad: by result, in the type to compute in
 };
 
 }  // namespace autosp::transforms
