@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numbers>
+#include <type_traits>
 
 #include "reference/call.h"
 
@@ -124,12 +125,23 @@ void is_inf(const Call& call) {
   });
 }
 
+// The least integer is its own negation.
+template <typename T>
+T negated(T x) {
+  if constexpr (std::is_integral_v<T>) {
+    return static_cast<T>(0 - static_cast<std::make_unsigned_t<T>>(x));
+  } else {
+    return -x;
+  }
+}
+
 using enum Aliasing;
 
 constexpr KernelRow kRows[] = {
-    {"Neg", unary<[](auto x) { return -x; }, NumericTypes>, kElementwise},
+    {"Neg", unary<[](auto x) { return negated(x); }, NumericTypes>, kElementwise},
     {"Abs",
-     unary<[](auto x) { return x < decltype(x){0} ? -x : x + decltype(x){0}; }, NumericTypes>,
+     unary<[](auto x) { return x < decltype(x){0} ? negated(x) : x + decltype(x){0}; },
+           NumericTypes>,
      kElementwise},
     {"Sign", unary<[](auto x) { return sign(x); }, NumericTypes>, kElementwise},
     {"Exp", unary<[](auto x) { return std::exp(x); }>, kElementwise},
