@@ -9,7 +9,6 @@
 #include "cuda/kernels/map.h"
 #include "cuda/kernels/rows.h"
 #include "cuda/status.h"
-#include "ir/count_readers.h"
 #include "ir/operator_traits.h"
 #include "reference/attention_problem.h"
 
@@ -36,7 +35,7 @@ CudnnAttention* AttentionPlans::find(const AttentionShape& shape) {
   return (plans_[shape] = make(shape)).get();
 }
 
-std::unique_ptr<CudnnAttention> AttentionPlans::make(AttentionShape shape) {
+std::unique_ptr<CudnnAttention> AttentionPlans::make(const AttentionShape& shape) {
   const std::string what =
       fmt::format("attention{} of {} queries, {} keys, width {}",
                   shape.backward ? "'s gradient" : "", shape.queries, shape.keys, shape.width);
@@ -126,8 +125,7 @@ bool cudnn_may_take(const ir::Graph& graph, const ir::Node& node,
 // cuDNN keeps a row's maximum and sum as one number.
 bool statistics_may_be_joint(const ir::Graph& graph, const ir::Node& node) {
   return node.attributes.get_int("joint_statistics", 0) != 0 ||
-         (ir::is_only_read_by(graph, node.output(1), "AttentionGrad") &&
-          ir::is_only_read_by(graph, node.output(2), "AttentionGrad"));
+         ir::only_gradients_read_statistics(graph, node);
 }
 
 const KernelRow& own_row(std::string_view op) {

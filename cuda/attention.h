@@ -28,7 +28,7 @@ class AttentionPlans {
   const std::vector<std::string>& notices() const { return notices_; }
 
  private:
-  std::unique_ptr<CudnnAttention> make(AttentionShape shape);
+  std::unique_ptr<CudnnAttention> make(const AttentionShape& shape);
   std::unique_ptr<CudnnAttention> plan(AttentionShape shape, const std::string& what,
                                        std::string& reason);
   bool has_room(int64_t bytes);

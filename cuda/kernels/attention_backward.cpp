@@ -24,6 +24,23 @@ struct Delta {
   }
 };
 
+// A thread's part of a gradient, scaled, as the first `rows` rows of a matrix of that width.
+template <typename T, typename Gradient>
+AUTOSP_DEVICE void write(T* to, int rows, int width, float scale, int thread, const Gradient& sum) {
+  AUTOSP_UNROLL
+  for (int k = 0; k < Gradient::kRows; ++k) {
+    const int row = Gradient::Threads::row(thread, k);
+    if (row >= rows) continue;
+    AUTOSP_UNROLL
+    for (int c = 0; c < Gradient::kOwn; ++c) {
+      const int column = Gradient::column(thread, c);
+      if (column < width) {
+        to[static_cast<int64_t>(row) * width + column] = T(scale * sum.at[k][c]);
+      }
+    }
+  }
+}
+
 template <typename T, int kWidth>
 struct QueryGradient {
   static constexpr int kThreads = kTileThreads;
@@ -68,22 +85,10 @@ struct QueryGradient {
         r.gradient.add(s.product_gradient, s.key, kKeys, thread);
       });
     }
-    block.each([&](int thread, Registers& r) { write(at, thread, r.gradient); });
-  }
-
- private:
-  AUTOSP_DEVICE void write(const Place& at, int thread, const Gradient& sum) const {
-    AUTOSP_UNROLL
-    for (int k = 0; k < Threads::kRows; ++k) {
-      const int i = Threads::row(thread, k);
-      if (at.query + i >= in.queries) continue;
-      T* to = gradient + (in.row(at) + i) * in.width;
-      AUTOSP_UNROLL
-      for (int c = 0; c < Gradient::kOwn; ++c) {
-        const int d = Gradient::column(thread, c);
-        if (d < in.width) to[d] = T(in.scale * sum.at[k][c]);
-      }
-    }
+    block.each([&](int thread, Registers& r) {
+      write(gradient + in.row(at) * in.width, count_within(in.queries, at.query, kTileRows),
+            in.width, in.scale, thread, r.gradient);
+    });
   }
 };
 
@@ -170,22 +175,6 @@ struct KeyGradients {
                                   first + j, r.products.at[k][c], r.dots.at[k][c]);
         s.weight.at[j][i] = T(pair.weight);
         s.product_gradient.at[j][i] = T(pair.product_gradient);
-      }
-    }
-  }
-
-  AUTOSP_DEVICE static void write(T* to, int rows, int width, float scale, int thread,
-                                  const Gradient& sum) {
-    AUTOSP_UNROLL
-    for (int k = 0; k < Threads::kRows; ++k) {
-      const int j = Threads::row(thread, k);
-      if (j >= rows) continue;
-      AUTOSP_UNROLL
-      for (int c = 0; c < Gradient::kOwn; ++c) {
-        const int column = Gradient::column(thread, c);
-        if (column < width) {
-          to[static_cast<int64_t>(j) * width + column] = T(scale * sum.at[k][c]);
-        }
       }
     }
   }

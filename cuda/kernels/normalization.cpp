@@ -11,42 +11,24 @@ namespace {
 template <typename T, bool kLog>
 struct Softmax {
   using A = Total<T>;
-  struct Shared {
-    A value[kLanes];
-    A max;
-  };
-  static constexpr int kMax = 1 + kTreePhases;  // the phase in which the maximum is kept
-  static constexpr int kWrite = kMax + 2 + kTreePhases;
+  using Shared = SumOfExponentials<A>;
   T* y;
   const T* x;
   int64_t extent;
   int64_t inner;
-  AUTOSP_DEVICE int phases() const { return kWrite + 1; }
+  AUTOSP_DEVICE int phases() const { return Shared::kPhases + 1; }
   AUTOSP_DEVICE void operator()(int64_t row, int lane, int phase, Shared& shared) const {
     const int64_t begin = row / inner * extent * inner + row % inner;
     const T* from = x + begin;
-    if (phase == 0) {
-      A max = -INFINITY;
-      for (int64_t k = lane; k < extent; k += kLanes) max = Larger()(max, load(from[k * inner]));
-      shared.value[lane] = max;
-    } else if (phase < kMax) {
-      combine_tree(shared.value, lane, phase - 1, Larger());
-    } else if (phase == kMax) {
-      if (lane == 0) shared.max = shared.value[0];
-    } else if (phase == kMax + 1) {
-      A sum = 0;
-      for (int64_t k = lane; k < extent; k += kLanes)
-        sum += exp(load(from[k * inner]) - shared.max);
-      shared.value[lane] = sum;
-    } else if (phase < kWrite) {
-      combine_tree(shared.value, lane, phase - kMax - 2, Add());
-    } else {
-      const A sum = shared.value[0];
-      const A log_sum = kLog ? log(sum) : A{0};
-      for (int64_t k = lane; k < extent; k += kLanes) {
-        const A shifted = load(from[k * inner]) - shared.max;
-        y[begin + k * inner] = T(kLog ? shifted - log_sum : exp(shifted) / sum);
-      }
+    if (phase < Shared::kPhases) {
+      shared.step(lane, phase, extent, [&](int64_t k) { return load(from[k * inner]); });
+      return;
+    }
+    const A sum = shared.value[0];
+    const A log_sum = kLog ? log(sum) : A{0};
+    for (int64_t k = lane; k < extent; k += kLanes) {
+      const A shifted = load(from[k * inner]) - shared.max;
+      y[begin + k * inner] = T(kLog ? shifted - log_sum : exp(shifted) / sum);
     }
   }
   AUTOSP_DEVICE static A load(T value) { return static_cast<A>(static_cast<Compute<T>>(value)); }

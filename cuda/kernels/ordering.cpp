@@ -34,16 +34,20 @@ struct Entry {
 };
 
 // Which of two entries comes first: the larger (or smaller) one, of equal ones the earlier (or
-// later). What is not a number comes last. None comes behind all.
+// later). What is not a number comes last; but nothing is larger or smaller than a first entry that
+// is none, says ArgMax. None comes behind all.
 struct Order {
   bool largest;
   bool last_of_equals;
+  bool keeps_first_nan;
 
   template <typename E>
   AUTOSP_DEVICE bool precedes(const E& a, const E& b) const {
     if (a.at < 0 || b.at < 0) return a.at >= 0;
     const bool a_is_nan = a.value != a.value;
     const bool b_is_nan = b.value != b.value;
+    if (keeps_first_nan && a_is_nan && a.at == 0) return true;
+    if (keeps_first_nan && b_is_nan && b.at == 0) return false;
     if (a_is_nan != b_is_nan) return b_is_nan;
     if (!a_is_nan && a.value != b.value) return largest ? a.value > b.value : a.value < b.value;
     return last_of_equals ? a.at > b.at : a.at < b.at;
@@ -103,30 +107,16 @@ struct Select {
   }
 };
 
-// As reference::ordering_kernels() has it: nothing is larger than a first entry that is no number.
-template <typename T>
-struct KeepNaN {
-  int64_t* indices;
-  const T* x;
-  Lines lines;
-  AUTOSP_DEVICE void operator()(int64_t line) const {
-    const auto first = static_cast<Compute<T>>(x[lines.place(line, 0, lines.extent)]);
-    if (first != first) indices[line] = 0;
-  }
-};
-
 void arg_extreme(const executor::KernelCall& call) {
   const auto& x = call.call.operands[0];
   const ir::Attributes& attributes = call.call.node.attributes;
   const Lines lines(*x.shape, ir::normalize_axis(attributes.get_int("axis", 0), x.shape->size()));
-  const Order order{call.call.node.op == "ArgMax", attributes.get_int("select_last_index", 0) != 0};
-  auto* indices = data<int64_t>(call.call.results[0]);
+  const Order order{call.call.node.op == "ArgMax", attributes.get_int("select_last_index", 0) != 0,
+                    true};
   visit(NumberTypes{}, x.dtype, [&]<typename T>(std::type_identity<T>) {
-    launch_blocks(Queue(call), lines.count,
-                  Select<T>{nullptr, indices, data<T>(x), lines, 1, order});
-    if constexpr (kIsFloat<T>) {
-      launch(Queue(call), lines.count, KeepNaN<T>{indices, data<T>(x), lines});
-    }
+    launch_blocks(
+        Queue(call), lines.count,
+        Select<T>{nullptr, data<int64_t>(call.call.results[0]), data<T>(x), lines, 1, order});
   });
 }
 
@@ -145,7 +135,7 @@ void top_k(const executor::KernelCall& call) {
                             data<T>(x),
                             lines,
                             count,
-                            {attributes.get_int("largest", 1) != 0, false}});
+                            {attributes.get_int("largest", 1) != 0, false, false}});
   });
 }
 

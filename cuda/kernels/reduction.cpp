@@ -179,46 +179,21 @@ struct ReduceTotals {
 template <typename T>
 struct LogSumExp {
   using A = Total<T>;
-  struct Shared {
-    A value[kLanes];
-    A max;
-  };
-  static constexpr int kMax = 1 + kTreePhases;  // the phase in which the maximum is kept
-  static constexpr int kWrite = kMax + 2 + kTreePhases;
+  using Shared = SumOfExponentials<A>;
   T* y;
   const T* x;
   Reduction reduction;
-  AUTOSP_DEVICE int phases() const { return kWrite + 1; }
+  AUTOSP_DEVICE int phases() const { return Shared::kPhases + 1; }
   AUTOSP_DEVICE void operator()(int64_t row, int lane, int phase, Shared& s) const {
-    if (phase == 0) {
-      A max = -INFINITY;
-      for (int64_t k = lane; k < reduction.reduced.count; k += kLanes) {
-        max = Larger()(max, load(row, k));
-      }
-      s.value[lane] = max;
-    } else if (phase < kMax) {
-      combine_tree(s.value, lane, phase - 1, Larger());
-    } else if (phase == kMax) {
-      if (lane == 0) s.max = s.value[0];
-    } else if (phase == kMax + 1) {
-      A sum = 0;
-      const bool is_infinite = fabs(s.max) == A{INFINITY};
-      for (int64_t k = lane; !is_infinite && k < reduction.reduced.count; k += kLanes) {
-        sum += exp(load(row, k) - s.max);
-      }
-      s.value[lane] = sum;
-    } else if (phase < kWrite) {
-      combine_tree(s.value, lane, phase - kMax - 2, Add());
+    if (phase < Shared::kPhases) {
+      const T* from = x + reduction.kept.offsets(row).at[0];
+      s.step(lane, phase, reduction.reduced.count, [&](int64_t k) {
+        return static_cast<A>(static_cast<Compute<T>>(from[reduction.reduced.offsets(k).at[0]]));
+      });
     } else if (lane == 0) {
       const bool is_infinite = fabs(s.max) == A{INFINITY};
       y[row] = T(static_cast<Compute<T>>(is_infinite ? s.max : s.max + log(s.value[0])));
     }
-  }
-
- private:
-  AUTOSP_DEVICE A load(int64_t row, int64_t k) const {
-    return static_cast<A>(static_cast<Compute<T>>(
-        x[reduction.kept.offsets(row).at[0] + reduction.reduced.offsets(k).at[0]]));
   }
 };
 

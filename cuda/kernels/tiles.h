@@ -36,11 +36,12 @@ struct alignas(16) Tile {
   T at[kCount][kStride];
 };
 
-// The first `count` rows of a matrix that is `width` wide, where keeps(row); zeros elsewhere, up to
-// the next multiple of kTileDepth. `packed`: all rows begin at multiples of 16 bytes.
 struct EveryRow {
   AUTOSP_DEVICE bool operator()(int /*row*/) const { return true; }
 };
+
+// The first `count` rows of a matrix that is `width` wide, where keeps(row); zeros elsewhere, up to
+// the next multiple of kTileDepth. `packed`: all rows begin at multiples of 16 bytes.
 template <typename T, int kCount, int kWidth, typename Keeps = EveryRow>
 AUTOSP_DEVICE void load_tile(Tile<T, kCount, kWidth>& to, const T* from, int count, int width,
                              bool packed, int thread, Keeps keeps = {}) {

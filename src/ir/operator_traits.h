@@ -30,6 +30,10 @@ inline bool drops_weights(const Node& node) {
   return node.domain == kAutospDomain && node.attributes.has("dropout_strides");
 }
 
+// Whether nobody reads the rows' maxima and sums of autosp::Attention but its gradients, which read
+// them together.
+bool only_gradients_read_statistics(const Graph& graph, const Node& attention);
+
 // The number of the step that an operator's random numbers depend on; invalid where it has none.
 inline ValueId step_operand(const Node& node) {
   if (is_draw(node)) return node.input(0);

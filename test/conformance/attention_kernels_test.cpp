@@ -345,14 +345,19 @@ std::shared_ptr<const ir::Graph> graph_of(const AttentionCase& c) {
   return graph;
 }
 
+// How results are compared: rows may be meant to be no numbers.
+auto expectation(const AttentionCase& c) {
+  const bool gives_nan = c.attributes.get_string("dead_rows", "none") == "nan";
+  return gives_nan ? test::expect_close_or_nan : test::expect_close;
+}
+
 class AttentionKernels : public testing::TestWithParam<AttentionCase> {};
 
 TEST_P(AttentionKernels, AgreeWithTheReference) {
   const auto graph = graph_of(GetParam());
   const Arrays feeds = test::random_feeds(*graph);
   const test::Tensors want = test::run_graph(*graph, feeds);
-  const bool gives_nan = GetParam().attributes.get_string("dead_rows", "none") == "nan";
-  const auto expect = gives_nan ? test::expect_close_or_nan : test::expect_close;
+  const auto expect = expectation(GetParam());
   const bool drops = GetParam().attributes.has("dropout_strides");
   for (const KernelTable* kernels : available_tables(GetParam().type, drops)) {
     for (const ir::Node& node : graph->nodes()) {  // else the reference is compared with itself
@@ -380,9 +385,7 @@ class AttentionOnDevices : public testing::TestWithParam<std::tuple<std::string,
     const Arrays feeds = test::random_feeds(*graph);
     const RunResult result =
         run_in_threads({graph}, {feeds}, {.threads_per_rank = 1, .backend = backend});
-    const bool gives_nan = c.attributes.get_string("dead_rows", "none") == "nan";
-    const auto expect = gives_nan ? test::expect_close_or_nan : test::expect_close;
-    expect(result.ranks[0].outputs, test::run_graph(*graph, feeds), c.tolerance);
+    expectation(c)(result.ranks[0].outputs, test::run_graph(*graph, feeds), c.tolerance);
   }
 };
 

@@ -200,6 +200,12 @@ void expect_close_together(const Tensors& got, const Tensors& want, double toler
   }
 }
 
+// The outputs of a graph on a device.
+Arrays run_on(const std::shared_ptr<Backend>& backend, const Graph& graph, const Arrays& feeds) {
+  const RunOptions options{.threads_per_rank = 1, .backend = backend};
+  return run_in_threads({std::make_shared<const Graph>(graph)}, {feeds}, options).ranks[0].outputs;
+}
+
 struct Parameters {
   std::string device;
   std::string op;
@@ -208,14 +214,12 @@ struct Parameters {
 class DeviceKernels : public testing::TestWithParam<Parameters> {
  protected:
   void check(const OperatorCase& drawn, const std::shared_ptr<Backend>& backend, DataType type) {
-    const auto graph = std::make_shared<const Graph>(drawn.graph);
-    RunOptions options{.threads_per_rank = 1, .backend = backend};
-    const RunResult result = run_in_threads({graph}, {drawn.feeds}, options);
-    const Tensors want = test::run_graph(*graph, drawn.feeds);
+    const Arrays got = run_on(backend, drawn.graph, drawn.feeds);
+    const Tensors want = test::run_graph(drawn.graph, drawn.feeds);
     if (GetParam().op == "autosp::AttentionGrad") {
-      expect_close_together(result.ranks[0].outputs, want, tolerance(type));
+      expect_close_together(got, want, tolerance(type));
     } else {
-      test::expect_close_or_nan(result.ranks[0].outputs, want, tolerance(type));
+      test::expect_close_or_nan(got, want, tolerance(type));
     }
   }
 };
@@ -290,10 +294,8 @@ TEST_P(LongLines, AgreeWithTheReference) {
       for (unsigned seed = 0; seed < 6; ++seed) {
         SCOPED_TRACE(fmt::format("{} of {}, case {}", op, ir::name_of(type), seed));
         const OperatorCase drawn = draw_long_line(op, seed, type);
-        const auto graph = std::make_shared<const Graph>(drawn.graph);
-        const RunResult result = run_in_threads({graph}, {drawn.feeds},
-                                                {.threads_per_rank = 1, .backend = found.backend});
-        test::expect_close(result.ranks[0].outputs, test::run_graph(*graph, drawn.feeds),
+        test::expect_close(run_on(found.backend, drawn.graph, drawn.feeds),
+                           test::run_graph(drawn.graph, drawn.feeds),
                            type == DataType::kFloat16 ? 1e-2 : 1e-6);
       }
     }
@@ -317,9 +319,8 @@ TEST_P(LongLines, OfAnySizeHaveLogarithmsOfTheirSums) {
     const ValueId x = graph.add_input("x", {DataType::kFloat32, {3}});
     graph.add_output("y", build.node("ReduceLogSumExp", {x}, {DataType::kFloat32, {1}}));
     const Arrays feeds = {{"x", Tensor::from_values<float>({3}, line)}};
-    const RunResult result = run_in_threads({std::make_shared<const Graph>(graph)}, {feeds},
-                                            {.threads_per_rank = 1, .backend = found.backend});
-    EXPECT_FLOAT_EQ(static_cast<float>(result.ranks[0].outputs.at("y").value_as_double(0)),
+    const Arrays got = run_on(found.backend, graph, feeds);
+    EXPECT_FLOAT_EQ(static_cast<float>(got.at("y").value_as_double(0)),
                     static_cast<float>(test::run_graph(graph, feeds).at("y").value_as_double(0)));
   }
 }
@@ -342,10 +343,8 @@ void check_integers(const std::shared_ptr<Backend>& backend, DataType type) {
       feeds["y"] = Tensor::from_values<T>(shape, y);
     }
     graph.add_output("z", build.node(op, operands, {type, shape}, attributes));
-    const RunResult result = run_in_threads({std::make_shared<const Graph>(graph)}, {feeds},
-                                            {.threads_per_rank = 1, .backend = backend});
     const Tensor want = test::run_graph(graph, feeds).at("z");
-    const Tensor got = result.ranks[0].outputs.at("z");
+    const Tensor got = run_on(backend, graph, feeds).at("z");
     EXPECT_TRUE(std::ranges::equal(got.bytes(), want.bytes())) << op;
   };
   for (const char* op : {"Div", "Mod", "BitwiseAnd", "BitwiseOr", "BitwiseXor"}) run(op, true, {});
@@ -377,10 +376,7 @@ TEST_P(LongLines, WithoutNumbersAreOrderedAlike) {
       const ValueId x = graph.add_input("x", {DataType::kFloat32, {3}});
       graph.add_output("y", build.node(op, {x}, {DataType::kInt64, {1}}));
       const Arrays feeds = {{"x", Tensor::from_values<float>({3}, line)}};
-      const auto shared = std::make_shared<const Graph>(graph);
-      const RunResult result =
-          run_in_threads({shared}, {feeds}, {.threads_per_rank = 1, .backend = found.backend});
-      EXPECT_EQ(result.ranks[0].outputs.at("y").value_as_double(0),
+      EXPECT_EQ(run_on(found.backend, graph, feeds).at("y").value_as_double(0),
                 test::run_graph(graph, feeds).at("y").value_as_double(0));
     }
   }

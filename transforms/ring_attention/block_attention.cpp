@@ -5,7 +5,7 @@
 #include <limits>
 
 #include "base/error.h"
-#include "ir/count_readers.h"
+#include "ir/operator_traits.h"
 #include "transforms/sixteen_bit.h"
 #include "transforms/spmd/localize.h"
 
@@ -54,9 +54,8 @@ BlockAttention::BlockAttention(const SpmdProgram& program, const Compute& comput
       build_(build),
       sums_(node_.outputs.size()) {
   // merged() reads them together, and so does the gradient.
-  has_joint_statistics_ = node_.op == "Attention" &&
-                          ir::is_only_read_by(program.graph(), node_.output(1), "AttentionGrad") &&
-                          ir::is_only_read_by(program.graph(), node_.output(2), "AttentionGrad");
+  has_joint_statistics_ =
+      node_.op == "Attention" && ir::only_gradients_read_statistics(program.graph(), node_);
   if (ring.has_unseen_rows()) unseen_.emplace(node_, operands, schedule_.keys().extent(), build);
 }
 
